@@ -1,0 +1,103 @@
+"""FreeU's factors: which they are, which decoder blocks they meet, and the published values."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Match = Literal["channels", "resolution"]
+
+
+@dataclass(frozen=True)
+class DecoderStage:
+    """What one decoder block of a U-Net concatenates."""
+
+    width: int  # channels of the backbone
+    skip_width: int  # channels of the skip
+    downsampling: int  # of the map against the U-Net's input, 1 at full resolution
+
+
+@dataclass(frozen=True)
+class FreeUSettings:
+    """The factors of FreeU.
+
+    b scales half of the backbone's channels, s the skip's lowest frequencies; b1, s1 hold at the first stage and b2,
+    s2 at the second. `version` is 1 for a constant backbone factor, 2 for the structure-related one. `threshold` is
+    the half-width of the filter's window in frequencies. `match` says which stages are meant:
+
+    - "channels": backbones of 4 and 2 times the U-Net's base width (1280 and 640 in Stable Diffusion), as the
+      original code has it: output blocks 0-6 and 7-9 of SD1 and SD2.
+    - "resolution": the lowest and the next lowest resolution, as diffusers has it: blocks 0-2 and 3-5.
+
+    Raises ValueError for values that mean nothing.
+    """
+
+    b1: float
+    b2: float
+    s1: float
+    s2: float
+    version: int = 1
+    threshold: int = 1
+    match: Match = "channels"
+
+    def __post_init__(self) -> None:
+        for name in ("b1", "b2", "s1", "s2"):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not math.isfinite(value) or value < 0:
+                raise ValueError(f"FreeU's {name} is {value!r}: give a finite number, zero or above.")
+        if self.version not in (1, 2):
+            raise ValueError(f"FreeU's version is {self.version!r}: give 1 (constant) or 2 (structure-related).")
+        if not isinstance(self.threshold, int) or self.threshold < 1:
+            raise ValueError(f"FreeU's threshold is {self.threshold!r}: give a whole number from 1 up.")
+        if self.match not in ("channels", "resolution"):
+            raise ValueError(f"FreeU's match is {self.match!r}: give 'channels' or 'resolution'.")
+
+    def off(self) -> "FreeUSettings":
+        """The same settings with every factor one: the plain model, bit for bit."""
+        return replace(self, b1=1.0, b2=1.0, s1=1.0, s2=1.0)
+
+    def outside_published_range(self) -> list[str]:
+        """One line for each factor outside the ranges that the authors publish for version 1."""
+        if self.version != 1:
+            return []
+        ranges = {"b1": (1.0, 1.2), "b2": (1.2, 1.6), "s1": (0.0, 1.0), "s2": (0.0, 1.0)}
+        values = {name: getattr(self, name) for name in ranges}
+        return [
+            f"{name} = {value:g} is outside the published range {ranges[name][0]:g} to {ranges[name][1]:g}"
+            for name, value in values.items()
+            if value != 1 and not ranges[name][0] <= value <= ranges[name][1]
+        ]
+
+    def factors(self, stages: Sequence[DecoderStage], model_channels: int) -> list[tuple[float, float]]:
+        """(b, s) for each decoder block, (1, 1) where FreeU leaves it alone.
+
+        Raises ValueError, with the widths found, when no block is met.
+        """
+        if self.match == "channels":
+            keys = [stage.width for stage in stages]
+            first, second = 4 * model_channels, 2 * model_channels
+        else:
+            keys = [stage.downsampling for stage in stages]
+            first, second = (sorted(set(keys), reverse=True) + [0, 0])[:2]
+        by_key = {first: (self.b1, self.s1), second: (self.b2, self.s2)}
+        if not by_key.keys() & set(keys):
+            raise ValueError(
+                f"FreeU meets no decoder block: it looks for backbones of {first} and {second} channels, "
+                f"this U-Net has {sorted(set(keys))}. Set match: resolution to go by resolution."
+            )
+        return [by_key.get(key, (1.0, 1.0)) for key in keys]
+
+
+# Published factors. V1 and V2 of SD1.4 and SD2.1, V2 of SD1.5 and SDXL: the authors. V1 of SD1.5: diffusers'
+# documentation of its first release with FreeU. V1 of SDXL: a sweep by the community.
+PRESETS: dict[tuple[str, int], FreeUSettings] = {
+    ("sd14", 1): FreeUSettings(1.2, 1.4, 0.9, 0.2, version=1),
+    ("sd14", 2): FreeUSettings(1.3, 1.4, 0.9, 0.2, version=2),
+    ("sd15", 1): FreeUSettings(1.2, 1.4, 0.9, 0.2, version=1),
+    ("sd15", 2): FreeUSettings(1.5, 1.6, 0.9, 0.2, version=2),
+    ("sd21", 1): FreeUSettings(1.1, 1.2, 0.9, 0.2, version=1),
+    ("sd21", 2): FreeUSettings(1.4, 1.6, 0.9, 0.2, version=2),
+    ("sdxl", 1): FreeUSettings(1.1, 1.2, 0.6, 0.4, version=1),
+    ("sdxl", 2): FreeUSettings(1.3, 1.4, 0.9, 0.2, version=2),
+}
