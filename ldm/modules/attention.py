@@ -1,0 +1,143 @@
+"""Attention over the positions of a feature map: on itself and on a context."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class GEGLU(nn.Module):
+    """A linear layer gated by the GELU of another."""
+
+    def __init__(self, dim_in: int, dim_out: int):
+        super().__init__()
+        self.proj = nn.Linear(dim_in, dim_out * 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, gate = self.proj(x).chunk(2, dim=-1)
+        return x * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """The transformer's per-token network, four times as wide inside."""
+
+    def __init__(self, dim: int, dropout: float):
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Dropout(dropout), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class CrossAttention(nn.Module):
+    """Attention of tokens x on a context, or on themselves when there is none.
+
+    `scaled_dot_product_attention` scales before it sums or accumulates in float32, so that SD2.1's large products
+    do not overflow in half precision.
+    """
+
+    def __init__(self, query_dim: int, context_dim: int | None, heads: int, dim_head: int, dropout: float):
+        super().__init__()
+        inner = heads * dim_head
+        self.heads = heads
+        self.to_q = nn.Linear(query_dim, inner, bias=False)
+        self.to_k = nn.Linear(context_dim or query_dim, inner, bias=False)
+        self.to_v = nn.Linear(context_dim or query_dim, inner, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(inner, query_dim), nn.Dropout(dropout))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        context = x if context is None else context
+        q, k, v = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, dim_head)
+            for t in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
+        out = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, dim_head)
+        return self.to_out(out.transpose(1, 2).flatten(2))  # (B, N, C)
+
+
+class BasicTransformerBlock(nn.Module):
+    """Self-attention, cross-attention and feed-forward, each normalised first and added to its input."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        dim_head: int,
+        context_dim: int | None,
+        dropout: float,
+        disable_self_attn: bool,
+    ):
+        super().__init__()
+        self.disable_self_attn = disable_self_attn
+        self.attn1 = CrossAttention(dim, context_dim if disable_self_attn else None, heads, dim_head, dropout)
+        self.ff = FeedForward(dim, dropout)
+        self.attn2 = CrossAttention(dim, context_dim, heads, dim_head, dropout)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        x = x + self.attn1(self.norm1(x), context if self.disable_self_attn else None)
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the positions of a map, (B, C, H, W) to the same shape.
+
+    The projections in and out are 1x1 convolutions in SD1 and linear layers in SD2 (`use_linear`): the same values
+    under other shapes.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        dim_head: int,
+        depth: int,
+        context_dim: int | None,
+        dropout: float = 0.0,
+        disable_self_attn: bool = False,
+        use_linear: bool = False,
+        norm_groups: int = 32,
+    ):
+        super().__init__()
+        inner = heads * dim_head
+        self.use_linear = use_linear
+        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, inner) if use_linear else nn.Conv2d(channels, inner, 1)
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(inner, heads, dim_head, context_dim, dropout, disable_self_attn)
+            for _ in range(depth)
+        )
+        self.proj_out = nn.Linear(inner, channels) if use_linear else nn.Conv2d(inner, channels, 1)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        height, width = x.shape[2:]
+        h = self.norm(x)
+        if self.use_linear:
+            h = self.proj_in(h.flatten(2).transpose(1, 2))  # (B, HW, C)
+        else:
+            h = self.proj_in(h).flatten(2).transpose(1, 2)  # (B, HW, C)
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        if self.use_linear:
+            h = self.proj_out(h).transpose(1, 2).unflatten(2, (height, width))
+        else:
+            h = self.proj_out(h.transpose(1, 2).unflatten(2, (height, width)))
+        return x + h  # (B, C, H, W)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention alone over the positions of a map, for U-Nets without `use_spatial_transformer`."""
+
+    def __init__(self, channels: int, heads: int, norm_groups: int = 32):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(norm_groups, channels)
+        self.qkv = nn.Conv1d(channels, channels * 3, 1)
+        self.proj_out = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.qkv(self.norm(x.flatten(2)))  # (B, 3C, HW), each head's q, k and v side by side
+        q, k, v = h.unflatten(1, (self.heads, -1)).transpose(2, 3).chunk(3, dim=-1)  # (B, heads, HW, C/heads)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(1, 2)  # (B, C, HW)
+        return x + self.proj_out(h).unflatten(2, x.shape[2:])

@@ -1,0 +1,203 @@
+"""The convolutional encoder and decoder of the autoencoder, under the original's names."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.errors import InputError
+
+
+def normalize(channels: int, groups: int) -> nn.GroupNorm:
+    """The autoencoder's group normalisation, with an eps of 1e-6 (the U-Net's is 1e-5)."""
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class Downsample(nn.Module):
+    """Halves height and width by a strided convolution padded on the right and at the bottom only."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # (B, C, H/2, W/2)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width: nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # (B, C, 2H, 2W)
+
+
+class ResnetBlock(nn.Module):
+    """Two normalised convolutions beside a shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float, norm_groups: int):
+        super().__init__()
+        self.norm1 = normalize(in_channels, norm_groups)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = normalize(out_channels, norm_groups)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return h + (self.nin_shortcut(x) if self.nin_shortcut is not None else x)
+
+
+class AttnBlock(nn.Module):
+    """Self-attention of one head over all positions of a map."""
+
+    def __init__(self, channels: int, norm_groups: int):
+        super().__init__()
+        self.norm = normalize(channels, norm_groups)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (f(h).flatten(2).transpose(1, 2).unsqueeze(1) for f in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v)  # (B, 1, HW, C)
+        return x + self.proj_out(h.squeeze(1).transpose(1, 2).reshape(x.shape))
+
+
+def make_attention(channels: int, attn_type: str, norm_groups: int) -> nn.Module:
+    """The attention that a config names; the original's `vanilla-xformers` is the same function as `vanilla`."""
+    if attn_type in ("vanilla", "vanilla-xformers"):
+        return AttnBlock(channels, norm_groups)
+    if attn_type == "none":
+        return nn.Identity()
+    raise InputError(f"attn_type {attn_type!r} of the autoencoder is not known: use 'vanilla' or 'none'.")
+
+
+class Middle(nn.Module):
+    """The narrowest stage of encoder and decoder alike."""
+
+    def __init__(self, channels: int, dropout: float, attn_type: str, norm_groups: int):
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, dropout, norm_groups)
+        self.attn_1 = make_attention(channels, attn_type, norm_groups)
+        self.block_2 = ResnetBlock(channels, channels, dropout, norm_groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Stage(nn.Module):
+    """The residual blocks of one resolution, each with attention where the config asks for it."""
+
+    def __init__(self, channels: list[int], attention: bool, dropout: float, attn_type: str, norm_groups: int):
+        super().__init__()
+        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        self.block = nn.ModuleList(ResnetBlock(c_in, c_out, dropout, norm_groups) for c_in, c_out in pairs)
+        self.attn = nn.ModuleList(
+            make_attention(c_out, attn_type, norm_groups) for _, c_out in pairs if attention
+        )
+        self.downsample: nn.Module | None = None
+        self.upsample: nn.Module | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[i](x)
+        for resize in (self.downsample, self.upsample):
+            if resize is not None:
+                x = resize(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Pictures to the moments of a latent, (B, in_channels, H, W) to (B, 2 z_channels, H/f, W/f).
+
+    f is `2 ** (len(ch_mult) - 1)`. The arguments are those of `ddconfig` in latent-diffusion configs.
+    """
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        ch_mult: tuple[int, ...],
+        num_res_blocks: int,
+        attn_resolutions: tuple[int, ...],
+        in_channels: int,
+        resolution: int,
+        z_channels: int,
+        double_z: bool = True,
+        dropout: float = 0.0,
+        attn_type: str = "vanilla",
+        norm_groups: int = 32,
+    ):
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
+        self.down = nn.ModuleList()
+        width = ch
+        for level, mult in enumerate(ch_mult):
+            attention = resolution // 2**level in attn_resolutions
+            stage = Stage([width] + num_res_blocks * [ch * mult], attention, dropout, attn_type, norm_groups)
+            width = ch * mult
+            if level + 1 < len(ch_mult):
+                stage.downsample = Downsample(width)
+            self.down.append(stage)
+        self.mid = Middle(width, dropout, attn_type, norm_groups)
+        self.norm_out = normalize(width, norm_groups)
+        self.conv_out = nn.Conv2d(width, (2 if double_z else 1) * z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)  # (B, ch, H, W)
+        for stage in self.down:
+            h = stage(h)
+        h = self.mid(h)  # (B, C, H/f, W/f)
+        return self.conv_out(F.silu(self.norm_out(h)))  # (B, 2 z_channels, H/f, W/f)
+
+
+class Decoder(nn.Module):
+    """Latents to pictures, (B, z_channels, H/f, W/f) to (B, out_ch, H, W): the encoder in reverse.
+
+    Each stage has one residual block more than the encoder's.
+    """
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        out_ch: int,
+        ch_mult: tuple[int, ...],
+        num_res_blocks: int,
+        attn_resolutions: tuple[int, ...],
+        resolution: int,
+        z_channels: int,
+        dropout: float = 0.0,
+        attn_type: str = "vanilla",
+        norm_groups: int = 32,
+    ):
+        super().__init__()
+        width = ch * ch_mult[-1]
+        self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
+        self.mid = Middle(width, dropout, attn_type, norm_groups)
+        stages = []
+        for level, mult in reversed(list(enumerate(ch_mult))):
+            attention = resolution // 2**level in attn_resolutions
+            stage = Stage([width] + (num_res_blocks + 1) * [ch * mult], attention, dropout, attn_type, norm_groups)
+            width = ch * mult
+            if level > 0:
+                stage.upsample = Upsample(width)
+            stages.append(stage)
+        self.up = nn.ModuleList(reversed(stages))  # up.0 is the finest, as checkpoints have it
+        self.norm_out = normalize(width, norm_groups)
+        self.conv_out = nn.Conv2d(width, out_ch, 3, padding=1)
+
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(z))  # (B, C, H/f, W/f)
+        for stage in reversed(self.up):
+            h = stage(h)
+        return self.conv_out(F.silu(self.norm_out(h)))  # (B, out_ch, H, W)

@@ -1,0 +1,323 @@
+"""The U-Net of latent diffusion, and the same with FreeU in its decoder."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.errors import InputError
+from ldm.freeu import DecoderStage, FreeUSettings, free_u
+from ldm.modules.attention import AttentionBlock, SpatialTransformer
+from ldm.modules.diffusionmodules.util import timestep_embedding
+
+
+class Downsample(nn.Module):
+    """Halves height and width by a strided convolution, padded on every side."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)  # (B, C, H/2, W/2)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width: nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))  # (B, C, 2H, 2W)
+
+
+class ResBlock(nn.Module):
+    """Two normalised convolutions beside a shortcut, told the time by an embedding between them.
+
+    With `resize` 2 or 0.5 the block also doubles or halves height and width (`resblock_updown` of configs).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        emb_channels: int,
+        dropout: float,
+        out_channels: int,
+        use_scale_shift_norm: bool,
+        norm_groups: int,
+        resize: float,
+    ):
+        super().__init__()
+        self.use_scale_shift_norm = use_scale_shift_norm
+        self.resize = resize
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(norm_groups, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(emb_channels, (2 if use_scale_shift_norm else 1) * out_channels)
+        )
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(norm_groups, out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+        )
+        self.skip_connection = (
+            nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        )
+
+    def _resized(self, x: Tensor) -> Tensor:
+        if self.resize == 2:
+            return F.interpolate(x, scale_factor=2, mode="nearest")
+        return F.avg_pool2d(x, 2) if self.resize == 0.5 else x
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        norm, silu, conv = self.in_layers
+        h = conv(self._resized(silu(norm(x))))  # (B, out, H, W)
+        e = self.emb_layers(emb)[:, :, None, None]  # (B, out or 2 out, 1, 1)
+        if self.use_scale_shift_norm:
+            scale, shift = e.chunk(2, dim=1)
+            h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
+        else:
+            h = self.out_layers(h + e)
+        return self.skip_connection(self._resized(x)) + h
+
+
+class TimestepEmbedSequential(nn.Sequential):
+    """Layers in a row, each given what it asks for: the time embedding, the context, or the map alone."""
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x = layer(x, emb)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, context)
+            else:
+                x = layer(x)
+        return x
+
+
+class UNetModel(nn.Module):
+    """The denoising U-Net, x_t to epsilon or v; parameters and names are those of latent-diffusion configs.
+
+    `attention_resolutions` counts down-sampling factors. Heads are `num_heads` (SD1) or of `num_head_channels` each
+    (SD2). `image_size`, `use_checkpoint`, `use_fp16`, `use_bf16` and `legacy` change nothing at inference and are
+    accepted so that existing configs load; the precision is chosen when a checkpoint is loaded. `norm_groups` is for
+    narrow networks: groups of one or two channels would normalise flat colours away.
+
+    `decoder_stages` lists what each output block concatenates.
+    """
+
+    def __init__(
+        self,
+        image_size: int | Sequence[int],
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int | Sequence[int],
+        attention_resolutions: Sequence[int],
+        dropout: float = 0.0,
+        channel_mult: Sequence[int] = (1, 2, 4, 8),
+        num_classes: int | str | None = None,
+        use_checkpoint: bool = False,
+        use_fp16: bool = False,
+        use_bf16: bool = False,
+        num_heads: int = -1,
+        num_head_channels: int = -1,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        use_spatial_transformer: bool = False,
+        transformer_depth: int = 1,
+        context_dim: int | None = None,
+        legacy: bool = True,
+        disable_self_attentions: Sequence[bool] | None = None,
+        num_attention_blocks: Sequence[int] | None = None,
+        disable_middle_self_attn: bool = False,
+        use_linear_in_transformer: bool = False,
+        adm_in_channels: int | None = None,
+        norm_groups: int = 32,
+    ):
+        super().__init__()
+        if num_heads == -1 and num_head_channels == -1:
+            raise InputError("The U-Net needs num_heads or num_head_channels.")
+        if use_spatial_transformer and context_dim is None:
+            raise InputError("use_spatial_transformer needs context_dim, the width of the text encoder's output.")
+        levels = len(channel_mult)
+        res_blocks = [num_res_blocks] * levels if isinstance(num_res_blocks, int) else list(num_res_blocks)
+        attention_blocks = num_attention_blocks or [n + 1 for n in res_blocks]
+        no_self_attention = disable_self_attentions or [False] * levels
+        time_dim = 4 * model_channels
+        self.in_channels = in_channels
+        self.model_channels = model_channels
+        self.num_classes = num_classes
+        self.downsampling = 2 ** (levels - 1)
+
+        self.time_embed = nn.Sequential(
+            nn.Linear(model_channels, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim)
+        )
+        if num_classes is not None:
+            self.label_emb = make_label_embedding(num_classes, adm_in_channels, time_dim)
+
+        def res_block(channels: int, out: int, resize: float = 1) -> ResBlock:
+            return ResBlock(channels, time_dim, dropout, out, use_scale_shift_norm, norm_groups, resize)
+
+        def attention(channels: int, disable_self_attn: bool) -> nn.Module:
+            heads = num_heads if num_head_channels == -1 else channels // num_head_channels
+            if not use_spatial_transformer:
+                return AttentionBlock(channels, heads, norm_groups)
+            return SpatialTransformer(
+                channels,
+                heads,
+                channels // heads,
+                transformer_depth,
+                context_dim,
+                disable_self_attn=disable_self_attn,
+                use_linear=use_linear_in_transformer,
+                norm_groups=norm_groups,
+            )
+
+        # The encoder: every output is kept as a skip for the decoder.
+        ch = model_channels
+        blocks = [TimestepEmbedSequential(nn.Conv2d(in_channels, ch, 3, padding=1))]
+        skip_widths = [ch]
+        for level, mult in enumerate(channel_mult):
+            for i in range(res_blocks[level]):
+                layers: list[nn.Module] = [res_block(ch, mult * model_channels)]
+                ch = mult * model_channels
+                if 2**level in attention_resolutions and i < attention_blocks[level]:
+                    layers.append(attention(ch, no_self_attention[level]))
+                blocks.append(TimestepEmbedSequential(*layers))
+                skip_widths.append(ch)
+            if level + 1 < levels:
+                down = res_block(ch, ch, resize=0.5) if resblock_updown else Downsample(ch)
+                blocks.append(TimestepEmbedSequential(down))
+                skip_widths.append(ch)
+        self.input_blocks = nn.ModuleList(blocks)
+
+        self.middle_block = TimestepEmbedSequential(
+            res_block(ch, ch), attention(ch, disable_middle_self_attn), res_block(ch, ch)
+        )
+
+        # The decoder: each block takes what came before it together with the encoder's newest unused skip.
+        blocks, stages = [], []
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            for i in range(res_blocks[level] + 1):
+                stage = DecoderStage(ch, skip_widths.pop(), 2**level)
+                layers = [res_block(ch + stage.skip_width, mult * model_channels)]
+                ch = mult * model_channels
+                if 2**level in attention_resolutions and i < attention_blocks[level]:
+                    layers.append(attention(ch, no_self_attention[level]))
+                if level > 0 and i == res_blocks[level]:
+                    layers.append(res_block(ch, ch, resize=2) if resblock_updown else Upsample(ch))
+                blocks.append(TimestepEmbedSequential(*layers))
+                stages.append(stage)
+        self.output_blocks = nn.ModuleList(blocks)
+        self.decoder_stages = tuple(stages)
+
+        self.out = nn.Sequential(
+            nn.GroupNorm(norm_groups, ch), nn.SiLU(), nn.Conv2d(ch, out_channels, 3, padding=1)
+        )
+
+    def embed(self, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+        """The embedding of timesteps, (B,), and of class labels y where the model has them: (B, 4 model_channels)."""
+        emb = timestep_embedding(timesteps, self.model_channels).to(self.time_embed[0].weight.dtype)
+        emb = self.time_embed(emb)
+        return emb if self.num_classes is None else emb + self.label_emb(y)
+
+    def encode(self, x: Tensor, emb: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """The encoder's last map and all its maps in order, the skips."""
+        h, skips = x, []
+        for block in self.input_blocks:
+            h = block(h, emb, context)
+            skips.append(h)
+        return h, skips
+
+    def forward(
+        self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None
+    ) -> Tensor:
+        """The model's output for x_t, (B, in_channels, H, W), at timesteps (B,), given context (B, N, context_dim).
+
+        H and W are multiples of `downsampling`. Returns (B, out_channels, H, W).
+        """
+        emb = self.embed(timesteps, y)
+        h, skips = self.encode(x, emb, context)
+        h = self.middle_block(h, emb, context)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), emb, context)
+        return self.out(h)
+
+
+class Free_UNetModel(UNetModel):
+    """A `UNetModel` with FreeU at each decoder concatenation; loads the same checkpoints.
+
+    b1, b2, s1, s2, version, threshold and match are those of `FreeUSettings`, everything else is `UNetModel`'s.
+    `freeu` holds the settings and may be set at any time.
+    """
+
+    def __init__(
+        self,
+        b1: float,
+        b2: float,
+        s1: float,
+        s2: float,
+        *args: Any,
+        version: int = 1,
+        threshold: int = 1,
+        match: str = "channels",
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        self.freeu = FreeUSettings(b1, b2, s1, s2, version, threshold, match)
+
+    @property
+    def freeu(self) -> FreeUSettings:
+        return self._freeu
+
+    @freeu.setter
+    def freeu(self, settings: FreeUSettings) -> None:
+        self._freeu = settings
+        self.factors = settings.factors(self.decoder_stages, self.model_channels)
+
+    def hit_blocks(self) -> dict[int, tuple[float, float]]:
+        """The output blocks that FreeU changes, each with its b and s."""
+        return {i: (b, s) for i, (b, s) in enumerate(self.factors) if (b, s) != (1, 1)}
+
+    def describe(self) -> str:
+        """One line for people: the version, and each pair of factors with the output blocks it meets."""
+        blocks: dict[tuple[float, float], list[str]] = {}
+        for i, pair in self.hit_blocks().items():
+            blocks.setdefault(pair, []).append(str(i))
+        parts = [f"b {b:g}, s {s:g} on output blocks {' '.join(where)}" for (b, s), where in blocks.items()]
+        return f"FreeU V{self.freeu.version}: {'; '.join(parts)}" if parts else "FreeU: off, every factor is one"
+
+    def forward(
+        self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None
+    ) -> Tensor:
+        """As `UNetModel.forward`, with the decoder's inputs re-weighted."""
+        version, threshold = self.freeu.version, self.freeu.threshold
+        emb = self.embed(timesteps, y)
+        h, skips = self.encode(x, emb, context)
+        h = self.middle_block(h, emb, context)
+        for block, (b, s) in zip(self.output_blocks, self.factors, strict=True):
+            fused = torch.cat([h, skips.pop()], dim=1)
+            h = block(free_u(fused, h.shape[1], b, s, version, threshold), emb, context)
+        return self.out(h)
+
+
+def make_label_embedding(num_classes: int | str, adm_in_channels: int | None, dim: int) -> nn.Module:
+    """The embedding of class labels: a table, or layers on a number ("continuous") or a vector ("sequential")."""
+    if isinstance(num_classes, int):
+        return nn.Embedding(num_classes, dim)
+    if num_classes == "continuous":
+        return nn.Linear(1, dim)
+    if num_classes == "sequential" and adm_in_channels is not None:
+        return nn.Sequential(
+            nn.Sequential(nn.Linear(adm_in_channels, dim), nn.SiLU(), nn.Linear(dim, dim))
+        )
+    raise InputError(
+        f"num_classes is {num_classes!r}: give a number, 'continuous', or 'sequential' with adm_in_channels."
+    )
