@@ -1,0 +1,365 @@
+import json
+import zlib
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, PNDMScheduler
+
+from ldm.errors import InputError
+from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.models.diffusion.dpm_solver import DPMSolverSampler
+from ldm.models.diffusion.plms import PLMSSampler
+from ldm.modules.diffusionmodules.openaimodel import UNetModel
+from ldm.modules.diffusionmodules.schedule import levels, linear_betas
+
+DATA = Path(__file__).parents[1] / "data"
+SAMPLERS = {"ddim": DDIMSampler, "plms": PLMSSampler, "dpm": DPMSolverSampler}
+SHAPE = (4, 6, 5)
+
+each_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+
+
+class Model:
+    """Stable Diffusion's schedule around any function of (x, t, c); keeps what the function was given."""
+
+    num_timesteps = 1000
+    device = torch.device("cpu")
+
+    def __init__(self, network, parameterization="eps"):
+        self.network = network
+        self.parameterization = parameterization
+        self.alphas_cumprod = torch.cumprod(1 - linear_betas(1000, 0.00085, 0.012), 0).float()
+        self.calls = []
+
+    def apply_model(self, x, t, c):
+        self.calls.append((x, t))
+        return self.network(x, t, c)
+
+
+class GaussianModel(Model):
+    """The exact model of data drawn from N(mean, std²), with a mean for each channel; c moves the mean."""
+
+    mean = torch.linspace(-1, 2, 4)[:, None, None]
+    std = 0.5
+
+    def __init__(self, parameterization="eps"):
+        super().__init__(self.predict, parameterization)
+
+    def alpha_sigma(self, t):
+        log_alpha = np.interp(t, np.arange(1000), 0.5 * np.log(self.alphas_cumprod.double().numpy()))
+        alpha = torch.as_tensor(np.exp(log_alpha)).float()[..., None, None, None]
+        return alpha, (1 - alpha**2).sqrt()
+
+    def predict(self, x, t, c):
+        alpha, sigma = self.alpha_sigma(t.numpy())
+        mean = self.mean if c is None else self.mean + c
+        x0 = mean + alpha * self.std**2 / (alpha**2 * self.std**2 + sigma**2) * (x - alpha * mean)
+        eps = (x - alpha * x0) / sigma
+        return eps if self.parameterization == "eps" else alpha * eps - sigma * x0
+
+    def exact(self, x, t):
+        """Where the probability-flow ODE takes x from time t to 0: its quantiles never change."""
+        alpha, sigma = self.alpha_sigma(t)
+        quantile = (x - alpha * self.mean) / (alpha**2 * self.std**2 + sigma**2).sqrt()
+        alpha, sigma = self.alpha_sigma(0)
+        return alpha * self.mean + quantile * (alpha**2 * self.std**2 + sigma**2).sqrt()
+
+
+def rnd(seed, *shape):
+    generator = np.random.Generator(np.random.PCG64(seed))
+    return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+
+
+@pytest.fixture(scope="module")
+def tiny_unet():
+    """The goldens' network, with their weights by parameter name."""
+    unet = UNetModel(**json.loads((DATA / "unet_tiny.json").read_text())).eval()
+    for name, p in unet.state_dict().items():
+        a = rnd(zlib.crc32(name.encode()), *p.shape)
+        if p.ndim > 1:
+            p.copy_(a / p[0].numel() ** 0.5)
+        else:
+            p.copy_(1 + 0.1 * a if name.endswith(".weight") else 0.05 * a)
+    return lambda x, t, c: unet(x, t, context=c)
+
+
+def worst(a, b):
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+@pytest.mark.parametrize(
+    ("parameterization", "seed", "run"),
+    [
+        *(("eps", 20, run) for run in ("ddim10", "ddim20", "plms10", "plms20", "dpm10", "dpm20")),
+        *(("v", 21, run) for run in ("ddim10", "ddim20", "dpm10", "dpm20")),
+    ],
+)
+def test_trajectories_are_the_originals(tiny_unet, parameterization, seed, run):
+    golden = np.load(DATA / f"traj_{parameterization}.npz")[run]
+    samples, _ = SAMPLERS[run[:-2]](Model(tiny_unet, parameterization)).sample(
+        int(run[-2:]),
+        2,
+        (4, 16, 16),
+        rnd(seed + 100, 2, 11, 48),
+        x_T=rnd(seed, 2, 4, 16, 16),
+        unconditional_guidance_scale=7.5,
+        unconditional_conditioning=rnd(seed + 200, 2, 11, 48),
+    )
+    assert worst(samples, torch.from_numpy(golden)) < 1e-3
+
+
+def error(sampler, S):
+    """How far S steps end from the exact solution of the ODE, on the Gaussian's model."""
+    model, x_T = GaussianModel(), rnd(0, 2, *SHAPE)
+    samples, _ = sampler(model).sample(S, 2, SHAPE, x_T=x_T)
+    return worst(samples, model.exact(x_T, sampler(model).timesteps(S)[0]))
+
+
+@each_sampler
+def test_many_steps_reach_the_exact_solution(sampler):
+    assert error(sampler, 500) < 5e-3
+
+
+def test_the_higher_orders_gain_more_from_more_steps():
+    gain = {name: error(sampler, 100) / error(sampler, 500) for name, sampler in SAMPLERS.items()}
+    assert 4 < gain["ddim"] < 6  # order 1 gains 5, order 2 gains 25
+    assert gain["dpm"] > 10
+
+
+def test_the_higher_orders_are_closer_in_few_steps():
+    assert error(PLMSSampler, 14) < error(DDIMSampler, 14) / 5
+    assert error(DPMSolverSampler, 14) < error(DDIMSampler, 14)
+
+
+def test_fresh_noise_keeps_the_distribution():
+    samples, _ = DDIMSampler(GaussianModel()).sample(
+        200, 1000, (4, 1, 1), eta=1.0, noise=partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    )
+    assert torch.allclose(samples.mean(0), GaussianModel.mean, atol=0.06)
+    assert torch.allclose(samples.std(0), torch.tensor(GaussianModel.std), rtol=0.1)
+
+
+@each_sampler
+@pytest.mark.parametrize("S", [1, 2, 3, 7, 20])
+def test_a_v_model_of_the_same_data_gives_the_same_samples(sampler, S):
+    eps, v = (
+        sampler(GaussianModel(kind)).sample(S, 2, SHAPE, x_T=rnd(0, 2, *SHAPE))[0] for kind in ("eps", "v")
+    )
+    assert worst(v, eps) < 1e-4
+
+
+def diffusers_scheduler(cls, **options):
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    return cls(steps_offset=1, set_alpha_to_one=False, **schedule, **options)
+
+
+@pytest.mark.parametrize("parameterization", ["eps", "v"])
+def test_ddim_with_fresh_noise_is_as_in_diffusers(parameterization):
+    scheduler = diffusers_scheduler(
+        DDIMScheduler,
+        clip_sample=False,
+        prediction_type={"eps": "epsilon", "v": "v_prediction"}[parameterization],
+    )
+    scheduler.set_timesteps(10)
+    model = GaussianModel(parameterization)
+    x = x_T = rnd(0, 2, *SHAPE)
+    for i, t in enumerate(scheduler.timesteps):
+        out = model.apply_model(x, t.expand(2), None)
+        x = scheduler.step(out, t, x, eta=0.7, variance_noise=rnd(i + 1, 2, *SHAPE)).prev_sample
+
+    seeds = count(1)
+    samples, _ = DDIMSampler(model).sample(
+        10, 2, SHAPE, x_T=x_T, eta=0.7, noise=lambda shape: rnd(next(seeds), *shape)
+    )
+    assert worst(samples, x) < 1e-4
+
+
+@pytest.mark.parametrize("S", [2, 5, 20])
+def test_plms_is_as_in_diffusers(S):
+    scheduler = diffusers_scheduler(PNDMScheduler, skip_prk_steps=True)
+    scheduler.set_timesteps(S)
+    model = GaussianModel()
+    x = x_T = rnd(0, 2, *SHAPE)
+    for t in scheduler.timesteps:
+        x = scheduler.step(model.apply_model(x, t.expand(2), None), t, x).prev_sample
+    samples, _ = PLMSSampler(model).sample(S, 2, SHAPE, x_T=x_T)
+    assert worst(samples, x) < 1e-4
+
+
+@each_sampler
+def test_a_picture_does_not_depend_on_its_batch(sampler):
+    def sample(seeds):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+        def noise(shape):
+            return torch.stack([torch.randn(shape[1:], generator=g) for g in generators])
+
+        return sampler(GaussianModel()).sample(10, len(seeds), SHAPE, eta=sampler.max_eta, noise=noise)[0]
+
+    assert torch.equal(sample([5, 6, 7])[1], sample([6])[0])
+
+
+@each_sampler
+@pytest.mark.parametrize(
+    ("scale", "unconditional", "factor"), [(1.0, True, 1), (7.5, False, 1), (7.5, True, 2), (0.0, True, 2)]
+)
+def test_the_unconditional_half_is_run_only_where_it_counts(sampler, scale, unconditional, factor):
+    model = GaussianModel()
+    sampler(model).sample(
+        4,
+        3,
+        SHAPE,
+        torch.ones(3, 1, 1, 1),
+        unconditional_guidance_scale=scale,
+        unconditional_conditioning=torch.zeros(3, 1, 1, 1) if unconditional else None,
+    )
+    assert {(len(x), len(t)) for x, t in model.calls} == {(3 * factor, 3 * factor)}
+
+
+def hybrid(c):
+    return {"c_concat": [c / 3], "c_crossattn": [c / 3, c / 3]}
+
+
+@each_sampler
+@pytest.mark.parametrize("wrap", [torch.clone, hybrid])
+def test_guidance_extrapolates_from_unconditional_to_conditional(sampler, wrap):
+    # The Gaussian's noise estimate is linear in its mean, so that guidance by 3 triples what c moves it by.
+    gaussian = GaussianModel()
+
+    def network(x, t, c):
+        return gaussian.predict(x, t, sum(c["c_concat"] + c["c_crossattn"]) if wrap is hybrid else c)
+
+    c, u, x_T = rnd(1, 2, 1, 1, 1), rnd(2, 2, 1, 1, 1), rnd(3, 2, *SHAPE)
+    guided, _ = sampler(Model(network)).sample(
+        10, 2, SHAPE, wrap(c), x_T=x_T, unconditional_guidance_scale=3.0, unconditional_conditioning=wrap(u)
+    )
+    plain, _ = sampler(Model(network)).sample(10, 2, SHAPE, wrap(u + 3 * (c - u)), x_T=x_T)
+    assert worst(guided, plain) < 1e-4
+
+
+@each_sampler
+def test_steps_come_one_by_one(sampler):
+    model = GaussianModel()
+    steps = sampler(model).steps(20, rnd(0, 2, *SHAPE))
+    assert not model.calls
+
+    taken = list(steps)
+    assert [step.index for step in taken] == list(range(20))
+    assert {step.total for step in taken} == {20}
+    times = [step.t for step in taken]
+    assert times == sorted(times, reverse=True)
+    assert times[-1] == 0
+    assert all(step.x.shape == step.pred_x0.shape == (2, *SHAPE) for step in taken)
+
+    samples, _ = sampler(model).sample(20, 2, SHAPE, x_T=rnd(0, 2, *SHAPE))
+    assert torch.equal(taken[-1].x, samples)
+
+
+@each_sampler
+def test_sampling_builds_no_graph_and_leaves_the_callers_gradients_on(sampler):
+    weight = torch.ones((), requires_grad=True)
+    for step in sampler(Model(lambda x, t, c: weight * x)).steps(4, rnd(0, 1, *SHAPE)):
+        assert torch.is_grad_enabled()
+        assert not step.x.requires_grad
+
+
+@each_sampler
+def test_callbacks_and_intermediates_are_the_originals(sampler, capfd):
+    heard, seen = [], []
+    x_T = rnd(0, 2, *SHAPE)
+    samples, kept = sampler(GaussianModel()).sample(
+        10,
+        2,
+        SHAPE,
+        x_T=x_T,
+        log_every_t=4,
+        callback=heard.append,
+        img_callback=lambda pred_x0, i: seen.append((i, pred_x0)),
+    )
+    assert heard == [i for i, _ in seen] == list(range(10))
+    assert torch.equal(kept["x_inter"][0], x_T)
+    assert torch.equal(kept["x_inter"][-1], samples)
+
+    # Counted down from 9 to 0, steps 9 (the first), 8, 4 and 0 are kept.
+    for pred_x0, i in zip(kept["pred_x0"][1:], [0, 1, 5, 9], strict=True):
+        assert torch.equal(pred_x0, seen[i][1])
+    assert capfd.readouterr().err == ""  # no bar where there is no terminal
+
+
+@each_sampler
+def test_a_half_precision_network_is_sampled_in_float32(sampler):
+    def sample(read):
+        model = Model(lambda x, t, c: read(gaussian.predict(x, t, c).half()))
+        samples, _ = sampler(model).sample(
+            20,
+            2,
+            SHAPE,
+            torch.ones(2, 1, 1, 1),
+            x_T=rnd(0, 2, *SHAPE).half(),
+            unconditional_guidance_scale=7.5,
+            unconditional_conditioning=torch.zeros(2, 1, 1, 1),
+        )
+        assert {x.dtype for x, _ in model.calls} == {samples.dtype} == {torch.float32}
+        return samples
+
+    gaussian = GaussianModel()
+    assert torch.equal(sample(torch.Tensor.half), sample(torch.Tensor.float))
+
+
+def test_ddim_asks_at_whole_and_dpm_solver_at_fractional_times():
+    def asked(sampler):
+        model = GaussianModel()
+        sampler(model).sample(4, 1, SHAPE)
+        return torch.stack([t[0] for _, t in model.calls])
+
+    assert torch.equal(asked(DDIMSampler), torch.tensor([751, 501, 251, 1]))
+    assert torch.equal(asked(PLMSSampler), torch.tensor([751, 501, 501, 251, 1]))
+    assert torch.equal(asked(DPMSolverSampler), torch.tensor([999, 749.25, 499.5, 249.75]))
+
+
+@each_sampler
+@pytest.mark.parametrize("S", [1, 2, 3, 999, 1000])
+def test_every_number_of_steps_gives_numbers(sampler, S):
+    samples, _ = sampler(GaussianModel()).sample(S, 1, SHAPE, x_T=rnd(0, 1, *SHAPE))
+    assert samples.isfinite().all()
+
+
+@each_sampler
+@pytest.mark.parametrize("S", [0, -5, 1001])
+def test_a_number_of_steps_out_of_range_is_refused_before_the_first(sampler, S):
+    with pytest.raises(InputError, match=f"{S} .*1 to 1000"):
+        sampler(GaussianModel()).steps(S, rnd(0, 1, *SHAPE))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "eta"),
+    [
+        (DDIMSampler, 1.5),
+        (DDIMSampler, -0.1),
+        (DDIMSampler, float("nan")),
+        (PLMSSampler, 0.5),
+        (DPMSolverSampler, 1.0),
+    ],
+)
+def test_an_eta_the_method_has_no_place_for_is_refused(sampler, eta):
+    with pytest.raises(InputError, match=f"eta is {eta}.*{sampler.__name__}"):
+        sampler(GaussianModel()).sample(10, 1, SHAPE, eta=eta)
+
+
+def test_image_to_image_scripts_find_what_they_call():
+    model, sampler = GaussianModel(), DDIMSampler(GaussianModel())
+    sampler.make_schedule(ddim_num_steps=20, ddim_eta=0.0, verbose=False)
+
+    x0, z = rnd(0, 2, *SHAPE), rnd(1, 2, *SHAPE)
+    low, high = levels(model.alphas_cumprod, [sampler.ddim_timesteps[3], sampler.ddim_timesteps[12]])
+    noised = sampler.stochastic_encode(x0, torch.tensor([3, 12]), noise=z)
+    assert torch.allclose(noised[0], low.alpha * x0[0] + low.sigma * z[0], atol=1e-6)
+    assert torch.allclose(noised[1], high.alpha * x0[1] + high.sigma * z[1], atol=1e-6)
+
+    samples, _ = sampler.sample(20, 2, SHAPE, x_T=z)
+    assert torch.equal(sampler.decode(z, None, 20), samples)
+    assert worst(sampler.decode(z, None, 13), model.exact(z, sampler.ddim_timesteps[12])) < 0.1
