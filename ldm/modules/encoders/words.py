@@ -1,0 +1,51 @@
+"""The embedded model's text encoder: CLIP's text transformer, small, over a short list of whole words."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ldm.modules.encoders.clip import ClipTextTower
+
+PAD, START, END = 0, 1, 2
+
+
+class WordEmbedder(nn.Module):
+    """Prompts in a vocabulary of whole `words` to a context of (B, max_length, width).
+
+    Words outside the vocabulary are passed over; `unknown` names them.
+    """
+
+    def __init__(self, words: Sequence[str], max_length: int, width: int, heads: int, layers: int):
+        super().__init__()
+        self.ids = {word: i for i, word in enumerate(words, start=3)}
+        self.max_length = max_length
+        self.transformer = ClipTextTower(width, heads, layers, vocabulary=3 + len(words), positions=max_length)
+
+    def forward(self, text: str | list[str]) -> Tensor:
+        """The context of one text or several, (B, max_length, width)."""
+        return self.transformer(self.tokenize(text).to(self.transformer.final_layer_norm.weight.device))
+
+    def tokenize(self, text: str | list[str]) -> Tensor:
+        """(B, max_length), int64: a start token, the known words that fit, an end token, padding."""
+        texts = [text] if isinstance(text, str) else text
+        tokens = torch.full((len(texts), self.max_length), PAD)
+        for row, one in zip(tokens, texts, strict=True):
+            known = [self.ids[word] for word in split(one) if word in self.ids]
+            ids = [START, *known[: self.max_length - 2], END]
+            row[: len(ids)] = torch.tensor(ids)
+        return tokens
+
+    def unknown(self, text: str) -> list[str]:
+        """The words of a text that this model never learnt."""
+        return [word for word in split(text) if word not in self.ids]
+
+    def truncated(self, text: str) -> str:
+        """The end of a text that has no room; empty when all of it has."""
+        return " ".join([word for word in split(text) if word in self.ids][self.max_length - 2 :])
+
+
+def split(text: str) -> list[str]:
+    """The words of a text, in lower case, without punctuation."""
+    return re.findall(r"\w+", text.lower())
