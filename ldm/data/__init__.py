@@ -1,0 +1,1 @@
+"""The captioned scenes that the embedded model is trained on."""

@@ -1,0 +1,75 @@
+"""Scenes as training data: pictures for the autoencoder, cached latents with captions for the diffusion model."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.random import default_rng
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from ldm.data.render import render
+from ldm.data.scenes import describe, draw_scene
+from ldm.models.autoencoder import AutoencoderKL
+
+
+def picture_tensor(picture: np.ndarray) -> Tensor:
+    """Bytes (H, W, 3) to a float picture (3, H, W) in [-1, 1]."""
+    return torch.from_numpy(picture).permute(2, 0, 1).float() / 127.5 - 1
+
+
+class ScenePictures(Dataset):
+    """`count` scenes as pictures (3, side, side), or as random crops of them, (3, crop, crop)."""
+
+    def __init__(self, count: int, side: int = 128, crop: int | None = None, seed: int = 0):
+        self.count, self.side, self.crop, self.seed = count, side, crop or side, seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Tensor:
+        picture = picture_tensor(render(draw_scene(default_rng((self.seed, index))), self.side))
+        top, left = torch.randint(self.side - self.crop + 1, (2,)).tolist()
+        return picture[:, top : top + self.crop, left : left + self.crop]
+
+
+class SceneLatents(Dataset):
+    """`count` scenes as latents (C, h, w) with a caption each, worded anew every time.
+
+    The latents are the posterior's means, in float16, encoded once and kept in the file `cache`. A share
+    `unconditional` of the captions is empty, so that the model learns what guidance needs.
+    """
+
+    def __init__(
+        self, cache: Path, autoencoder: AutoencoderKL, count: int, side: int, seed: int, unconditional: float
+    ):
+        self.seed, self.unconditional = seed, unconditional
+        if not cache.is_file():
+            encode_scenes(cache, autoencoder, count, side, seed)
+        self.latents = np.load(cache, mmap_mode="r")
+        if len(self.latents) != count:
+            raise ValueError(f"{cache} holds {len(self.latents)} latents, the config asks for {count}: remove it.")
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        rng = default_rng(int(torch.randint(2**31, ())))
+        latent = torch.from_numpy(self.latents[index].astype(np.float32))
+        if rng.random() < self.unconditional:
+            return latent, ""
+        return latent, describe(draw_scene(default_rng((self.seed, index))), rng)
+
+
+@torch.no_grad()
+def encode_scenes(cache: Path, autoencoder: AutoencoderKL, count: int, side: int, seed: int) -> None:
+    """Renders and encodes `count` scenes into the file `cache`, (count, C, h, w) in float16."""
+    pictures = ScenePictures(count, side, seed=seed)
+    loader = torch.utils.data.DataLoader(pictures, batch_size=16)
+    device = next(autoencoder.parameters()).device
+    latents = [
+        autoencoder.encode(batch.to(device)).mode().half().cpu().numpy()
+        for batch in tqdm(loader, desc="encoding scenes", unit="batch")
+    ]
+    np.save(cache, np.concatenate(latents))
