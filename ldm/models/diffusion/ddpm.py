@@ -1,0 +1,181 @@
+"""Latent diffusion: a U-Net, an autoencoder and a text encoder under one schedule of noise."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.errors import InputError
+from ldm.models.autoencoder import AutoencoderKL
+from ldm.modules.diffusionmodules.schedule import linear_betas
+from ldm.modules.distributions import DiagonalGaussianDistribution
+from ldm.util import instantiate_from_config
+
+
+class DiffusionWrapper(nn.Module):
+    """Hands a conditioning to the U-Net in the way that `conditioning_key` names."""
+
+    def __init__(self, unet_config: Mapping[str, Any], conditioning_key: str | None):
+        super().__init__()
+        if conditioning_key not in (None, "crossattn", "concat", "hybrid", "adm"):
+            raise InputError(f"conditioning_key {conditioning_key!r} is not one of crossattn, concat, hybrid, adm.")
+        self.diffusion_model = instantiate_from_config(unet_config)
+        self.conditioning_key = conditioning_key
+
+    def forward(self, x: Tensor, t: Tensor, c: Any) -> Tensor:
+        if not isinstance(c, dict):
+            parts = c if isinstance(c, list | tuple) else [c]
+            c = {"c_concat" if self.conditioning_key == "concat" else "c_crossattn": parts}
+        if self.conditioning_key in ("concat", "hybrid"):
+            x = torch.cat([x, *c["c_concat"]], dim=1)  # (B, C + C', H, W)
+        if self.conditioning_key in ("crossattn", "hybrid"):
+            return self.diffusion_model(x, t, context=torch.cat(list(c["c_crossattn"]), dim=1))
+        if self.conditioning_key == "adm":
+            return self.diffusion_model(x, t, y=c["c_crossattn"][0])
+        return self.diffusion_model(x, t)
+
+
+class LatentDiffusion(nn.Module):
+    """A trained diffusion model on latents; parameters and names are those of latent-diffusion configs.
+
+    `parameterization` says what the U-Net foretells: the noise ("eps") or the velocity ("v", arXiv 2202.00512).
+    Parameters after `parameterization` belong to the original's training and are accepted so that its configs load.
+    EMA weights are not kept apart: checkpoints hold the averaged weights under the plain names.
+    """
+
+    def __init__(
+        self,
+        unet_config: Mapping[str, Any],
+        first_stage_config: Mapping[str, Any],
+        cond_stage_config: Mapping[str, Any] | str,
+        timesteps: int = 1000,
+        linear_start: float = 1e-4,
+        linear_end: float = 2e-2,
+        scale_factor: float = 1.0,
+        conditioning_key: str | None = "crossattn",
+        channels: int = 4,
+        image_size: int = 64,
+        parameterization: str = "eps",
+        num_timesteps_cond: int | None = None,
+        log_every_t: int = 100,
+        first_stage_key: str = "image",
+        cond_stage_key: str = "caption",
+        cond_stage_trainable: bool = False,
+        monitor: str | None = None,
+        use_ema: bool = True,
+        scheduler_config: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        if parameterization not in ("eps", "v"):
+            raise InputError(f"parameterization {parameterization!r} is not known: give 'eps' or 'v'.")
+        self.parameterization = parameterization
+        self.num_timesteps = timesteps
+        self.scale_factor = scale_factor
+        self.channels = channels
+        self.image_size = image_size
+        self._schedule = make_schedule(timesteps, linear_start, linear_end)
+        for name, values in self._schedule.items():
+            self.register_buffer(name, values)
+        self.model = DiffusionWrapper(unet_config, conditioning_key)
+        self.first_stage_model: AutoencoderKL = instantiate_from_config(first_stage_config)
+        unconditional = cond_stage_config == "__is_unconditional__"
+        self.cond_stage_model = None if unconditional else instantiate_from_config(cond_stage_config)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LatentDiffusion":
+        # The schedule follows the weights to their device but never to half precision.
+        super()._apply(fn, recurse)
+        for name, values in self._schedule.items():
+            setattr(self, name, values.to(self.device))
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights, in which the networks compute."""
+        return next(self.model.parameters()).dtype
+
+    @contextmanager
+    def ema_scope(self, context: str | None = None) -> Iterator[None]:
+        """For scripts that sample under it: the weights loaded are the averaged ones already."""
+        yield
+
+    def apply_model(self, x: Tensor, t: Tensor, c: Any) -> Tensor:
+        """The U-Net's output for latents x, (B, C, h, w), at timesteps t, (B,), under the conditioning c."""
+        return self.model(x.to(self.dtype), t, c)
+
+    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
+        """x_t: the latents x_start, (B, C, h, w), with the noise of timesteps t, (B,)."""
+        noise = torch.randn_like(x_start) if noise is None else noise
+        alpha, sigma = self._alpha_sigma(t, x_start)
+        return alpha * x_start + sigma * noise
+
+    def get_v(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The velocity that a v-model learns: alpha noise - sigma x."""
+        alpha, sigma = self._alpha_sigma(t, x)
+        return alpha * noise - sigma * x
+
+    def predict_eps_from_z_and_v(self, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
+        """The noise in x_t given the velocity."""
+        alpha, sigma = self._alpha_sigma(t, x_t)
+        return alpha * v + sigma * x_t
+
+    def predict_start_from_z_and_v(self, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
+        """The noise-free latents given the velocity."""
+        alpha, sigma = self._alpha_sigma(t, x_t)
+        return alpha * x_t - sigma * v
+
+    def _alpha_sigma(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self.sqrt_alphas_cumprod[t], self.sqrt_one_minus_alphas_cumprod[t]
+        return alpha.to(x)[:, None, None, None], sigma.to(x)[:, None, None, None]
+
+    def get_learned_conditioning(self, c: Any) -> Tensor:
+        """The context of a list of prompts: (B, tokens, context_dim)."""
+        return self.cond_stage_model(c)
+
+    def encode_first_stage(self, x: Tensor) -> DiagonalGaussianDistribution:
+        """The posterior over latents of pictures x in [-1, 1], (B, 3, H, W)."""
+        return self.first_stage_model.encode(x.to(self.dtype))
+
+    def get_first_stage_encoding(self, posterior: DiagonalGaussianDistribution | Tensor) -> Tensor:
+        """Latents at the scale the U-Net was trained on, (B, C, h, w)."""
+        z = posterior.sample() if isinstance(posterior, DiagonalGaussianDistribution) else posterior
+        return self.scale_factor * z
+
+    def decode_first_stage(self, z: Tensor) -> Tensor:
+        """Pictures, near [-1, 1], of latents z, (B, C, h, w) to (B, 3, H, W)."""
+        return self.first_stage_model.decode(z.to(self.dtype) / self.scale_factor)
+
+
+def make_schedule(timesteps: int, linear_start: float, linear_end: float) -> dict[str, Tensor]:
+    """The noise schedule under the names that checkpoints have, computed in float64 and kept in float32, (T,) each.
+
+    On the CPU whatever the default device, so that a model built on meta has it too.
+    """
+    with torch.device("cpu"):
+        betas = linear_betas(timesteps, linear_start, linear_end)
+        alphas = 1.0 - betas
+        a = alphas.cumprod(0)
+        a_prev = torch.cat([torch.ones(1, dtype=torch.float64), a[:-1]])
+        variance = betas * (1 - a_prev) / (1 - a)
+        # The first variance is zero; its logarithm is taken of the second.
+        clipped = torch.cat([variance[1:2], variance[1:]])
+        values = {
+            "betas": betas,
+            "alphas_cumprod": a,
+            "alphas_cumprod_prev": a_prev,
+            "sqrt_alphas_cumprod": a.sqrt(),
+            "sqrt_one_minus_alphas_cumprod": (1 - a).sqrt(),
+            "log_one_minus_alphas_cumprod": (1 - a).log(),
+            "sqrt_recip_alphas_cumprod": a.rsqrt(),
+            "sqrt_recipm1_alphas_cumprod": (1 / a - 1).sqrt(),
+            "posterior_variance": variance,
+            "posterior_log_variance_clipped": clipped.log(),
+            "posterior_mean_coef1": betas * a_prev.sqrt() / (1 - a),
+            "posterior_mean_coef2": (1 - a_prev) * alphas.sqrt() / (1 - a),
+        }
+        return {name: value.float() for name, value in values.items()}

@@ -1,0 +1,185 @@
+"""Training of the embedded model's two stages with Lightning: the autoencoder, then the diffusion model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from numpy.random import default_rng
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ldm.data.datasets import SceneLatents, ScenePictures
+from ldm.data.scenes import describe, draw_scene
+from ldm.generate import Sampling, generate
+from ldm.image_io import grid, save_png
+from ldm.models.autoencoder import AutoencoderKL
+from ldm.util import instantiate_from_config
+
+SHOWN = 16  # pictures on a sheet of samples
+SHOWN_SEED = 2**32  # of the scenes that are shown; training's seeds lie below
+
+
+class Stage(pl.LightningModule):
+    """What both stages share: the optimizer, and the weights written for inference at the end.
+
+    The learning rate warms up over 200 steps, stays, and falls to zero over the last fifth of `max_steps`, so that a
+    run can be lengthened at any time before that.
+    """
+
+    def __init__(self, lr: float, weight_decay: float, batch_size: int):
+        super().__init__()
+        self.lr, self.weight_decay, self.batch_size = lr, weight_decay, batch_size
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            parameters, lr=self.lr, betas=(0.9, 0.99), weight_decay=self.weight_decay
+        )
+        total = self.trainer.max_steps
+
+        def factor(step: int) -> float:
+            return min(1.0, (step + 1) / 200, max(0.0, (total - step) / (0.2 * total)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def loader(self, dataset: torch.utils.data.Dataset) -> DataLoader:
+        return DataLoader(
+            dataset,
+            self.batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=1,
+            persistent_workers=True,
+        )
+
+    def save_sheet(self, pictures: list[np.ndarray], columns: int) -> None:
+        """Writes pictures into the run's folder under the step's number."""
+        folder = Path(self.trainer.default_root_dir) / "samples"
+        folder.mkdir(exist_ok=True)
+        save_png(folder / f"{self.global_step:06}.png", grid(pictures, columns))
+
+
+class AutoencoderTraining(Stage):
+    """The first stage: reconstruction in L1, of pixels and of their differences, with a light pull to the normal.
+
+    `data` goes to `ScenePictures`. `kl_weight` multiplies the mean divergence a latent number, in nats.
+    """
+
+    def __init__(
+        self,
+        model: Mapping[str, Any],
+        data: Mapping[str, Any],
+        batch_size: int,
+        lr: float,
+        kl_weight: float,
+        edge_weight: float,
+    ):
+        super().__init__(lr, weight_decay=0.0, batch_size=batch_size)
+        self.data, self.kl_weight, self.edge_weight = data, kl_weight, edge_weight
+        self.model: AutoencoderKL = instantiate_from_config(model).to(memory_format=torch.channels_last)
+
+    def training_step(self, pictures: Tensor, _: int) -> Tensor:
+        reconstruction, posterior = self.model(pictures)
+        error = reconstruction - pictures  # (B, 3, H, W)
+        l1 = error.abs().mean()
+        edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        loss = l1 + self.edge_weight * edges + self.kl_weight * kl
+        self.log_dict({"loss": loss, "l1": l1, "edges": edges, "kl": kl}, prog_bar=True)
+        return loss
+
+    def validation_step(self, pictures: Tensor, _: int) -> None:
+        reconstruction = self.model.decode(self.model.encode(pictures).mode())
+        error = (reconstruction.clamp(-1, 1) - pictures).square().mean() / 4
+        self.log("psnr", -10 * error.log10(), prog_bar=True)
+        rows = torch.cat([pictures, reconstruction]).clamp(-1, 1)
+        sheet = (127.5 * (rows + 1)).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        self.save_sheet(list(sheet), columns=SHOWN)
+
+    def train_dataloader(self) -> DataLoader:
+        return self.loader(ScenePictures(**self.data))
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(ScenePictures(SHOWN, self.data["side"], seed=SHOWN_SEED), SHOWN)
+
+    def export(self, path: Path) -> None:
+        """Writes the autoencoder's weights, its latents brought to mean 0 and deviation 1 over 256 scenes."""
+        standardise(self.model, ScenePictures(256, self.data["side"], seed=SHOWN_SEED))
+        save_file({name: p.contiguous() for name, p in self.model.state_dict().items()}, path)
+
+
+@torch.no_grad()
+def standardise(autoencoder: AutoencoderKL, pictures: ScenePictures) -> None:
+    """Folds into the two 1x1 convolutions that each latent channel has mean 0 and deviation 1 on these pictures.
+
+    The decoder gets the old latents back, so that reconstructions stay the same.
+    """
+    latents = torch.cat([autoencoder.encode(batch).mode() for batch in DataLoader(pictures, 16)])
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))  # (C,) each
+    channels = len(mean)
+    into, out_of = autoencoder.quant_conv, autoencoder.post_quant_conv
+    out_of.bias += out_of.weight[:, :, 0, 0] @ mean
+    out_of.weight *= std[None, :, None, None]
+    into.weight[:channels] /= std[:, None, None, None]
+    into.bias[:channels] = (into.bias[:channels] - mean) / std
+    into.bias[channels:] -= 2 * std.log()
+
+
+class DiffusionTraining(Stage):
+    """The second stage: the U-Net and the text encoder together, on latents of a finished autoencoder.
+
+    `model` is a `LatentDiffusion` config, `autoencoder` the first stage's weights, `data` goes to `SceneLatents`,
+    which keeps the latents in the file `cache`.
+    """
+
+    def __init__(
+        self,
+        model: Mapping[str, Any],
+        data: Mapping[str, Any],
+        autoencoder: str,
+        cache: str,
+        batch_size: int,
+        lr: float,
+        side: int,
+    ):
+        super().__init__(lr, weight_decay=0.01, batch_size=batch_size)
+        self.data, self.cache = data, Path(cache)
+        self.sampling = Sampling(height=side, width=side, steps=25, scale=5.0)
+        self.model = instantiate_from_config(model).to(memory_format=torch.channels_last)
+        self.model.first_stage_model.load_state_dict(load_file(autoencoder))
+        self.model.first_stage_model.requires_grad_(False)
+
+    def training_step(self, batch: tuple[Tensor, list[str]], _: int) -> Tensor:
+        latents, captions = batch
+        x = self.model.scale_factor * latents  # (B, C, h, w)
+        t = torch.randint(self.model.num_timesteps, (len(x),), device=x.device)
+        noise = torch.randn_like(x)
+        context = self.model.get_learned_conditioning(captions)
+        output = self.model.apply_model(self.model.q_sample(x, t, noise), t, context)
+        target = noise if self.model.parameterization == "eps" else self.model.get_v(x, noise, t)
+        loss = F.mse_loss(output, target)
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, captions: list[str], _: int) -> None:
+        self.save_sheet(generate(self.model, captions, range(len(captions)), self.sampling), columns=8)
+
+    def train_dataloader(self) -> DataLoader:
+        return self.loader(
+            SceneLatents(self.cache, self.model.first_stage_model, side=self.sampling.height, **self.data)
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        captions = [describe(draw_scene(default_rng((SHOWN_SEED, i)))) for i in range(SHOWN)]
+        return DataLoader(captions, SHOWN)
+
+    def export(self, path: Path) -> None:
+        """Writes all three networks in half precision, without the schedule, which the config holds."""
+        weights = {name: p.half().contiguous() for name, p in self.model.named_parameters()}
+        save_file(weights, path)

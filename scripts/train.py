@@ -1,0 +1,66 @@
+"""Trains a stage of the embedded model with Lightning.
+
+    python scripts/train.py --config configs/train/tiny_autoencoder.yaml --outdir runs/autoencoder
+    python scripts/train.py --config configs/train/tiny.yaml --outdir runs/diffusion
+
+The folder gets checkpoints, the loss as CSV, sample pictures and, at the end, the weights for inference
+(model.safetensors). A run whose folder holds a checkpoint goes on from it. Trailing arguments change the config;
+`trainer.*` are Lightning's own options: `trainer.devices=8 trainer.num_nodes=2` trains on two machines of eight GPUs.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pytorch_lightning as pl
+from omegaconf import OmegaConf
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+
+from ldm.errors import InputError
+from ldm.util import instantiate_from_config, load_config
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="what to train, a file of configs/train")
+    parser.add_argument("--outdir", type=Path, required=True, help="where everything goes")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    return parser.parse_intermixed_args()
+
+
+def train(config_name: str, outdir: Path, overrides: list[str]) -> None:
+    config = load_config(config_name, overrides)
+    outdir.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, outdir / "config.yaml")
+    pl.seed_everything(config.seed, workers=True)
+    last = outdir / "last.ckpt"
+    trainer = pl.Trainer(
+        max_epochs=-1,
+        default_root_dir=outdir,
+        logger=CSVLogger(outdir, name="", version=""),
+        callbacks=[
+            ModelCheckpoint(outdir, filename="last", every_n_train_steps=250, enable_version_counter=False),
+            EMAWeightAveraging(decay=config.ema_decay),
+        ],
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        gradient_clip_val=1.0,
+        log_every_n_steps=10,
+        **OmegaConf.to_container(config.trainer),
+    )
+    module = instantiate_from_config({"target": config.target, "params": OmegaConf.to_container(config.params)})
+    trainer.fit(module, ckpt_path=last if last.is_file() else None)
+
+    # The averaged weights are the module's own once training has ended.
+    if trainer.is_global_zero and trainer.global_step >= trainer.max_steps:
+        module.export(outdir / "model.safetensors")
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments()
+    try:
+        train(arguments.config, arguments.outdir, arguments.overrides)
+    except InputError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        sys.exit(2)
