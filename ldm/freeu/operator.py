@@ -12,6 +12,7 @@ from torch import Tensor
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # so that what one sampling run cached may meet autograd in another
 def low_frequency_basis(
     height: int, width: int, threshold: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
@@ -73,7 +74,7 @@ def backbone_factor(h: Tensor, b: float, version: int) -> float | Tensor:
     """
     if version == 1:
         return b
-    m = h.float().mean(dim=1, keepdim=True)  # (B, 1, H, W)
+    m = h.mean(1, keepdim=True, dtype=torch.promote_types(h.dtype, torch.float32))  # (B, 1, H, W)
     lowest, highest = m.amin((2, 3), keepdim=True), m.amax((2, 3), keepdim=True)
     span = highest - lowest
     return (1 + (b - 1) * (m - lowest) / torch.where(span > 0, span, 1.0)).to(h.dtype)
@@ -90,11 +91,12 @@ def scale_backbone(h: Tensor, b: float, version: int = 1) -> Tensor:
 def free_u(fused: Tensor, width: int, b: float, s: float, version: int = 1, threshold: int = 1) -> Tensor:
     """FreeU on the concatenation of backbone (the first `width` channels) and skip, (B, width + skip, H, W).
 
-    `fused` is overwritten, since a decoder block owns its concatenation, except where autograd needs its values.
-    A factor of one skips its half of the work, so that all ones leave the bits as they are.
+    `fused` is overwritten, since a decoder block owns its concatenation, except where autograd needs its values or
+    it is a view with gaps. A factor of one skips its half of the work, so that all ones leave the bits as they are.
     """
     backbone, skip = fused[:, :width], fused[:, width:]
-    if fused.requires_grad:
+    dense = fused.is_contiguous() or fused.is_contiguous(memory_format=torch.channels_last)
+    if fused.requires_grad or not dense:
         return torch.cat([scale_backbone(backbone, b, version), fourier_filter(skip, threshold, s)], dim=1)
     if b != 1:
         backbone[:, : width // 2].mul_(backbone_factor(backbone, b, version))

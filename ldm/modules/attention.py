@@ -1,6 +1,7 @@
 """Attention over the positions of a feature map: on itself and on a context."""
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -46,11 +47,11 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         context = x if context is None else context
         q, k, v = (
-            t.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, dim_head)
+            rearrange(t, "b n (heads d) -> b heads n d", heads=self.heads)
             for t in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        out = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, dim_head)
-        return self.to_out(out.transpose(1, 2).flatten(2))  # (B, N, C)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out(rearrange(out, "b heads n d -> b n (heads d)"))
 
 
 class BasicTransformerBlock(nn.Module):
@@ -111,19 +112,21 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Linear(inner, channels) if use_linear else nn.Conv2d(inner, channels, 1)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        height, width = x.shape[2:]
+        height = x.shape[2]
         h = self.norm(x)
+        if not self.use_linear:
+            h = self.proj_in(h)
+        h = rearrange(h, "b c h w -> b (h w) c")
         if self.use_linear:
-            h = self.proj_in(h.flatten(2).transpose(1, 2))  # (B, HW, C)
-        else:
-            h = self.proj_in(h).flatten(2).transpose(1, 2)  # (B, HW, C)
+            h = self.proj_in(h)
         for block in self.transformer_blocks:
             h = block(h, context)
         if self.use_linear:
-            h = self.proj_out(h).transpose(1, 2).unflatten(2, (height, width))
-        else:
-            h = self.proj_out(h.transpose(1, 2).unflatten(2, (height, width)))
-        return x + h  # (B, C, H, W)
+            h = self.proj_out(h)
+        h = rearrange(h, "b (h w) c -> b c h w", h=height)
+        if not self.use_linear:
+            h = self.proj_out(h)
+        return x + h
 
 
 class AttentionBlock(nn.Module):
@@ -137,7 +140,9 @@ class AttentionBlock(nn.Module):
         self.proj_out = nn.Conv1d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.qkv(self.norm(x.flatten(2)))  # (B, 3C, HW), each head's q, k and v side by side
-        q, k, v = h.unflatten(1, (self.heads, -1)).transpose(2, 3).chunk(3, dim=-1)  # (B, heads, HW, C/heads)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(1, 2)  # (B, C, HW)
-        return x + self.proj_out(h).unflatten(2, x.shape[2:])
+        height = x.shape[2]
+        h = self.qkv(self.norm(rearrange(x, "b c h w -> b c (h w)")))
+        q, k, v = rearrange(h, "b (heads qkv d) n -> qkv b heads n d", heads=self.heads, qkv=3)
+        h = F.scaled_dot_product_attention(q, k, v)
+        h = self.proj_out(rearrange(h, "b heads n d -> b (heads d) n"))
+        return x + rearrange(h, "b c (h w) -> b c h w", h=height)

@@ -1,6 +1,7 @@
 """The convolutional encoder and decoder of the autoencoder, under the original's names."""
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.errors import InputError
@@ -64,9 +65,9 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        q, k, v = (f(h).flatten(2).transpose(1, 2).unsqueeze(1) for f in (self.q, self.k, self.v))
-        h = F.scaled_dot_product_attention(q, k, v)  # (B, 1, HW, C)
-        return x + self.proj_out(h.squeeze(1).transpose(1, 2).reshape(x.shape))
+        q, k, v = (rearrange(f(h), "b c h w -> b 1 (h w) c") for f in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(rearrange(h, "b 1 (h w) c -> b c h w", h=x.shape[2]))
 
 
 def make_attention(channels: int, attn_type: str, norm_groups: int) -> nn.Module:

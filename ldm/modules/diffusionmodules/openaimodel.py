@@ -279,8 +279,8 @@ class Free_UNetModel(UNetModel):
 
     @freeu.setter
     def freeu(self, settings: FreeUSettings) -> None:
-        self._freeu = settings
         self.factors = settings.factors(self.decoder_stages, self.model_channels)
+        self._freeu = settings
 
     def hit_blocks(self) -> dict[int, tuple[float, float]]:
         """The output blocks that FreeU changes, each with its b and s."""
