@@ -1,0 +1,185 @@
+"""Checkpoints: read without running anything in them, renamed here and nowhere else, put into a model."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ldm.device import pick_device, pick_dtype
+from ldm.download import KNOWN_FILES
+from ldm.download import download as fetch
+from ldm.errors import InputError
+from ldm.misfit import likely_nature, misfit
+from ldm.torch_file import LEGACY_START, ZIP_START, read_torch_file
+from ldm.util import CHECKPOINTS, instantiate_from_config, load_config
+
+# Some releases of transformers leave a level out of the names of CLIP's text tower; the model has it.
+SHORT_CLIP_KEY: Final = re.compile(r"^cond_stage_model\.transformer\.(?=embeddings|encoder|final_layer_norm)")
+FULL_CLIP_KEY: Final = "cond_stage_model.transformer.text_model."
+
+# Keys that a file may have though the model has no use for them, and why it has none.
+HARMLESS: Final = {
+    r"model_ema\..*": "averaged weights beside the plain ones",
+    r"(first_stage_model\.)?loss\..*": "the autoencoder's training loss and its discriminator",
+    r"betas|logvar|(alphas|sqrt|log_one_minus|posterior)_\w+": "the schedule, computed from the config",
+    r"cond_stage_model\..*\bposition_ids": "0 to 76",
+    r"cond_stage_model\..*\battn_mask": "the causal mask, computed",
+    r"cond_stage_model\.model\.visual\..*": "the image tower, which no prompt passes through",
+    r"cond_stage_model\.model\.(text_projection|logit_scale)": "for comparing a text with a picture",
+}
+HARMLESS_KEY: Final = re.compile("|".join(f"(?:{pattern})" for pattern in HARMLESS))
+
+
+def load_model(
+    config: str | DictConfig,
+    ckpt: str | Path | None = None,
+    device: str | torch.device = "auto",
+    dtype: Literal["auto"] | torch.dtype = "auto",
+    overrides: Iterable[str] = (),
+    download: bool = False,
+) -> nn.Module:
+    """The model of a config with the weights of a checkpoint, in eval mode.
+
+    Args:
+        config: a file, a bare name looked up in `configs/`, or a config already loaded.
+        ckpt: a file, or a bare name looked up in `checkpoints/`; by default the config's own `checkpoint`.
+        device: "auto" is CUDA, then MPS, then the CPU.
+        dtype: of the weights; "auto" is what the device does fast and safely.
+        overrides: `key=value` dotlist entries that change the config.
+        download: fetch a known checkpoint that is not there. Nothing is fetched otherwise.
+
+    Raises:
+        InputError: something is not there, damaged, or does not fit the config.
+    """
+    if isinstance(config, str):
+        config = load_config(config, overrides)
+    else:
+        config = DictConfig(OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides))))
+    if "model" not in config:
+        raise InputError("The config has no `model:` section.")
+    name = ckpt or config.get("checkpoint")
+    if not name:
+        raise InputError("The config names no checkpoint: give one with --ckpt.")
+
+    path = find_checkpoint(name, download)
+    device = pick_device(device)
+    tensors = read_tensors(path)
+    model = build_on_meta(config.model)
+    try:
+        fill(model, tensors, pick_dtype(device) if dtype == "auto" else dtype, device)
+    except InputError as error:
+        raise InputError(f"{path} {error}") from None
+    return model.eval()
+
+
+def find_checkpoint(name: str | Path, download: bool = False) -> Path:
+    """The file of that path, or of that bare name in `checkpoints/`; `download` fetches a missing one."""
+    path = Path(name).expanduser()
+    home = CHECKPOINTS / path if path.name == str(path) else path
+    for place in (path, home):
+        if os.path.exists(place):  # noqa: PTH110, as Path.exists fails on names that are too long
+            return place
+    if download:
+        return fetch(home.name, into=home.parent)
+
+    known = KNOWN_FILES.get(home.name)
+    if known is None:
+        names = ", ".join(KNOWN_FILES)
+        raise InputError(f"There is no checkpoint at {home}. The files known here are {names}.")
+    size = f", {known.bytes / 1e9:.1f} GB" if known.bytes else ""
+    digest = f", sha256 {known.sha256}" if known.sha256 else ""
+    raise InputError(
+        f"There is no checkpoint at {home}.\nThe file of that name in {known.repo} on the hub belongs there"
+        f"{size}{digest}: put it there, or add --download to have it fetched."
+    )
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a .safetensors, .ckpt, .pt or .pth file, known by its content and not by its name.
+
+    The tensors are mapped from the file, in its own precision; nothing in the file is run. Raises InputError
+    that says what the file is instead, or how it is damaged.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(512)
+        if head.startswith((ZIP_START, LEGACY_START)):
+            return read_torch_file(Path(path))
+        # Safetensors begins with the length of its header, below 100 MB in eight bytes, and the header's
+        # brace.
+        if head[4:9] != b"\0\0\0\0{":
+            raise InputError(_nature(head))
+        with safe_open(path, framework="pt") as handle:
+            return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except SafetensorError as error:
+        raise InputError(f"{path} has a header that does not fit it ({error}): download it again") from None
+    except InputError as error:
+        raise InputError(f"{path} {error}") from None
+
+
+def _nature(head: bytes) -> str:
+    """What a file that begins so is, in words for whoever took it for a checkpoint."""
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not head:
+        return "is empty: download it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer in the place of the file: run git lfs pull, or download the file itself"
+    if start.startswith(b"<"):
+        return "is a web page (HTML) saved under this name: download the file that the page offers"
+    if min(head) >= ord("\t"):
+        return "is a text, not a checkpoint"
+    if head.startswith(b"\x80"):
+        return "is a pickle that torch.save did not write, and is not opened"
+    return "is neither safetensors nor a file of torch.save, or was cut off"
+
+
+def build_on_meta(config: Mapping[str, Any]) -> nn.Module:
+    """The model of a `target` and its `params`, with shapes and no weights: no time and no memory spent."""
+    with torch.device("meta"):
+        return instantiate_from_config(config)
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> None:
+    """Puts a state dict in the place of a model's meta tensors, in this precision and on this device.
+
+    Each tensor is cast and moved by itself, and assigned, so that there is never a second copy of the model.
+    Weights that need no change stay views of the mapped file. Raises InputError that lists the keys that are
+    missing, unexpected or of another shape; what a module has computed by itself (not on meta) may be
+    missing.
+    """
+    slots = model.state_dict()
+    named = {_model_key(key, slots): tensor for key, tensor in tensors.items()}
+    given = {key: tensor for key, tensor in named.items() if not _is_needless(key, slots)}
+    faults = misfit(slots, given)
+    if faults:
+        raise InputError("\n  ".join(["does not fit the config" + likely_nature(slots, named), *faults]))
+
+    weights: dict[str, Tensor] = {}
+    for key, tensor in given.items():
+        slot = slots[key]
+        weights[key] = tensor.to(device, dtype if slot.is_floating_point() else slot.dtype)
+    model.load_state_dict(weights, strict=False, assign=True)
+
+    hollow = [name for name, it in chain(model.named_parameters(), model.named_buffers()) if it.is_meta]
+    if hollow:
+        raise RuntimeError(f"left on meta, to be made under torch.device('cpu'): {', '.join(hollow)}")
+    model.to(device)
+
+
+def _model_key(key: str, slots: Mapping[str, Tensor]) -> str:
+    """A checkpoint's key under the model's name for it."""
+    return key if key in slots else SHORT_CLIP_KEY.sub(FULL_CLIP_KEY, key)
+
+
+def _is_needless(key: str, slots: Mapping[str, Tensor]) -> bool:
+    """Whether the key is a harmless one that the model has no place for, or has computed by itself."""
+    return bool(HARMLESS_KEY.fullmatch(key)) and not (key in slots and slots[key].is_meta)

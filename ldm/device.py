@@ -1,0 +1,33 @@
+"""The device to compute on, and the precision it computes in."""
+
+import torch
+
+from ldm.errors import InputError
+
+
+def pick_device(name: str | torch.device = "auto") -> torch.device:
+    """The device of that name, if it is there; "auto" is CUDA, then MPS, then the CPU. Raises InputError."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, found in there.items() if found))
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"there is no kind of device called {name!r}: give auto, cuda, mps or cpu") from None
+    if not there.get(device.type, True):
+        raise InputError(
+            f"{name} is asked for, but torch finds no such device here: give --device auto or cpu"
+        )
+    return device
+
+
+def pick_dtype(device: torch.device) -> torch.dtype:
+    """The precision that a device computes fast and safely in."""
+    match device.type:
+        case "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        case "mps":
+            return torch.float16
+    # Few processors multiply in bfloat16; on the others it is slower than float32.
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return torch.bfloat16 if has_amx() else torch.float32

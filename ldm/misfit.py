@@ -1,0 +1,95 @@
+"""Says how a checkpoint and a model differ, and what the checkpoint seems to be instead."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from torch import Size, Tensor
+
+PARTS: Final = {
+    "U-Net": "model.diffusion_model.",
+    "autoencoder": "first_stage_model.",
+    "text encoder": "cond_stage_model.",
+    "other": "",
+}
+
+# What a file is that has such keys.
+FOREIGN: Final = {
+    "down_blocks.": "a U-Net in the layout of diffusers: give the single-file checkpoint instead",
+    "conditioner.embedders.": "a Stable Diffusion XL, which is not supported",
+    "lora_": "a LoRA, which changes a model and is none",
+}
+
+# Stable Diffusion by the width of the text it attends to.
+FAMILIES: Final = {
+    768: "Stable Diffusion 1 (v1-inference.yaml)",
+    1024: "Stable Diffusion 2 (v2-inference.yaml, v2-inference-v.yaml)",
+}
+
+State = Mapping[str, Tensor]
+
+
+def misfit(slots: State, given: State) -> list[str]:
+    """A line for each part of the model that differs: counts of each fault, and three keys as examples.
+
+    `slots` is the model's state dict, where only tensors on meta have to be given.
+    """
+    faults = {
+        "missing": [(key, "") for key, slot in slots.items() if slot.is_meta and key not in given],
+        "unexpected": [(key, "") for key in given if key not in slots],
+        "of another shape": [
+            (key, f" {tuple(tensor.shape)}, not {tuple(slots[key].shape)}")
+            for key, tensor in given.items()
+            if key in slots and tensor.shape != slots[key].shape
+        ],
+    }
+    lines = []
+    for part in PARTS:
+        counts = []
+        for fault, keys in faults.items():
+            examples = [f"{key[:80]!r}{shapes}" for key, shapes in keys if _part(key) == part]
+            if examples:
+                more = ", ..." if len(examples) > 3 else ""
+                counts.append(f"{len(examples)} {fault} ({', '.join(examples[:3])}{more})")
+        if counts:
+            lines.append(f"{part}: {'; '.join(counts)}")
+    return lines
+
+
+def likely_nature(slots: State, tensors: State) -> str:
+    """What the file seems to be instead, when its keys or shapes give it away; else empty."""
+    plain = any(key.startswith(PARTS["U-Net"]) for key in tensors)
+    if not plain and any(key.startswith("model_ema.") for key in tensors):
+        return ": it holds only averaged (EMA) weights, under model_ema.*, and not the plain ones"
+    for mark, nature in FOREIGN.items():
+        if any(mark in key for key in tensors):
+            return f": it is {nature}"
+
+    if differing := _differing("attn2.to_k.weight", slots, tensors):
+        has, wants = differing
+        return f": its U-Net is {_family(has[1])}, the config's {_family(wants[1])}"
+    if differing := _differing("input_blocks.0.0.weight", slots, tensors):
+        has, wants = differing
+        kind = " (for inpainting)" if has[1] == 9 else ""
+        return f": its U-Net takes {has[1]} channels{kind}, the config's {wants[1]}"
+    if differing := _differing("proj_in.weight", slots, tensors):
+        linear = str(len(differing[0]) == 2).lower()
+        return f": it needs use_linear_in_transformer: {linear} in unet_config.params"
+    return ""
+
+
+def _differing(name: str, slots: State, tensors: State) -> tuple[Size, Size] | None:
+    """The shapes of the first tensor so named in the U-Net that differs, in the file and in the model."""
+    for key in slots:
+        if key.startswith(PARTS["U-Net"]) and key.endswith(f".{name}") and key in tensors:
+            has, wants = tensors[key].shape, slots[key].shape
+            if has != wants and min(len(has), len(wants)) > 1:
+                return has, wants
+    return None
+
+
+def _family(context_dim: int) -> str:
+    return FAMILIES.get(context_dim, f"one for text of width {context_dim}")
+
+
+def _part(key: str) -> str:
+    return next(part for part, prefix in PARTS.items() if key.startswith(prefix))
