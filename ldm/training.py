@@ -27,15 +27,15 @@ SHOWN_SEED = 2**32  # of the scenes that are shown; training's seeds lie below
 class Stage(pl.LightningModule):
     """What both stages share: the optimizer, and the weights written for inference at the end.
 
-    The learning rate warms up over 200 steps, stays, and falls to zero over the last fifth of `max_steps`, so that a
-    run can be lengthened at any time before that.
+    The learning rate warms up over 200 steps, stays, and falls to zero over the last fifth of `max_steps`, so
+    that a run can be lengthened at any time before that.
     """
 
     def __init__(self, lr: float, weight_decay: float, batch_size: int):
         super().__init__()
         self.lr, self.weight_decay, self.batch_size = lr, weight_decay, batch_size
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             parameters, lr=self.lr, betas=(0.9, 0.99), weight_decay=self.weight_decay
@@ -66,7 +66,7 @@ class Stage(pl.LightningModule):
 
 
 class AutoencoderTraining(Stage):
-    """The first stage: reconstruction in L1, of pixels and of their differences, with a light pull to the normal.
+    """The first stage: reconstruction in L1 of pixels and of their differences, lightly drawn to the normal.
 
     `data` goes to `ScenePictures`. `kl_weight` multiplies the mean divergence a latent number, in nats.
     """
@@ -116,26 +116,27 @@ class AutoencoderTraining(Stage):
 
 @torch.no_grad()
 def standardise(autoencoder: AutoencoderKL, pictures: ScenePictures) -> None:
-    """Folds into the two 1x1 convolutions that each latent channel has mean 0 and deviation 1 on these pictures.
+    """Brings each latent channel to mean 0 and deviation 1 on these pictures, in the two 1x1 convolutions.
 
     The decoder gets the old latents back, so that reconstructions stay the same.
     """
     latents = torch.cat([autoencoder.encode(batch).mode() for batch in DataLoader(pictures, 16)])
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))  # (C,) each
     channels = len(mean)
-    into, out_of = autoencoder.quant_conv, autoencoder.post_quant_conv
-    out_of.bias += out_of.weight[:, :, 0, 0] @ mean
-    out_of.weight *= std[None, :, None, None]
-    into.weight[:channels] /= std[:, None, None, None]
-    into.bias[:channels] = (into.bias[:channels] - mean) / std
-    into.bias[channels:] -= 2 * std.log()
+    weight, bias = autoencoder.post_quant_conv.parameters()
+    bias.add_(weight[:, :, 0, 0] @ mean)
+    weight.mul_(std[None, :, None, None])
+    weight, bias = autoencoder.quant_conv.parameters()  # of means, then log variances
+    weight[:channels] /= std[:, None, None, None]
+    bias[:channels] = (bias[:channels] - mean) / std
+    bias[channels:] -= 2 * std.log()
 
 
 class DiffusionTraining(Stage):
     """The second stage: the U-Net and the text encoder together, on latents of a finished autoencoder.
 
-    `model` is a `LatentDiffusion` config, `autoencoder` the first stage's weights, `data` goes to `SceneLatents`,
-    which keeps the latents in the file `cache`.
+    `model` is a `LatentDiffusion` config, `autoencoder` the first stage's weights, `data` goes to
+    `SceneLatents`, which keeps the latents in the file `cache`.
     """
 
     def __init__(
@@ -176,7 +177,7 @@ class DiffusionTraining(Stage):
         )
 
     def val_dataloader(self) -> DataLoader:
-        captions = [describe(draw_scene(default_rng((SHOWN_SEED, i)))) for i in range(SHOWN)]
+        captions: Any = [describe(draw_scene(default_rng((SHOWN_SEED, i)))) for i in range(SHOWN)]
         return DataLoader(captions, SHOWN)
 
     def export(self, path: Path) -> None:

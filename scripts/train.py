@@ -4,8 +4,9 @@
     python scripts/train.py --config configs/train/tiny.yaml --outdir runs/diffusion
 
 The folder gets checkpoints, the loss as CSV, sample pictures and, at the end, the weights for inference
-(model.safetensors). A run whose folder holds a checkpoint goes on from it. Trailing arguments change the config;
-`trainer.*` are Lightning's own options: `trainer.devices=8 trainer.num_nodes=2` trains on two machines of eight GPUs.
+(model.safetensors). A run whose folder holds a checkpoint goes on from it. Trailing arguments change the
+config; `trainer.*` are Lightning's own options: `trainer.devices=8 trainer.num_nodes=2` trains on two
+machines of eight GPUs.
 """
 
 import argparse
@@ -22,7 +23,9 @@ from ldm.util import instantiate_from_config, load_config
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", required=True, help="what to train, a file of configs/train")
     parser.add_argument("--outdir", type=Path, required=True, help="where everything goes")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
@@ -49,7 +52,9 @@ def train(config_name: str, outdir: Path, overrides: list[str]) -> None:
         log_every_n_steps=10,
         **OmegaConf.to_container(config.trainer),
     )
-    module = instantiate_from_config({"target": config.target, "params": OmegaConf.to_container(config.params)})
+    module = instantiate_from_config(
+        {"target": config.target, "params": OmegaConf.to_container(config.params)}
+    )
     trainer.fit(module, ckpt_path=last if last.is_file() else None)
 
     # The averaged weights are the module's own once training has ended.

@@ -1,13 +1,19 @@
-"""What every test shares: the recipe of the golden inputs and weights, and one thread, so that runs are alike."""
+"""What every test shares: the recipe of the goldens' inputs and weights, and one thread."""
 
+import importlib.util
 import json
 import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from ldm.util import CHECKPOINTS, ROOT, instantiate_from_config, load_config
 
 torch.set_num_threads(1)
 
@@ -53,3 +59,63 @@ def golden_parameters(name: str) -> dict:
 def _no_gradients():
     with torch.no_grad():
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model's weights; random ones of their shapes where they have not been trained yet."""
+    trained = CHECKPOINTS / "tiny.safetensors"
+    if trained.is_file():
+        return trained
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = instantiate_from_config(load_config("tiny.yaml").model)
+    path = tmp_path_factory.mktemp("checkpoints") / "tiny.safetensors"
+    save_file({name: p.detach().half().contiguous() for name, p in model.named_parameters()}, path)
+    return path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of a script came to."""
+
+    code: int
+    out: str
+    err: str
+    folder: Path
+
+    def pictures(self) -> list[Path]:
+        """The single pictures and comparisons, in order of their numbers."""
+        return sorted(self.folder.glob("*/*.png"))
+
+
+SMALL = ["--H", "32", "--W", "32", "--steps", "2", "--device", "cpu", "--precision", "full"]
+
+
+@pytest.fixture
+def txt2img(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """Runs scripts/txt2img.py on the embedded model, in few steps on small pictures unless told otherwise.
+
+    Every run has a folder of its own, or the one named by `into`.
+    """
+    spec = importlib.util.spec_from_file_location("txt2img", ROOT / "scripts" / "txt2img.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    count = 0
+
+    def run(*argv: object, into: Path | None = None, defaults: list[str] = SMALL) -> Outcome:
+        nonlocal count
+        count += 1
+        folder = into or tmp_path / f"run{count}"
+        always = ["--ckpt", tiny_checkpoint, "--outdir", folder] if defaults else ["--outdir", folder]
+        capsys.readouterr()
+        try:
+            code = script.main([str(word) for word in (*always, *defaults, *argv)])
+        except SystemExit as stop:
+            code = stop.code
+        return Outcome(code, *capsys.readouterr(), folder)
+
+    return run

@@ -1,4 +1,4 @@
-"""Scenes as training data: pictures for the autoencoder, cached latents with captions for the diffusion model."""
+"""Scenes as training data: pictures for the autoencoder, latents with captions for the diffusion model."""
 
 from pathlib import Path
 
@@ -49,7 +49,9 @@ class SceneLatents(Dataset):
             encode_scenes(cache, autoencoder, count, side, seed)
         self.latents = np.load(cache, mmap_mode="r")
         if len(self.latents) != count:
-            raise ValueError(f"{cache} holds {len(self.latents)} latents, the config asks for {count}: remove it.")
+            raise ValueError(
+                f"{cache} holds {len(self.latents)} latents, the config asks for {count}: remove it."
+            )
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -66,7 +68,7 @@ class SceneLatents(Dataset):
 def encode_scenes(cache: Path, autoencoder: AutoencoderKL, count: int, side: int, seed: int) -> None:
     """Renders and encodes `count` scenes into the file `cache`, (count, C, h, w) in float16."""
     pictures = ScenePictures(count, side, seed=seed)
-    loader = torch.utils.data.DataLoader(pictures, batch_size=16)
+    loader = torch.utils.data.DataLoader(pictures, batch_size=16, num_workers=1)
     device = next(autoencoder.parameters()).device
     latents = [
         autoencoder.encode(batch.to(device)).mode().half().cpu().numpy()

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from ldm.data.scenes import Scene, Thing
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
 
 PALETTE = {
     "red": (214, 48, 49),
@@ -46,7 +46,7 @@ def _cross(arm: float = 0.34) -> Array:
 # Corners of each shape of radius one; circle and ring have a formula instead.
 POLYGONS = {
     "square": _regular(4, (1.2,), np.pi / 4),
-    "triangle": _regular(3, (1.15,)) + np.float32([0, 0.2]),
+    "triangle": _regular(3, (1.15,)) + np.array([0, 0.2], np.float32),
     "star": _regular(10, (1.12, 0.47)),
     "heart": _heart(),
     "cross": _cross(),
@@ -55,7 +55,7 @@ POLYGONS = {
 
 
 def polygon_distance(x: Array, y: Array, corners: Array) -> Array:
-    """Signed distance of positions to a polygon's edge, negative inside; x and y of one shape, `corners` (n, 2)."""
+    """Signed distance to a polygon's edge, negative inside; x and y of one shape, `corners` (n, 2)."""
     nearest = np.full_like(x, np.inf)  # squared
     inside = np.zeros(x.shape, bool)
     for (ax, ay), (bx, by) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
@@ -83,7 +83,7 @@ def shape_distance(thing: Thing, x: Array, y: Array) -> Array:
 
 def shade_of(colour: Array) -> Array:
     """The second shade of a texture: dark colours are lightened, light ones darkened."""
-    light = colour @ np.float32([0.299, 0.587, 0.114])
+    light = colour @ np.array([0.299, 0.587, 0.114], np.float32)
     return colour + 0.5 * (1 - colour) if light < 0.5 else 0.62 * colour
 
 
@@ -94,7 +94,7 @@ def coverage(d: Array, softness: float) -> Array:
 
 def surface(colour_name: str, texture: str, x: Array, y: Array, pixel: float, rng: Generator) -> Array:
     """The colour of a textured surface at positions x and y: (*x.shape, 3) in [0, 1]."""
-    colour = np.float32(PALETTE[colour_name]) / 255
+    colour = np.array(PALETTE[colour_name], np.float32) / 255
     direction = (0.0, np.pi / 2, np.pi / 4, -np.pi / 4)[rng.integers(4)]
     phase = rng.random(2).astype(np.float32)
     if texture == "plain":
@@ -115,12 +115,14 @@ def surface(colour_name: str, texture: str, x: Array, y: Array, pixel: float, rn
 def render(scene: Scene, side: int) -> NDArray[np.uint8]:
     """The scene as a square picture, (side, side, 3)."""
     rng = default_rng(scene.seed)
-    pixel = np.float32(1 / side)
+    pixel = 1 / side
     centres = (np.arange(side, dtype=np.float32) + 0.5) / side
     y, x = np.meshgrid(centres, centres, indexing="ij")  # (side, side) each
 
     # The background darkens a little towards the bottom.
-    picture = surface(scene.background, scene.background_texture, x, y, pixel, rng) * (1.03 - 0.08 * y)[..., None]
+    picture = (
+        surface(scene.background, scene.background_texture, x, y, pixel, rng) * (1.03 - 0.08 * y)[..., None]
+    )
     for thing in scene.things:
         reach = 1.2 * thing.radius + 0.06
         rows, columns = (

@@ -11,7 +11,8 @@ TEXTURES = ("plain", "striped", "dotted", "checkered")
 SIZES = ("small", "large")
 RELATIONS = ("left of", "right of", "above", "below")
 
-# Pairs that training never shows, one a shape and one a colour, so that tests can ask for what was not learnt by rote.
+# Pairs that training never shows, one a shape and one a colour, so that tests can ask for what was not learnt
+# by rote.
 HELD_OUT = frozenset((shape, COLOURS[(3 * i + 2) % 8]) for i, shape in enumerate(SHAPES))
 
 # Half-widths of the objects as fractions of the picture's side.
@@ -75,7 +76,10 @@ def draw_scene(rng: Generator, held_out: bool = False) -> Scene:
     start = rng.uniform(0.03, 0.97 - span)
     before, after = (first, second) if relation in ("left of", "above") else (second, first)
     along = {id(before): start + before.radius, id(after): start + span - after.radius}
-    across = {id(t): rng.uniform(max(0.35, t.radius + 0.04), 1 - max(0.35, t.radius + 0.04)) for t in (first, second)}
+    across = {
+        id(t): rng.uniform(max(0.35, t.radius + 0.04), 1 - max(0.35, t.radius + 0.04))
+        for t in (first, second)
+    }
     if relation in ("left of", "right of"):
         things = tuple(moved(t, along[id(t)], across[id(t)]) for t in (first, second))
     else:
@@ -96,7 +100,7 @@ def texture_words(texture: str) -> tuple[str, ...]:
 
 
 def describe(scene: Scene, rng: Generator | None = None) -> str:
-    """The scene in words: "a large red striped circle left of a small blue star on a dotted green background".
+    """The scene in words: "a large red circle left of a small blue star on a dotted green background".
 
     With `rng` sizes and the background are left out at times, as people leave them out.
     """

@@ -1,14 +1,35 @@
 """FreeU's operator: backbone scaling and skip filtering, without a Fourier transform.
 
-The published filter multiplies a window of the skip's lowest frequencies by s and keeps the real part. That is the
-skip plus (s - 1) times its projection on a few cosines and sines, so two thin matrix products replace two FFTs,
-exactly, in every dtype and at every size.
+The published filter multiplies a window of the skip's lowest frequencies by s and keeps the real part. That
+is the skip plus (s - 1) times its projection on a few cosines and sines, so two thin matrix products replace
+two FFTs, exactly, in every dtype and at every size.
 """
 
+import math
+from collections import defaultdict
 from functools import lru_cache
+from itertools import product
 
 import torch
 from torch import Tensor
+
+Frequency = tuple[int, int]  # cycles down and across the map
+
+
+def window_weights(height: int, width: int, threshold: int) -> dict[Frequency, float]:
+    """g, the weight of each frequency in the filter's window once the real part is taken.
+
+    The window holds the frequencies -t to t - 1 of both axes, or the whole spectrum where that is smaller. A
+    frequency and its mirror then have the mean of their weights: 1 or 1/2.
+    """
+    rows, columns = (
+        range(max(-threshold, -(size // 2)), min(threshold, (size + 1) // 2)) for size in (height, width)
+    )
+    g: dict[Frequency, float] = defaultdict(float)
+    for k, j in product(rows, columns):
+        g[k % height, j % width] += 0.5
+        g[-k % height, -j % width] += 0.5
+    return g
 
 
 @lru_cache(maxsize=64)
@@ -18,28 +39,20 @@ def low_frequency_basis(
 ) -> Tensor:
     """The real functions that the filter's window spans, scaled so that V V^T is the projection: (HW, rank).
 
-    The window holds the frequencies -t to t - 1 of both axes. Taking the real part gives a frequency and its mirror
-    the mean of their weights, g; a pair contributes its cosine and sine, a frequency that is its own mirror (DC,
-    Nyquist) its cosine alone. For t = 1 the rank is 7.
+    A frequency and its mirror contribute a cosine and a sine, one that is its own mirror (DC, Nyquist) its
+    cosine alone. For t = 1 the rank is 7.
     """
-    window = torch.zeros(height, width, dtype=torch.float64)
-    rows = torch.arange(max(-threshold, -(height // 2)), min(threshold, (height + 1) // 2))
-    columns = torch.arange(max(-threshold, -(width // 2)), min(threshold, (width + 1) // 2))
-    window[rows[:, None] % height, columns[None] % width] = 1.0
-    mirrored = window.flip(0, 1).roll((1, 1), (0, 1))  # at k the weight of -k
-    g = (window + mirrored) / 2
-
-    y = torch.arange(height, dtype=torch.float64)[:, None] / height
-    x = torch.arange(width, dtype=torch.float64)[None] / width
+    y = torch.arange(height, dtype=torch.float64, device="cpu")[:, None] / height
+    x = torch.arange(width, dtype=torch.float64, device="cpu")[None] / width
     functions = []
-    for k, j in g.nonzero().tolist():
+    for (k, j), g in window_weights(height, width, threshold).items():
         mirror = (-k % height, -j % width)
-        weight = g[k, j] / (height * width)
-        phase = 2 * torch.pi * (k * y + j * x)  # (H, W)
+        phase = 2 * math.pi * (k * y + j * x)  # (H, W)
         if mirror == (k, j):
-            functions.append(weight.sqrt() * phase.cos())
+            functions.append(math.sqrt(g / (height * width)) * phase.cos())
         elif (k, j) < mirror:
-            functions += [(2 * weight).sqrt() * phase.cos(), (2 * weight).sqrt() * phase.sin()]
+            scale = math.sqrt(2 * g / (height * width))
+            functions += [scale * phase.cos(), scale * phase.sin()]
     return torch.stack(functions, dim=-1).flatten(0, 1).to(device, dtype)  # (HW, rank)
 
 
@@ -59,9 +72,9 @@ def _add_low_frequencies(x: Tensor, threshold: int, gain: float, in_place: bool)
 def fourier_filter(x: Tensor, threshold: int = 1, scale: float = 1.0) -> Tensor:
     """The skip x with its lowest frequencies multiplied by `scale`; (B, C, H, W), real, any dtype and size.
 
-    The window is {-threshold, ..., threshold - 1} on both axes, as in the published code (the paper's eqs. 5 to 7
-    with r_thresh = 1 name DC alone). At threshold 1 the gains are s at DC, (1 + s) / 2 at (+-1, 0), (0, +-1) and
-    +-(1, 1), and 1 elsewhere.
+    The window is {-threshold, ..., threshold - 1} on both axes, as in the published code (the paper's eqs. 5
+    to 7 with r_thresh = 1 name DC alone). At threshold 1 the gains are s at DC, (1 + s) / 2 at (+-1, 0), (0,
+    +-1) and +-(1, 1), and 1 elsewhere.
     """
     return x if scale == 1 else _add_low_frequencies(x, threshold, scale - 1, in_place=False)
 
@@ -69,8 +82,9 @@ def fourier_filter(x: Tensor, threshold: int = 1, scale: float = 1.0) -> Tensor:
 def backbone_factor(h: Tensor, b: float, version: int) -> float | Tensor:
     """alpha, by which half of the backbone h, (B, C, H, W), is multiplied.
 
-    Version 1: b. Version 2 (paper eqs. 2 and 3): (B, 1, H, W) in h's dtype, 1 where the mean over the channels is
-    lowest and b where it is highest; 1 everywhere on a flat map, where the published code divides by zero.
+    Version 1: b. Version 2 (paper eqs. 2 and 3): (B, 1, H, W) in h's dtype, 1 where the mean over the
+    channels is lowest and b where it is highest; 1 everywhere on a flat map, where the published code divides
+    by zero.
     """
     if version == 1:
         return b
@@ -91,8 +105,9 @@ def scale_backbone(h: Tensor, b: float, version: int = 1) -> Tensor:
 def free_u(fused: Tensor, width: int, b: float, s: float, version: int = 1, threshold: int = 1) -> Tensor:
     """FreeU on the concatenation of backbone (the first `width` channels) and skip, (B, width + skip, H, W).
 
-    `fused` is overwritten, since a decoder block owns its concatenation, except where autograd needs its values or
-    it is a view with gaps. A factor of one skips its half of the work, so that all ones leave the bits as they are.
+    `fused` is overwritten, since a decoder block owns its concatenation, except where autograd needs its
+    values or it is a view with gaps. A factor of one skips its half of the work, so that all ones leave the
+    bits as they are.
     """
     backbone, skip = fused[:, :width], fused[:, width:]
     dense = fused.is_contiguous() or fused.is_contiguous(memory_format=torch.channels_last)

@@ -1,6 +1,6 @@
 """FreeU's factors: which they are, which decoder blocks they meet, and the published values."""
 
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,9 +21,9 @@ class DecoderStage:
 class FreeUSettings:
     """The factors of FreeU.
 
-    b scales half of the backbone's channels, s the skip's lowest frequencies; b1, s1 hold at the first stage and b2,
-    s2 at the second. `version` is 1 for a constant backbone factor, 2 for the structure-related one. `threshold` is
-    the half-width of the filter's window in frequencies. `match` says which stages are meant:
+    b scales half of the backbone's channels, s the skip's lowest frequencies; b1, s1 hold at the first stage
+    and b2, s2 at the second. `version` is 1 for a constant backbone factor, 2 for the structure-related one.
+    `threshold` is the half-width of the filter's window in frequencies. `match` says which stages are meant:
 
     - "channels": backbones of 4 and 2 times the U-Net's base width (1280 and 640 in Stable Diffusion), as the
       original code has it: output blocks 0-6 and 7-9 of SD1 and SD2.
@@ -43,12 +43,13 @@ class FreeUSettings:
     def __post_init__(self) -> None:
         for name in ("b1", "b2", "s1", "s2"):
             value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or value < 0:
+            if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max:
                 raise ValueError(f"FreeU's {name} is {value!r}: give a finite number, zero or above.")
-        if self.version not in (1, 2):
-            raise ValueError(f"FreeU's version is {self.version!r}: give 1 (constant) or 2 (structure-related).")
-        if not isinstance(self.threshold, int) or self.threshold < 1:
+        if type(self.version) is not int or self.version not in (1, 2):
+            raise ValueError(
+                f"FreeU's version is {self.version!r}: give 1 (constant) or 2 (structure-related)."
+            )
+        if type(self.threshold) is not int or self.threshold < 1:
             raise ValueError(f"FreeU's threshold is {self.threshold!r}: give a whole number from 1 up.")
         if self.match not in ("channels", "resolution"):
             raise ValueError(f"FreeU's match is {self.match!r}: give 'channels' or 'resolution'.")
@@ -79,7 +80,7 @@ class FreeUSettings:
             first, second = 4 * model_channels, 2 * model_channels
         else:
             keys = [stage.downsampling for stage in stages]
-            first, second = (sorted(set(keys), reverse=True) + [0, 0])[:2]
+            first, second = [*sorted(set(keys), reverse=True), 0, 0][:2]
         by_key = {first: (self.b1, self.s1), second: (self.b2, self.s2)}
         if not by_key.keys() & set(keys):
             raise ValueError(

@@ -12,8 +12,8 @@ from ldm.modules.distributions import DiagonalGaussianDistribution
 class AutoencoderKL(nn.Module):
     """The first stage of latent diffusion.
 
-    `ddconfig` describes encoder and decoder, `embed_dim` is the number of latent channels. `lossconfig` and `monitor`
-    belong to the original's training and are accepted so that its configs load.
+    `ddconfig` describes encoder and decoder, `embed_dim` is the number of latent channels. `lossconfig` and
+    `monitor` belong to the original's training and are accepted so that its configs load.
     """
 
     def __init__(
@@ -42,7 +42,9 @@ class AutoencoderKL(nn.Module):
         """Pictures, near [-1, 1], of latents z, (B, embed_dim, h, w) to (B, 3, fh, fw)."""
         return self.decoder(self.post_quant_conv(z))
 
-    def forward(self, x: Tensor, sample_posterior: bool = True) -> tuple[Tensor, DiagonalGaussianDistribution]:
+    def forward(
+        self, x: Tensor, sample_posterior: bool = True
+    ) -> tuple[Tensor, DiagonalGaussianDistribution]:
         """Reconstruction and posterior of pictures x, (B, 3, H, W)."""
         posterior = self.encode(x)
         return self.decode(posterior.sample() if sample_posterior else posterior.mode()), posterior

@@ -31,8 +31,8 @@ class FeedForward(nn.Module):
 class CrossAttention(nn.Module):
     """Attention of tokens x on a context, or on themselves when there is none.
 
-    `scaled_dot_product_attention` scales before it sums or accumulates in float32, so that SD2.1's large products
-    do not overflow in half precision.
+    `scaled_dot_product_attention` scales before it sums or accumulates in float32, so that SD2.1's large
+    products do not overflow in half precision.
     """
 
     def __init__(self, query_dim: int, context_dim: int | None, heads: int, dim_head: int, dropout: float):
@@ -84,8 +84,8 @@ class BasicTransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Transformer blocks over the positions of a map, (B, C, H, W) to the same shape.
 
-    The projections in and out are 1x1 convolutions in SD1 and linear layers in SD2 (`use_linear`): the same values
-    under other shapes.
+    The projections in and out are 1x1 convolutions in SD1 and linear layers in SD2 (`use_linear`): the same
+    values under other shapes.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 class DiagonalGaussianDistribution:
-    """A Gaussian with a diagonal covariance from `moments`, (B, 2C, H, W): mean and log variance on top of each other.
+    """A Gaussian with a diagonal covariance, from `moments` (B, 2C, H, W): its mean, then its log variance.
 
     The log variance is held between -30 and 20, as in latent diffusion.
     """
@@ -19,7 +19,7 @@ class DiagonalGaussianDistribution:
         return torch.exp(0.5 * self.logvar)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """One draw, (B, C, H, W); the noise is made on the CPU so that a seed gives one latent on every device."""
+        """One draw, (B, C, H, W); its noise is made on the CPU, so that a seed means one on every device."""
         noise = torch.randn(self.mean.shape, generator=generator, dtype=torch.float32)
         return self.mean + self.std * noise.to(self.mean)
 

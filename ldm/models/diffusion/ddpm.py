@@ -20,7 +20,9 @@ class DiffusionWrapper(nn.Module):
     def __init__(self, unet_config: Mapping[str, Any], conditioning_key: str | None):
         super().__init__()
         if conditioning_key not in (None, "crossattn", "concat", "hybrid", "adm"):
-            raise InputError(f"conditioning_key {conditioning_key!r} is not one of crossattn, concat, hybrid, adm.")
+            raise InputError(
+                f"conditioning_key {conditioning_key!r} is not one of crossattn, concat, hybrid, adm."
+            )
         self.diffusion_model = instantiate_from_config(unet_config)
         self.conditioning_key = conditioning_key
 
@@ -31,7 +33,8 @@ class DiffusionWrapper(nn.Module):
         if self.conditioning_key in ("concat", "hybrid"):
             x = torch.cat([x, *c["c_concat"]], dim=1)  # (B, C + C', H, W)
         if self.conditioning_key in ("crossattn", "hybrid"):
-            return self.diffusion_model(x, t, context=torch.cat(list(c["c_crossattn"]), dim=1))
+            context = torch.cat(list(c["c_crossattn"]), dim=1)  # (B, tokens, context_dim)
+            return self.diffusion_model(x, t, context=context.to(x.dtype))
         if self.conditioning_key == "adm":
             return self.diffusion_model(x, t, y=c["c_crossattn"][0])
         return self.diffusion_model(x, t)
@@ -40,9 +43,10 @@ class DiffusionWrapper(nn.Module):
 class LatentDiffusion(nn.Module):
     """A trained diffusion model on latents; parameters and names are those of latent-diffusion configs.
 
-    `parameterization` says what the U-Net foretells: the noise ("eps") or the velocity ("v", arXiv 2202.00512).
-    Parameters after `parameterization` belong to the original's training and are accepted so that its configs load.
-    EMA weights are not kept apart: checkpoints hold the averaged weights under the plain names.
+    `parameterization` says what the U-Net foretells: the noise ("eps") or the velocity ("v", arXiv
+    2202.00512). Parameters after `parameterization` belong to the original's training and are accepted so
+    that its configs load. EMA weights are not kept apart: checkpoints hold the averaged weights under the
+    plain names.
     """
 
     def __init__(
@@ -75,13 +79,18 @@ class LatentDiffusion(nn.Module):
         self.scale_factor = scale_factor
         self.channels = channels
         self.image_size = image_size
+        self.alphas_cumprod: Tensor
+        self.sqrt_alphas_cumprod: Tensor
+        self.sqrt_one_minus_alphas_cumprod: Tensor
         self._schedule = make_schedule(timesteps, linear_start, linear_end)
         for name, values in self._schedule.items():
             self.register_buffer(name, values)
         self.model = DiffusionWrapper(unet_config, conditioning_key)
         self.first_stage_model: AutoencoderKL = instantiate_from_config(first_stage_config)
-        unconditional = cond_stage_config == "__is_unconditional__"
-        self.cond_stage_model = None if unconditional else instantiate_from_config(cond_stage_config)
+        # Unconditional models have a word where others have a text encoder.
+        self.cond_stage_model: nn.Module = nn.Identity()
+        if not isinstance(cond_stage_config, str):
+            self.cond_stage_model = instantiate_from_config(cond_stage_config)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LatentDiffusion":
         # The schedule follows the weights to their device but never to half precision.
@@ -152,7 +161,7 @@ class LatentDiffusion(nn.Module):
 
 
 def make_schedule(timesteps: int, linear_start: float, linear_end: float) -> dict[str, Tensor]:
-    """The noise schedule under the names that checkpoints have, computed in float64 and kept in float32, (T,) each.
+    """The noise schedule under the names that checkpoints have, (T,) each, in float32 from float64.
 
     On the CPU whatever the default device, so that a model built on meta has it too.
     """

@@ -1,5 +1,7 @@
 """The convolutional encoder and decoder of the autoencoder, under the original's names."""
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -71,7 +73,7 @@ class AttnBlock(nn.Module):
 
 
 def make_attention(channels: int, attn_type: str, norm_groups: int) -> nn.Module:
-    """The attention that a config names; the original's `vanilla-xformers` is the same function as `vanilla`."""
+    """The attention that a config names; the original's `vanilla-xformers` is the same function."""
     if attn_type in ("vanilla", "vanilla-xformers"):
         return AttnBlock(channels, norm_groups)
     if attn_type == "none":
@@ -95,9 +97,11 @@ class Middle(nn.Module):
 class Stage(nn.Module):
     """The residual blocks of one resolution, each with attention where the config asks for it."""
 
-    def __init__(self, channels: list[int], attention: bool, dropout: float, attn_type: str, norm_groups: int):
+    def __init__(
+        self, channels: list[int], attention: bool, dropout: float, attn_type: str, norm_groups: int
+    ):
         super().__init__()
-        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        pairs = list(pairwise(channels))
         self.block = nn.ModuleList(ResnetBlock(c_in, c_out, dropout, norm_groups) for c_in, c_out in pairs)
         self.attn = nn.ModuleList(
             make_attention(c_out, attn_type, norm_groups) for _, c_out in pairs if attention
@@ -187,7 +191,9 @@ class Decoder(nn.Module):
         stages = []
         for level, mult in reversed(list(enumerate(ch_mult))):
             attention = resolution // 2**level in attn_resolutions
-            stage = Stage([width] + (num_res_blocks + 1) * [ch * mult], attention, dropout, attn_type, norm_groups)
+            stage = Stage(
+                [width] + (num_res_blocks + 1) * [ch * mult], attention, dropout, attn_type, norm_groups
+            )
             width = ch * mult
             if level > 0:
                 stage.upsample = Upsample(width)
@@ -195,7 +201,6 @@ class Decoder(nn.Module):
         self.up = nn.ModuleList(reversed(stages))  # up.0 is the finest, as checkpoints have it
         self.norm_out = normalize(width, norm_groups)
         self.conv_out = nn.Conv2d(width, out_ch, 3, padding=1)
-
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))  # (B, C, H/f, W/f)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.errors import InputError
-from ldm.freeu import DecoderStage, FreeUSettings, free_u
+from ldm.freeu import DecoderStage, FreeUSettings, Match, free_u
 from ldm.modules.attention import AttentionBlock, SpatialTransformer
 from ldm.modules.diffusionmodules.util import timestep_embedding
 
@@ -90,7 +90,9 @@ class ResBlock(nn.Module):
 class TimestepEmbedSequential(nn.Sequential):
     """Layers in a row, each given what it asks for: the time embedding, the context, or the map alone."""
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(  # type: ignore[override]  # a Sequential takes one argument
+        self, x: Tensor, emb: Tensor, context: Tensor | None = None
+    ) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)
@@ -104,10 +106,11 @@ class TimestepEmbedSequential(nn.Sequential):
 class UNetModel(nn.Module):
     """The denoising U-Net, x_t to epsilon or v; parameters and names are those of latent-diffusion configs.
 
-    `attention_resolutions` counts down-sampling factors. Heads are `num_heads` (SD1) or of `num_head_channels` each
-    (SD2). `image_size`, `use_checkpoint`, `use_fp16`, `use_bf16` and `legacy` change nothing at inference and are
-    accepted so that existing configs load; the precision is chosen when a checkpoint is loaded. `norm_groups` is for
-    narrow networks: groups of one or two channels would normalise flat colours away.
+    `attention_resolutions` counts down-sampling factors. Heads are `num_heads` (SD1) or of
+    `num_head_channels` each (SD2). `image_size`, `use_checkpoint`, `use_fp16`, `use_bf16` and `legacy` change
+    nothing at inference and are accepted so that existing configs load; the precision is chosen when a
+    checkpoint is loaded. `norm_groups` is for narrow networks: groups of one or two channels would normalise
+    flat colours away.
 
     `decoder_stages` lists what each output block concatenates.
     """
@@ -145,7 +148,9 @@ class UNetModel(nn.Module):
         if num_heads == -1 and num_head_channels == -1:
             raise InputError("The U-Net needs num_heads or num_head_channels.")
         if use_spatial_transformer and context_dim is None:
-            raise InputError("use_spatial_transformer needs context_dim, the width of the text encoder's output.")
+            raise InputError(
+                "use_spatial_transformer needs context_dim, the width of the text encoder's output."
+            )
         levels = len(channel_mult)
         res_blocks = [num_res_blocks] * levels if isinstance(num_res_blocks, int) else list(num_res_blocks)
         attention_blocks = num_attention_blocks or [n + 1 for n in res_blocks]
@@ -167,6 +172,8 @@ class UNetModel(nn.Module):
 
         def attention(channels: int, disable_self_attn: bool) -> nn.Module:
             heads = num_heads if num_head_channels == -1 else channels // num_head_channels
+            if heads < 1 or channels % heads:
+                raise InputError(f"{channels} channels do not divide into {heads} heads: change num_heads.")
             if not use_spatial_transformer:
                 return AttentionBlock(channels, heads, norm_groups)
             return SpatialTransformer(
@@ -222,9 +229,14 @@ class UNetModel(nn.Module):
             nn.GroupNorm(norm_groups, ch), nn.SiLU(), nn.Conv2d(ch, out_channels, 3, padding=1)
         )
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return next(self.parameters()).dtype
+
     def embed(self, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        """The embedding of timesteps, (B,), and of class labels y where the model has them: (B, 4 model_channels)."""
-        emb = timestep_embedding(timesteps, self.model_channels).to(self.time_embed[0].weight.dtype)
+        """The embedding of timesteps (B,) and of labels y, if the model has them: (B, 4 model_channels)."""
+        emb = timestep_embedding(timesteps, self.model_channels).to(self.dtype)
         emb = self.time_embed(emb)
         return emb if self.num_classes is None else emb + self.label_emb(y)
 
@@ -239,7 +251,7 @@ class UNetModel(nn.Module):
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None
     ) -> Tensor:
-        """The model's output for x_t, (B, in_channels, H, W), at timesteps (B,), given context (B, N, context_dim).
+        """The output for x_t, (B, in_channels, H, W), at timesteps (B,), given context (B, N, context_dim).
 
         H and W are multiples of `downsampling`. Returns (B, out_channels, H, W).
         """
@@ -254,8 +266,8 @@ class UNetModel(nn.Module):
 class Free_UNetModel(UNetModel):
     """A `UNetModel` with FreeU at each decoder concatenation; loads the same checkpoints.
 
-    b1, b2, s1, s2, version, threshold and match are those of `FreeUSettings`, everything else is `UNetModel`'s.
-    `freeu` holds the settings and may be set at any time.
+    b1, b2, s1, s2, version, threshold and match are those of `FreeUSettings`, everything else is
+    `UNetModel`'s. `freeu` holds the settings and may be set at any time.
     """
 
     def __init__(
@@ -267,7 +279,7 @@ class Free_UNetModel(UNetModel):
         *args: Any,
         version: int = 1,
         threshold: int = 1,
-        match: str = "channels",
+        match: Match = "channels",
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
@@ -292,7 +304,9 @@ class Free_UNetModel(UNetModel):
         for i, pair in self.hit_blocks().items():
             blocks.setdefault(pair, []).append(str(i))
         parts = [f"b {b:g}, s {s:g} on output blocks {' '.join(where)}" for (b, s), where in blocks.items()]
-        return f"FreeU V{self.freeu.version}: {'; '.join(parts)}" if parts else "FreeU: off, every factor is one"
+        return (
+            f"FreeU V{self.freeu.version}: {'; '.join(parts)}" if parts else "FreeU: off, every factor is one"
+        )
 
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None
@@ -309,15 +323,13 @@ class Free_UNetModel(UNetModel):
 
 
 def make_label_embedding(num_classes: int | str, adm_in_channels: int | None, dim: int) -> nn.Module:
-    """The embedding of class labels: a table, or layers on a number ("continuous") or a vector ("sequential")."""
+    """The embedding of labels: a table, or layers on a number ("continuous") or a vector ("sequential")."""
     if isinstance(num_classes, int):
         return nn.Embedding(num_classes, dim)
     if num_classes == "continuous":
         return nn.Linear(1, dim)
     if num_classes == "sequential" and adm_in_channels is not None:
-        return nn.Sequential(
-            nn.Sequential(nn.Linear(adm_in_channels, dim), nn.SiLU(), nn.Linear(dim, dim))
-        )
+        return nn.Sequential(nn.Sequential(nn.Linear(adm_in_channels, dim), nn.SiLU(), nn.Linear(dim, dim)))
     raise InputError(
         f"num_classes is {num_classes!r}: give a number, 'continuous', or 'sequential' with adm_in_channels."
     )

@@ -142,3 +142,14 @@ class FrozenOpenCLIPEmbedder(FrozenTextEmbedder):
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.model(tokens, self.depth)
+
+    @property
+    def unread(self) -> dict[str, str]:
+        """How the names of weights begin that no context depends on, and why; some checkpoints lack them."""
+        unread = dict.fromkeys(
+            ("model.text_projection", "model.logit_scale"), "for comparing a text with a picture"
+        )
+        if self.depth is not None:
+            last = len(self.model.transformer.resblocks) - 1
+            unread[f"model.transformer.resblocks.{last}."] = "comes after the penultimate block"
+        return unread

@@ -21,7 +21,9 @@ class WordEmbedder(nn.Module):
         super().__init__()
         self.ids = {word: i for i, word in enumerate(words, start=3)}
         self.max_length = max_length
-        self.transformer = ClipTextTower(width, heads, layers, vocabulary=3 + len(words), positions=max_length)
+        self.transformer = ClipTextTower(
+            width, heads, layers, vocabulary=3 + len(words), positions=max_length
+        )
 
     def forward(self, text: str | list[str]) -> Tensor:
         """The context of one text or several, (B, max_length, width)."""

@@ -1,0 +1,200 @@
+"""FreeU's operator against the published Fourier transform and against loops over pixels."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ldm.freeu import backbone_factor, fourier_filter, free_u, scale_backbone
+from tests.conftest import golden, relative_error, rnd
+
+FORMATS = (torch.contiguous_format, torch.channels_last)
+each_format = pytest.mark.parametrize("memory", FORMATS, ids=["contiguous", "channels_last"])
+each_version = pytest.mark.parametrize("version", [1, 2])
+
+
+def published_filter(x, threshold, scale):
+    """The filter as published: a window of the shifted spectrum is scaled and the real part kept."""
+    height, width = x.shape[-2:]
+    spectrum = torch.fft.fftshift(torch.fft.fft2(x), dim=(-2, -1))
+    rows, columns = (slice(max(0, n // 2 - threshold), n // 2 + threshold) for n in (height, width))
+    spectrum[..., rows, columns] *= scale
+    return torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1))).real
+
+
+def scaled_pixel_by_pixel(h, b, version):
+    """The first half of the channels times alpha, one number after the other."""
+    out = h.clone()
+    for sample, result in zip(h, out, strict=True):
+        channels, height, width = sample.shape
+        mean = [[sum(sample[:, i, j].tolist()) / channels for j in range(width)] for i in range(height)]
+        low, high = min(map(min, mean)), max(map(max, mean))
+        for c, i, j in itertools.product(range(channels // 2), range(height), range(width)):
+            alpha = b if version == 1 else (b - 1) * (mean[i][j] - low) / (high - low) + 1
+            result[c, i, j] *= alpha
+    return out
+
+
+def wave(height, width, k, j):
+    """A real wave of k periods down and j across, at some phase."""
+    y, x = torch.arange(height).double() / height, torch.arange(width).double() / width
+    return torch.cos(2 * math.pi * (k * y[:, None] + j * x[None]) + 0.7)[None, None]
+
+
+@pytest.mark.parametrize("name", golden("fourier_filter"))
+def test_the_filter_gives_the_originals_values(name):
+    which, threshold, scale = name.split("_")
+    x = {"odd": rnd(5, 2, 3, 9, 15), "even": rnd(6, 1, 2, 16, 24)}[which]
+    out = fourier_filter(x, int(threshold[1:]), float(scale[1:]))
+    assert relative_error(out, golden("fourier_filter")[name]) < 1e-6
+
+
+@given(
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
+    threshold=st.integers(1, 12),
+    scale=st.floats(-2, 2),
+    channels=st.integers(1, 3),
+    memory=st.sampled_from(FORMATS),
+)
+def test_the_filter_is_the_published_one_at_every_size(height, width, threshold, scale, channels, memory):
+    x = rnd(height * width, 2, channels, height, width).to(memory_format=memory)
+    exact = published_filter(x.double(), threshold, scale)
+    assert (fourier_filter(x.double(), threshold, scale) - exact).abs().max() < 1e-12
+    assert (fourier_filter(x, threshold, scale) - exact).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("s", [0.2, 1.7, 0.0])
+@pytest.mark.parametrize("size", [(8, 8), (5, 12), (7, 9)])
+def test_gains_at_single_frequencies(size, s):
+    halfway = (1 + s) / 2
+    at_threshold_1 = {
+        (0, 0): s,
+        **dict.fromkeys([(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1)], halfway),
+        **dict.fromkeys([(1, -1), (-1, 1), (2, 0), (0, 2), (2, 1)], 1.0),
+    }
+    at_threshold_2 = {(0, 0): s, (1, 1): s, (1, -1): s, (2, 0): halfway, (2, 2): halfway, (2, -2): 1.0}
+    for threshold, gains in ((1, at_threshold_1), (2, at_threshold_2)):
+        for (k, j), gain in gains.items():
+            x = wave(*size, k, j)
+            assert torch.allclose(fourier_filter(x, threshold, s), gain * x, atol=1e-12), (threshold, k, j)
+
+
+@pytest.mark.parametrize(
+    ("size", "rank"), [((4, 4), 7), ((5, 9), 7), ((8, 12), 7), ((2, 2), 4), ((1, 6), 3), ((1, 1), 1)]
+)
+def test_the_filter_changes_seven_dimensions_and_fewer_on_the_smallest_maps(size, rank):
+    pixels = math.prod(size)
+    units = torch.eye(pixels, dtype=torch.float64).view(1, pixels, *size)
+    change = (fourier_filter(units, 1, 0.0) - units).view(pixels, pixels)
+    assert torch.linalg.matrix_rank(change) == rank
+
+
+def test_a_scale_of_one_returns_the_same_bits():
+    x = rnd(1, 2, 3, 7, 6)
+    assert fourier_filter(x, 1, 1.0) is x
+    assert torch.equal(fourier_filter(x, 3, 1), x)
+
+
+@each_format
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [(1, 1), (5, 12), (7, 9), (17, 13), (32, 32)])
+def test_half_precision_is_within_its_rounding(size, dtype, memory):
+    fused = (rnd(3, 2, 12, *size) + 2).to(dtype).to(memory_format=memory)
+    exact = free_u(fused.float(), 8, 1.4, 0.2, threshold=2)
+    out = free_u(fused, 8, 1.4, 0.2, threshold=2)
+    assert out.dtype == dtype
+    assert relative_error(out.float(), exact) < 4 * torch.finfo(dtype).eps
+
+
+def test_half_precision_does_not_overflow_on_large_maps():
+    x = torch.full((1, 1, 96, 96), 500.0, dtype=torch.float16)
+    assert relative_error(fourier_filter(x, 1, 0.2).float(), torch.full_like(x, 100.0).float()) < 4e-3
+
+
+@each_version
+def test_the_backbone_is_scaled_as_pixel_by_pixel(version):
+    h = rnd(7, 2, 6, 3, 5)
+    assert relative_error(scale_backbone(h, 1.4, version), scaled_pixel_by_pixel(h, 1.4, version)) < 1e-6
+
+
+def test_an_odd_number_of_channels_leaves_the_larger_half_alone():
+    assert scale_backbone(torch.ones(1, 5, 1, 1), 2.0).flatten().tolist() == [2, 2, 1, 1, 1]
+
+
+def test_the_structure_factor_of_a_small_map():
+    h = torch.tensor([[0.0, 4.0], [2.0, 1.0]]).expand(1, 2, 2, 2) + torch.tensor([-3.0, 3.0]).view(1, 2, 1, 1)
+    factor = backbone_factor(h, 1.4, version=2)
+    assert torch.allclose(factor, torch.tensor([[[[1.0, 1.4], [1.2, 1.1]]]]))
+
+
+def test_the_structure_factor_of_a_flat_map_is_one():
+    assert torch.equal(backbone_factor(torch.full((2, 3, 4, 5), 7.0), 1.4, 2), torch.ones(2, 1, 4, 5))
+    assert torch.equal(scale_backbone(rnd(1, 1, 4, 1, 1), 1.4, 2), rnd(1, 1, 4, 1, 1))
+
+
+def test_the_structure_factor_is_each_samples_own():
+    h = rnd(4, 3, 8, 4, 4) * torch.tensor([1.0, 10.0, 0.1]).view(3, 1, 1, 1)
+    alone = [backbone_factor(sample, 1.6, 2) for sample in h.split(1)]
+    assert torch.equal(backbone_factor(h, 1.6, 2), torch.cat(alone))
+    assert all(f.min() == 1 and f.max() == pytest.approx(1.6) for f in alone)
+
+
+@each_format
+@each_version
+def test_a_concatenation_is_overwritten_where_it_lies(version, memory):
+    fused = rnd(8, 2, 14, 6, 5).to(memory_format=memory)
+    before, strides, address = fused.clone(), fused.stride(), fused.data_ptr()
+    out = free_u(fused, 8, 1.3, 0.4, version, threshold=1)
+
+    assert (out.data_ptr(), out.stride()) == (address, strides)
+    assert relative_error(out[:, :8], scaled_pixel_by_pixel(before[:, :8], 1.3, version)) < 1e-6
+    assert relative_error(out[:, 8:], published_filter(before[:, 8:], 1, 0.4)) < 1e-6
+
+
+@each_format
+@each_version
+def test_where_autograd_needs_the_values_nothing_is_overwritten(version, memory):
+    fused = rnd(9, 2, 14, 6, 5).to(memory_format=memory)
+    in_place = free_u(fused.clone(memory_format=torch.preserve_format), 8, 1.3, 0.4, version)
+    with torch.enable_grad():
+        leaf = fused.clone().requires_grad_()
+        out = free_u(leaf, 8, 1.3, 0.4, version)
+    assert torch.equal(leaf, fused)
+    assert relative_error(out.detach(), in_place) < 1e-6
+
+
+@each_version
+def test_a_view_with_gaps_is_left_alone_and_answered_rightly(version):
+    whole = rnd(10, 2, 14, 9, 8)
+    before, cropped = whole.clone(), whole[..., 1:7, 2:7]
+    out = free_u(cropped, 8, 1.3, 0.4, version)
+    assert relative_error(out, free_u(cropped.contiguous(), 8, 1.3, 0.4, version)) < 1e-6
+    assert torch.equal(whole, before)
+
+
+@each_version
+def test_factors_of_one_leave_the_bits_alone(version):
+    fused = rnd(11, 2, 14, 6, 5)
+    assert torch.equal(free_u(fused.clone(), 8, 1.0, 1.0, version), fused)
+    assert torch.equal(free_u(fused.clone(), 8, 1.3, 1.0, version)[:, 8:], fused[:, 8:])
+    assert torch.equal(free_u(fused.clone(), 8, 1.0, 0.4, version)[:, :8], fused[:, :8])
+
+
+@each_version
+def test_gradients_are_those_of_finite_differences(version):
+    with torch.enable_grad():
+        fused = rnd(12, 2, 7, 3, 4).double().requires_grad_()
+        assert torch.autograd.gradcheck(lambda x: free_u(x, 4, 1.4, 0.2, version), fused)
+
+
+def test_what_inference_mode_cached_serves_autograd_afterwards():
+    with torch.inference_mode():
+        fourier_filter(rnd(13, 1, 1, 11, 19), 1, 0.5)
+    with torch.enable_grad():
+        x = rnd(13, 1, 1, 11, 19).requires_grad_()
+        fourier_filter(x, 1, 0.5).sum().backward()
+    assert torch.allclose(x.grad, torch.full_like(x, 0.5), atol=1e-5)  # of the sum only DC is left

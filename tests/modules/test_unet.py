@@ -1,0 +1,169 @@
+"""The U-Net with and without FreeU, against the original's outputs and the published forward pass."""
+
+import pytest
+import torch
+
+from ldm.freeu import FreeUSettings
+from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel, UNetModel
+from ldm.modules.diffusionmodules.util import timestep_embedding
+from ldm.util import FREE_UNET, instantiate_from_config
+from tests.conftest import fill_by_name, golden, golden_parameters, relative_error, rnd
+from tests.freeu.test_operator import published_filter
+
+SHAPE = golden_parameters("unet_tiny")
+V1 = FreeUSettings(1.2, 1.4, 0.9, 0.2)
+V2 = FreeUSettings(1.3, 1.4, 0.9, 0.2, version=2)
+TIMES = torch.tensor([981, 41])
+CONTEXT = rnd(2, 2, 11, 48)
+X = rnd(1, 2, 4, 16, 16)
+WIDE = rnd(3, 2, 4, 8, 24)
+
+each_version = pytest.mark.parametrize("settings", [V1, V2], ids=["v1", "v2"])
+each_format = pytest.mark.parametrize(
+    "memory", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"]
+)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return fill_by_name(UNetModel(**SHAPE))
+
+
+@pytest.fixture
+def free(plain):
+    """A Free_UNetModel with the plain one's weights and every factor one."""
+    unet = Free_UNetModel(1.0, 1.0, 1.0, 1.0, **SHAPE).eval()
+    unet.load_state_dict(plain.state_dict(), assign=True)
+    return unet
+
+
+def decoder_written_out(unet, x, settings):
+    """FreeU's published forward pass: widths tested, backbone and skip changed apart, then concatenated."""
+    emb = unet.time_embed(timestep_embedding(TIMES, 32))
+    skips = []
+    for block in unet.input_blocks:
+        x = block(x, emb, CONTEXT)
+        skips.append(x)
+    h = unet.middle_block(x, emb, CONTEXT)
+    for block in unet.output_blocks:
+        skip = skips.pop()
+        for width, b, s in ((128, settings.b1, settings.s1), (64, settings.b2, settings.s2)):
+            if h.shape[1] == width:
+                alpha = b
+                if settings.version == 2:
+                    mean = h.mean(1, keepdim=True)
+                    low, high = mean.amin((2, 3), keepdim=True), mean.amax((2, 3), keepdim=True)
+                    alpha = (b - 1) * (mean - low) / (high - low) + 1
+                h = torch.cat([h[:, : width // 2] * alpha, h[:, width // 2 :]], dim=1)
+                skip = published_filter(skip, settings.threshold, s)
+                break
+        h = block(torch.cat([h, skip], dim=1), emb, CONTEXT)
+    return unet.out(h)
+
+
+@each_format
+def test_the_plain_unet_gives_the_originals_output(plain, memory):
+    out = plain(X.to(memory_format=memory), TIMES, CONTEXT)
+    assert relative_error(out, golden("unet_tiny")["plain"]) < 1e-5
+
+
+@each_format
+@each_version
+def test_the_unet_with_freeu_gives_the_originals_output(free, settings, memory):
+    free.freeu = settings
+    out = free(X.to(memory_format=memory), TIMES, CONTEXT)
+    assert relative_error(out, golden("unet_tiny")[f"v{settings.version}"]) < 1e-5
+
+
+@each_format
+@each_version
+@pytest.mark.parametrize("x", [X, WIDE], ids=["square", "wide"])
+def test_factors_of_one_are_the_plain_unet_bit_for_bit(plain, free, settings, memory, x):
+    x = x.to(memory_format=memory)
+    free.freeu = settings.off()
+    assert torch.equal(free(x, TIMES, CONTEXT), plain(x, TIMES, CONTEXT))
+
+
+@each_version
+@pytest.mark.parametrize("threshold", [1, 2])
+@pytest.mark.parametrize("x", [X, WIDE, WIDE.mT], ids=["square", "wide", "tall"])
+def test_freeu_is_the_published_forward_pass(free, settings, threshold, x):
+    free.freeu = FreeUSettings(1.3, 1.1, 0.7, 0.3, settings.version, threshold)
+    assert relative_error(free(x, TIMES, CONTEXT), decoder_written_out(free, x, free.freeu)) < 1e-5
+
+
+def test_the_settings_can_be_changed_between_steps(plain, free):
+    outs = []
+    for settings in (V1, V2, V1.off(), V1):
+        free.freeu = settings
+        outs.append(free(X, TIMES, CONTEXT))
+    assert torch.equal(outs[0], outs[3])
+    assert torch.equal(outs[2], plain(X, TIMES, CONTEXT))
+    assert relative_error(outs[0], outs[1]) > 1e-2
+    assert relative_error(outs[0], outs[2]) > 1e-2
+
+
+@each_version
+def test_samples_of_a_batch_do_not_meet(free, settings):
+    free.freeu = settings
+    together = free(X, TIMES, CONTEXT)
+    alone = [free(X[i : i + 1], TIMES[i : i + 1], CONTEXT[i : i + 1]) for i in range(2)]
+    assert relative_error(torch.cat(alone), together) < 1e-5
+
+
+@each_version
+def test_training_through_freeu_gives_the_same_output_and_gradients(free, settings):
+    free.freeu = settings
+    expected = free(X, TIMES, CONTEXT)
+    with torch.enable_grad():
+        context = CONTEXT.clone().requires_grad_()
+        out = free(X, TIMES, context)
+        out.square().mean().backward()
+    assert relative_error(out.detach(), expected) < 1e-5
+    assert torch.isfinite(context.grad).all() and context.grad.abs().max() > 0
+    assert torch.isfinite(free.output_blocks[0][0].in_layers[2].weight.grad).all()
+
+
+def test_half_precision_stays_near(free):
+    free.freeu = V2
+    expected = free(X, TIMES, CONTEXT)
+    half = Free_UNetModel(1.3, 1.4, 0.9, 0.2, version=2, **SHAPE).eval()
+    half.load_state_dict(free.state_dict())
+    out = half.bfloat16()(X.bfloat16(), TIMES, CONTEXT.bfloat16())
+    assert out.dtype == torch.bfloat16
+    assert relative_error(out.float(), expected) < 0.05
+
+
+def test_freeu_is_a_unet_that_loads_the_same_checkpoints(plain, free):
+    assert isinstance(free, UNetModel)
+    assert list(free.state_dict()) == list(plain.state_dict())
+
+
+def test_freeu_is_built_by_position_by_name_and_from_a_config():
+    by_position = Free_UNetModel(
+        1.2, 1.4, 0.9, 0.2, 16, 4, 32, 4, 2, [4, 2, 1], 0.0, (1, 2, 4, 4), num_heads=4
+    )
+    by_name = Free_UNetModel(
+        b1=1.2, b2=1.4, s1=0.9, s2=0.2, version=2, threshold=2, match="resolution", **SHAPE
+    )
+    params = {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2, "version": 2, **SHAPE}
+    from_config = instantiate_from_config({"target": FREE_UNET, "params": params})
+
+    assert by_position.freeu == V1
+    assert by_name.freeu == FreeUSettings(1.2, 1.4, 0.9, 0.2, 2, 2, "resolution")
+    assert from_config.freeu == V2
+    assert list(from_config.state_dict()) == list(by_name.state_dict())
+
+
+def test_freeu_tells_the_blocks_it_changes(free):
+    free.freeu = V1
+    assert free.hit_blocks() == {
+        **dict.fromkeys(range(7), (1.2, 0.9)),
+        **dict.fromkeys((7, 8, 9), (1.4, 0.2)),
+    }
+    assert free.describe() == (
+        "FreeU V1: b 1.2, s 0.9 on output blocks 0 1 2 3 4 5 6; b 1.4, s 0.2 on output blocks 7 8 9"
+    )
+    free.freeu = V1.off()
+    assert free.hit_blocks() == {}
+    assert free.describe() == "FreeU: off, every factor is one"
