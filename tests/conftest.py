@@ -106,14 +106,14 @@ def txt2img(
     spec.loader.exec_module(script)
     count = 0
 
-    def run(*argv: object, into: Path | None = None, defaults: list[str] = SMALL) -> Outcome:
+    def run(*argv: object, into: Path | None = None, defaults: list[str] | None = None) -> Outcome:
         nonlocal count
         count += 1
         folder = into or tmp_path / f"run{count}"
-        always = ["--ckpt", tiny_checkpoint, "--outdir", folder] if defaults else ["--outdir", folder]
+        small = ["--ckpt", tiny_checkpoint, *SMALL] if defaults is None else defaults
         capsys.readouterr()
         try:
-            code = script.main([str(word) for word in (*always, *defaults, *argv)])
+            code = script.main([str(word) for word in ("--outdir", folder, *small, *argv)])
         except SystemExit as stop:
             code = stop.code
         return Outcome(code, *capsys.readouterr(), folder)

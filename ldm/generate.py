@@ -1,0 +1,137 @@
+"""Prompts to pictures: noise, context, the sampler's steps, decoding, as plain functions."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.errors import InputError
+from ldm.image_io import Picture
+from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.dpm_solver import DPMSolverSampler
+from ldm.models.diffusion.plms import PLMSSampler
+from ldm.models.diffusion.sampling import Sampler, Step
+from ldm.modules.diffusionmodules.schedule import check_steps
+
+LARGEST = 16384  # pixels of a side
+SAMPLERS: dict[str, type[Sampler]] = {"ddim": DDIMSampler, "plms": PLMSSampler, "dpm": DPMSolverSampler}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How latents are sampled: everything but the words and the seeds."""
+
+    height: int = 512  # of the picture, in pixels
+    width: int = 512
+    steps: int = 50
+    scale: float = 7.5  # of classifier-free guidance; 1 is none
+    sampler: str = "ddim"
+    eta: float = 0.0  # how much noise DDIM adds again, 0 to 1
+
+
+def check(sampling: Sampling, model: LatentDiffusion) -> None:
+    """Raises InputError where the settings do not fit each other or the model, before any work is done."""
+    if sampling.sampler not in SAMPLERS:
+        raise InputError(f"There is no sampler {sampling.sampler!r}: take one of {', '.join(SAMPLERS)}.")
+    multiple = model.first_stage_model.downsampling * model.model.diffusion_model.downsampling
+    for name in ("height", "width"):
+        pixels = getattr(sampling, name)
+        if not 0 < pixels <= LARGEST or pixels % multiple:
+            near = max(1, round(min(pixels, LARGEST) / multiple)) * multiple
+            raise InputError(
+                f"The {name} of {pixels} pixels is no multiple of {multiple} up to {LARGEST}: take {near}."
+            )
+    check_steps(sampling.steps, model.num_timesteps)
+    if not math.isfinite(sampling.scale):
+        raise InputError(f"The guidance scale is {sampling.scale}: give a finite number, 1 for no guidance.")
+    if not 0 <= sampling.eta <= SAMPLERS[sampling.sampler].max_eta:
+        raise InputError(f"eta is {sampling.eta}: DDIM takes 0 to 1, the other samplers 0 alone.")
+
+
+def seeded_noise(seeds: Sequence[int]) -> Callable[[Sequence[int]], Tensor]:
+    """A source of noise that draws every picture's share from its own CPU generator.
+
+    So picture k depends on its seed alone, not on the batch it is made in nor on the device.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def noise(shape: Sequence[int]) -> Tensor:
+        return torch.stack([torch.randn(tuple(shape[1:]), generator=g) for g in generators])  # (B, C, h, w)
+
+    return noise
+
+
+@torch.no_grad()
+def denoise(
+    model: LatentDiffusion,
+    prompts: Sequence[str],
+    negative_prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: Sampling,
+) -> Iterator[Step]:
+    """The sampler's steps from noise to latents, (B, C, h, w), one picture for each prompt and seed.
+
+    Raises InputError, with the likely cause, when the latents are no longer numbers.
+    """
+    context = model.get_learned_conditioning(list(prompts))  # (B, tokens, context_dim)
+    unconditional = None if sampling.scale == 1 else model.get_learned_conditioning(list(negative_prompts))
+    noise = seeded_noise(seeds)
+    f = model.first_stage_model.downsampling
+    x_T = noise((len(seeds), model.channels, sampling.height // f, sampling.width // f))
+    steps = SAMPLERS[sampling.sampler](model).steps(
+        sampling.steps,
+        x_T,
+        context,
+        eta=sampling.eta,
+        noise=noise,
+        unconditional_guidance_scale=sampling.scale,
+        unconditional_conditioning=unconditional,
+    )
+    for step in steps:
+        if not step.x.isfinite().all():
+            where = f"after step {step.index + 1} of {step.total}"
+            raise InputError(f"The latents are no longer numbers {where}: {cause_of_nan(model)}.")
+        yield step
+
+
+def cause_of_nan(model: LatentDiffusion) -> str:
+    """What is likely to have made numbers overflow in this model, and the remedy."""
+    if model.dtype != torch.float32:
+        return f"too large for {str(model.dtype).removeprefix('torch.')}; try --precision full"
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            return f"the checkpoint is damaged, its {name} holds NaN or infinity; download it again"
+    return "too strong a --scale or FreeU factor, or a checkpoint of a model that foretells something else"
+
+
+@torch.no_grad()
+def decode(model: LatentDiffusion, latents: Tensor) -> list[Picture]:
+    """Latents (B, C, h, w) as B pictures (H, W, 3), one after the other to spare memory."""
+    pictures = []
+    for latent in latents:
+        pixels = model.decode_first_stage(latent[None])[0].float()  # (3, H, W)
+        if not pixels.isfinite().all():
+            raise InputError(f"The decoded picture holds values that are no numbers: {cause_of_nan(model)}.")
+        pixels = (127.5 * (pixels + 1)).clamp(0, 255).round().byte()
+        pictures.append(pixels.permute(1, 2, 0).cpu().numpy())  # (H, W, 3)
+    return pictures
+
+
+def generate(
+    model: LatentDiffusion,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    negative_prompts: Sequence[str] | None = None,
+    on_step: Callable[[Step], Any] | None = None,
+) -> list[Picture]:
+    """Pictures (H, W, 3), one for each prompt and seed; `on_step` hears of each denoising step."""
+    negative_prompts = [""] * len(prompts) if negative_prompts is None else negative_prompts
+    for step in denoise(model, prompts, negative_prompts, seeds, sampling):
+        if on_step is not None:
+            on_step(step)
+    return decode(model, step.x)

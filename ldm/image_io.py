@@ -1,0 +1,145 @@
+"""Pictures on disk: PNGs that carry their settings, and grids of pictures."""
+
+import bisect
+import contextlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from ldm.errors import InputError
+
+Picture = NDArray[np.uint8]  # (H, W, 3)
+Record = dict[str, Any]
+
+PAPER, INK = (250, 250, 248), (40, 40, 46)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that appears under `path` only when all of it is on disk, and not at all on a fault.
+
+    Raises InputError where the disk refuses it.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as fault:
+        part.unlink(missing_ok=True)
+        raise InputError(f"{path} cannot be written: {fault.strerror or fault}.") from None
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def save_png(path: Path, picture: Picture, parameters: str = "", record: Record | None = None) -> None:
+    """Writes a picture with the text that webuis read (`parameters`) and all settings as JSON (`freeu`)."""
+    info = PngInfo()
+    if parameters:
+        info.add_text("parameters", parameters)
+    if record is not None:
+        info.add_text("freeu", json.dumps(record))
+    with written_whole(path) as file:
+        Image.fromarray(picture).save(file, format="PNG", pnginfo=info)
+
+
+def read_record(path: Path) -> Record:
+    """The record that `save_png` put into a picture. Raises InputError where there is none."""
+    try:
+        with Image.open(path) as image:
+            text = image.info.get("freeu")
+    except FileNotFoundError:
+        raise InputError(f"There is no picture {path}.") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as fault:
+        raise InputError(f"{path} is not a picture that can be read: {fault}") from None
+    try:
+        record = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise InputError(f"{path} carries no settings: only PNGs written by this project's scripts do.")
+    return record
+
+
+def writable_folder(path: Path) -> Path:
+    """The folder, made where it is not there yet. Raises InputError where nothing can be written into it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as fault:
+        raise InputError(f"Nothing can be written into {path}: {fault.strerror}. Choose another.") from None
+
+
+def next_number(folder: Path, prefix: str = "") -> int:
+    """One above the highest number among files such as 00012.png, with that prefix, in a folder."""
+    stems = [path.stem.removeprefix(prefix) for path in folder.glob(f"{prefix}*.png")]
+    return max((int(stem) + 1 for stem in stems if stem.isdecimal()), default=0)
+
+
+def grid(pictures: Sequence[Picture], columns: int, margin: int = 4) -> Picture:
+    """Pictures in rows of `columns`, on paper with even margins; in cells that the largest of them fills."""
+    columns = min(columns, len(pictures))
+    rows = math.ceil(len(pictures) / columns)
+    height, width = (max(picture.shape[axis] for picture in pictures) + margin for axis in (0, 1))
+    sheet = np.empty((rows * height + margin, columns * width + margin, 3), np.uint8)
+    sheet[:] = PAPER
+    for i, picture in enumerate(pictures):
+        top, left = margin + i // columns * height, margin + i % columns * width
+        sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return sheet
+
+
+def side_by_side(pictures: Sequence[Picture], labels: Sequence[str], caption: str) -> Picture:
+    """Pictures of one size in a row, each under its label, over a caption; small ones are enlarged."""
+    enlarge = max(1, math.ceil(384 / max(pictures[0].shape[:2])))
+    pictures = [picture.repeat(enlarge, axis=0).repeat(enlarge, axis=1) for picture in pictures]
+    height, width = pictures[0].shape[:2]
+    size = max(17, max(height, width) // 28)
+    font = ImageFont.load_default(size)
+    margin, line = size, round(1.5 * size)
+    cell = max(width, *(math.ceil(font.getlength(label)) for label in labels)) + margin
+    total = len(pictures) * cell + margin
+    caption_lines = wrapped(caption, font, total - 2 * margin)
+
+    # From the top: labels, pictures, the caption's lines.
+    top = margin + line
+    below = top + height + margin // 2
+    sheet = Image.new("RGB", (total, below + len(caption_lines) * line + margin // 2), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        left = margin + i * cell
+        draw.text((left, top - 0.6 * line), label, INK, font, anchor="lm")
+        sheet.paste(Image.fromarray(picture), (left, top))
+    for i, text in enumerate(caption_lines):
+        draw.text((margin, below + (i + 0.5) * line), text, INK, font, anchor="lm")
+    return np.asarray(sheet)
+
+
+def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """The text in lines of `width` pixels at most, broken between words, or in one that is too wide alone."""
+    lines = [""]
+    for word in text.split():
+        line = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(line) > width:
+            lines.append("")
+            line = word
+        while len(line) > 1 and font.getlength(line) > width:
+            lengths = [font.getlength(line[:end]) for end in range(1, len(line))]
+            end = max(1, bisect.bisect_right(lengths, width))
+            lines[-1:] = [line[:end], ""]
+            line = line[end:]
+        lines[-1] = line
+    return lines

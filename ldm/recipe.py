@@ -1,0 +1,102 @@
+"""What makes one picture: the settings that go into its PNG and come out of it again."""
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import GenericAlias, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from ldm.errors import InputError
+from ldm.image_io import Picture, read_record, save_png
+
+WEBUI_SAMPLERS = {"ddim": "DDIM", "plms": "PLMS", "dpm": "DPM++ 2M"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a picture depends on; the names are those of txt2img's arguments."""
+
+    prompt: str
+    negative_prompt: str
+    seed: int  # of this picture
+    height: int
+    width: int
+    steps: int
+    scale: float
+    sampler: str
+    eta: float
+    config: str
+    ckpt: str | None
+    precision: str
+    overrides: list[str]
+    freeu: dict[str, float | str] | None  # the fields of FreeUSettings; None for the plain model
+    compare: bool  # FreeU off and on, side by side
+
+    def parameters(self) -> str:
+        """The settings in the lines that Stable Diffusion webuis write and read."""
+        entries = {
+            "Steps": self.steps,
+            "Sampler": WEBUI_SAMPLERS[self.sampler],
+            "CFG scale": self.scale,
+            "Seed": self.seed,
+            "Size": f"{self.width}x{self.height}",
+            "Model": Path(self.ckpt or self.config).stem,
+        }
+        if self.eta:
+            entries["Eta DDIM"] = self.eta
+        if self.freeu:
+            entries["FreeU"] = " ".join(f"{key}={value}" for key, value in self.freeu.items())
+        negative = f"Negative prompt: {self.negative_prompt}\n" if self.negative_prompt else ""
+        return f"{self.prompt}\n{negative}" + ", ".join(f"{key}: {quoted(it)}" for key, it in entries.items())
+
+    def save(self, path: Path, picture: Picture) -> None:
+        """Writes the picture made by this recipe as a PNG that carries it."""
+        save_png(path, picture, self.parameters(), asdict(self))
+
+
+def quoted(value: Any) -> str:
+    """A value as webuis write it: in quotes where it holds their separators."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search(r'[,:\n"]', text) else text
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe of a PNG that txt2img wrote. Raises InputError where it has none, or not all of one."""
+    record = read_record(path)
+    hints = get_type_hints(Recipe)
+    for name, hint in hints.items():
+        if name not in record:
+            raise InputError(f"The settings in {path} lack {name!r}: another version wrote it.")
+        if not fits(record[name], hint):
+            raise InputError(f"The settings in {path} are damaged: {name} is {record[name]!r:.99}.")
+    return Recipe(**{name: record[name] for name in hints})
+
+
+def fits(value: Any, hint: type | UnionType | GenericAlias) -> bool:
+    """Whether a value out of JSON or YAML is of an annotated type; a whole number will do for a float."""
+    if isinstance(hint, UnionType):
+        return any(fits(value, one) for one in get_args(hint))
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(fits(one, *get_args(hint)) for one in value)
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(fits(one, get_args(hint)[1]) for one in value.values())
+    if hint is float:
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return type(value) is hint
+
+
+def refuse_foreign_code(config: Any, path: Path) -> None:
+    """Raises InputError where a config that a picture asks for names classes of other packages.
+
+    Naming a class is enough to run code, which nobody expects of a picture that came by mail.
+    """
+    if isinstance(config, Mapping):
+        target = config.get("target")
+        if target is not None and not str(target).startswith(("ldm.", "torch.nn.")):
+            raise InputError(f"The settings in {path} name code of another package: {target}. It is not run.")
+    if isinstance(config, Mapping | list):
+        for part in config.values() if isinstance(config, Mapping) else config:
+            refuse_foreign_code(part, path)

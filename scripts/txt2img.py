@@ -1,0 +1,143 @@
+"""Pictures from prompts, with FreeU.
+
+    python scripts/txt2img.py --prompt "a small blue star above a large red ring"
+    python scripts/txt2img.py --config freeu_sd21.yaml --prompt "a squirrel eating a burger" --compare
+
+Trailing arguments change the config: model.params.unet_config.params.threshold=2
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [--prompt PROMPT] [--config CONFIG] [further options] [key=value ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument_group("what").add_argument
+    add("--prompt", help="what to draw (default: the config's)")
+    add("--negative-prompt", default="", help="what to keep away from")
+    add("--from-file", type=Path, help="a file with a prompt a line")
+    add("--from-image", type=Path, help="repeat a PNG of this script; other flags change it")
+    add("--seed", type=int, default=42, help="of the first picture; the others count on (default 42)")
+    add("--n_samples", type=int, default=1, help="pictures of --prompt, made at once on a GPU (default 1)")
+    add("--n_iter", type=int, default=1, help="how often to go over the prompts")
+    add("--repeat", type=int, default=1, help="how often to take each line of --from-file")
+    add("--fixed_code", action="store_true", help="start every batch from the same noise")
+
+    add = parser.add_argument_group("model").add_argument
+    add("--config", default="freeu_tiny.yaml", help="a file, here or in configs/ (default: the small model)")
+    add("--ckpt", help="weights, .safetensors or .ckpt, here or in checkpoints/ (default: the config's)")
+    add("--download", action="store_true", help="fetch the config's checkpoint if it is not there")
+    add("--device", default="auto", help="auto, cuda, mps or cpu")
+    add("--precision", choices=("auto", "full", "autocast", "fp16", "bf16"), default="auto",
+        help="auto and autocast: what the device does fast and safely; full: float32")  # fmt: skip
+    add("overrides", nargs="*", metavar="key=value", help="changes to the config")
+
+    add = parser.add_argument_group("sampling").add_argument
+    add("--steps", "--ddim_steps", type=int, help="of denoising (default: the config's or 50)")
+    add("--sampler", choices=("ddim", "plms", "dpm"), default="ddim")
+    add("--plms", action="store_const", const="plms", dest="sampler", help="--sampler plms")
+    add("--dpm", "--dpm_solver", action="store_const", const="dpm", dest="sampler", help="--sampler dpm")
+    add("--ddim_eta", type=float, default=0.0, dest="eta", help="0 is deterministic, 1 as noisy as training")
+    add("--scale", type=float, help="of guidance; 1 is none, twice as fast (default: the config's or 7.5)")
+    add("--H", type=int, dest="height", help="height in pixels (default: the config's or 512)")
+    add("--W", type=int, dest="width", help="width in pixels (default: the config's or 512)")
+
+    add = parser.add_argument_group("FreeU (default: the config's)").add_argument
+    add("--b1", type=float, help="factor of the backbone at the first stage (1280 channels in SD)")
+    add("--b2", type=float, help="factor of the backbone at the second stage (640 channels)")
+    add("--s1", type=float, help="factor of the skip's low frequencies at the first stage")
+    add("--s2", type=float, help="factor of the skip's low frequencies at the second stage")
+    add("--freeu-version", type=int, choices=(1, 2), dest="version", help="2: structure-related factor")
+    add("--no-freeu", action="store_true", help="the plain model")
+    add("--compare", action="store_true", help="FreeU off and on from the same noise, in one picture")
+
+    add = parser.add_argument_group("output").add_argument
+    add("--outdir", type=Path, default=Path("outputs/txt2img-samples"), help="(default: %(default)s)")
+    add("--skip_grid", action="store_true", help="no sheet of all pictures")
+    add("--skip_save", action="store_true", help="no single pictures")
+    add("--n_rows", type=int, default=0, help="pictures in a row of the sheet (default: n_samples)")
+    add("--print-config", action="store_true", help="print the config as YAML, whole, and stop")
+    return parser
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """The arguments; under what is written out lie the settings of a picture given by --from-image."""
+    parser = make_parser()
+    arguments = parser.parse_intermixed_args(argv)
+    recorded, written = None, arguments.overrides
+    if arguments.from_image is not None:
+        from ldm.recipe import read_recipe
+
+        recipe = dict(vars(read_recipe(arguments.from_image)))
+        recorded, under = recipe.pop("freeu"), recipe.pop("overrides")
+        parser.set_defaults(**recipe)
+        arguments = parser.parse_intermixed_args(argv)
+        arguments.overrides = under + written
+
+    factors = {name: getattr(arguments, name) for name in ("b1", "b2", "s1", "s2", "version")}
+    arguments.factors = {name: value for name, value in factors.items() if value is not None}
+    if arguments.from_image is not None and not recorded and not arguments.factors:
+        arguments.no_freeu = True
+    arguments.recorded, arguments.written = recorded, written
+    return arguments
+
+
+def make_config(arguments: argparse.Namespace) -> "DictConfig":
+    """The config of a run; FreeU as a picture records it lies under overrides, and these under flags."""
+    from ldm.util import load_config, remove_freeu, set_freeu
+
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.no_freeu:
+        remove_freeu(config)
+        return config
+    if arguments.recorded:
+        set_freeu(config, arguments.recorded)
+        config.merge_with_dotlist(arguments.written)
+    if arguments.factors:
+        set_freeu(config, arguments.factors)
+    return config
+
+
+def run(arguments: argparse.Namespace) -> None:
+    # What takes long to import comes after what answers at once.
+    from omegaconf import OmegaConf
+
+    config = make_config(arguments)
+    if arguments.from_image is not None:
+        from ldm.recipe import refuse_foreign_code
+
+        refuse_foreign_code(OmegaConf.to_container(config).get("model"), arguments.from_image)
+    if arguments.print_config:
+        print(OmegaConf.to_yaml(config), end="")
+        return
+
+    from ldm.txt2img import Run
+
+    Run(arguments, config).draw()
+
+
+def main(argv: list[str]) -> int:
+    from ldm.errors import InputError
+
+    try:
+        run(parse_arguments(argv))
+    except InputError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; every finished picture is kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,164 @@
+"""Prompts to pictures: what noise each starts from, how guidance is applied, what is refused and why."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ldm.checkpoint import build_on_meta
+from ldm.errors import InputError
+from ldm.generate import LARGEST, SAMPLERS, Sampling, check, decode, denoise, generate, seeded_noise
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.util import instantiate_from_config, load_config
+
+SMALL = Sampling(height=32, width=64, steps=4, scale=5.0)
+PROMPTS = ["a small blue star", "a large red ring", "a green heart on a white background"]
+
+
+@pytest.fixture(scope="module")
+def model() -> LatentDiffusion:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return instantiate_from_config(load_config("freeu_tiny.yaml").model).eval()
+
+
+def latents(model: LatentDiffusion, prompts: list[str], seeds: list[int], sampling: Sampling) -> Tensor:
+    *_, last = denoise(model, prompts, [""] * len(prompts), seeds, sampling)
+    return last.x
+
+
+def test_noise_is_drawn_for_each_picture_from_its_own_seed() -> None:
+    noise = seeded_noise([7, 3])
+    first, second = noise((2, 4, 8, 6)), noise((2, 4, 8, 6))
+    for row, seed in enumerate([7, 3]):
+        generator = torch.Generator().manual_seed(seed)
+        assert torch.equal(first[row], torch.randn(4, 8, 6, generator=generator))
+        assert torch.equal(second[row], torch.randn(4, 8, 6, generator=generator))
+
+
+def test_the_global_generator_is_neither_read_nor_moved(model: LatentDiffusion) -> None:
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    one = generate(model, PROMPTS[:1], [5], replace(SMALL, eta=1.0))
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.manual_seed(2)
+    assert np.array_equal(one, generate(model, PROMPTS[:1], [5], replace(SMALL, eta=1.0)))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_a_batch_s_latents_are_those_of_its_pictures_alone(model: LatentDiffusion, eta: float) -> None:
+    sampling = replace(SMALL, eta=eta)
+    together = latents(model, PROMPTS, [42, 43, 44], sampling)
+    for row, prompt in enumerate(PROMPTS):
+        alone = latents(model, [prompt], [42 + row], sampling)
+        assert torch.allclose(together[row], alone[0], rtol=1e-4, atol=1e-4)
+
+
+def test_denoising_is_guided_ddim(model: LatentDiffusion) -> None:
+    """DDIM's eq. 12 and classifier-free guidance, written out once more for a v-model."""
+    x = torch.randn(1, model.channels, 4, 8, generator=torch.Generator().manual_seed(9))
+    without, given = (model.get_learned_conditioning([text]) for text in ("red", PROMPTS[0]))
+    a = model.alphas_cumprod.double()
+    for t, after in [(751, 501), (501, 251), (251, 1), (1, 0)]:
+        v, guide = (model.apply_model(x, torch.tensor([t]), c).double() for c in (without, given))
+        v = v + SMALL.scale * (guide - v)
+        x0 = a[t].sqrt() * x - (1 - a[t]).sqrt() * v
+        eps = a[t].sqrt() * v + (1 - a[t]).sqrt() * x
+        x = (a[after].sqrt() * x0 + (1 - a[after]).sqrt() * eps).float()
+    *_, last = denoise(model, PROMPTS[:1], ["red"], [9], SMALL)
+    assert (last.x - x).abs().max() / x.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("scale", "batch"), [(5.0, 4), (0.0, 4), (1.0, 2), (1, 2)])
+def test_guidance_of_one_skips_the_unconditional_half(
+    scale: float, batch: int, model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches, texts = [], []
+    apply_model, embed = model.apply_model, model.get_learned_conditioning
+    monkeypatch.setattr(model, "apply_model", lambda x, t, c: batches.append(len(x)) or apply_model(x, t, c))
+    monkeypatch.setattr(model, "get_learned_conditioning", lambda c: texts.append(c) or embed(c))
+    generate(model, PROMPTS[:2], [1, 2], replace(SMALL, scale=scale))
+    assert batches == [batch] * 4
+    assert texts == ([PROMPTS[:2]] if batch == 2 else [PROMPTS[:2], ["", ""]])
+
+
+def test_each_step_is_heard_of(model: LatentDiffusion) -> None:
+    heard: list[tuple[int, int]] = []
+    generate(model, PROMPTS[:1], [1], SMALL, on_step=lambda step: heard.append((step.index, step.total)))
+    assert heard == [(0, 4), (1, 4), (2, 4), (3, 4)]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_pictures_are_bytes_of_the_size_asked_for(sampler: str, model: LatentDiffusion) -> None:
+    pictures = generate(model, PROMPTS[:2], [1, 2], replace(SMALL, sampler=sampler))
+    assert [(one.shape, one.dtype) for one in pictures] == [((32, 64, 3), np.uint8)] * 2
+    assert all(one.std() > 1 for one in pictures)
+    assert not np.array_equal(*pictures)
+
+
+def test_decoding_rounds_to_bytes_and_clips(model: LatentDiffusion) -> None:
+    latent = 3 * torch.randn(2, model.channels, 4, 8, generator=torch.Generator().manual_seed(3))
+    for picture, pixels in zip(decode(model, latent), model.decode_first_stage(latent), strict=True):
+        wanted = np.clip(np.rint(127.5 * (pixels.permute(1, 2, 0).double().numpy() + 1)), 0, 255)
+        assert np.abs(picture - wanted).max() <= 1
+        assert (picture == wanted).mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"height": 100}, "height of 100 pixels is no multiple of 32 .*: take 96"),
+        ({"width": 31}, "width of 31 .* take 32"),
+        ({"width": 0}, "width of 0 .* take 32"),
+        ({"height": -64}, "height of -64 .* take 32"),
+        ({"height": 10**30}, f"height of 10+ .* take {LARGEST}"),
+        ({"steps": 0}, "0 sampling steps"),
+        ({"steps": -1}, "-1 sampling steps"),
+        ({"steps": 1001}, "1001 sampling steps .* 1 to 1000"),
+        ({"scale": math.nan}, "scale is nan"),
+        ({"scale": math.inf}, "scale is inf"),
+        ({"eta": 1.5}, "eta is 1.5"),
+        ({"eta": -0.1}, "eta is -0.1"),
+        ({"eta": math.nan}, "eta is nan"),
+        ({"sampler": "plms", "eta": 0.5}, "eta is 0.5"),
+        ({"sampler": "euler"}, "no sampler 'euler': take one of ddim, plms, dpm"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    change: dict[str, float], message: str, model: LatentDiffusion
+) -> None:
+    with pytest.raises(InputError, match=message):
+        check(replace(SMALL, **change), model)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 999, 1000])
+def test_every_number_of_steps_up_to_the_model_s_is_taken(steps: int, model: LatentDiffusion) -> None:
+    check(replace(SMALL, steps=steps), model)
+
+
+def test_stable_diffusion_takes_multiples_of_64_not_only_squares() -> None:
+    model = build_on_meta(load_config("v1-inference").model)
+    check(Sampling(512, 768), model)
+    check(Sampling(64, 1088), model)
+    with pytest.raises(InputError, match=r"width of 680 .* 64 .* take 704"):
+        check(Sampling(512, 680), model)
+
+
+def test_what_made_numbers_overflow_is_named() -> None:
+    sick = instantiate_from_config(load_config("freeu_tiny.yaml").model).eval()
+    healthy = sick.model.diffusion_model.out[2].bias.clone()
+    sick.model.diffusion_model.out[2].bias[0] = math.nan
+    with pytest.raises(InputError, match=r"checkpoint is damaged, its model\.diff.*out\.2\.bias"):
+        generate(sick, PROMPTS[:1], [1], SMALL)
+    with pytest.raises(InputError, match=r"too large for bfloat16; try --precision full"):
+        generate(sick.bfloat16(), PROMPTS[:1], [1], SMALL)
+
+    sick.float().model.diffusion_model.out[2].bias.copy_(healthy)
+    with pytest.raises(InputError, match=r"after step \d of 4: too strong a --scale or FreeU"):
+        generate(sick, PROMPTS[:1], [1], replace(SMALL, scale=1e38))
+    sick.first_stage_model.decoder.conv_out.weight[0, 0, 0, 0] = math.inf
+    with pytest.raises(InputError, match=r"decoded picture .* first_stage_model.decoder.conv_out.weight"):
+        generate(sick, PROMPTS[:1], [1], SMALL)

@@ -1,0 +1,347 @@
+"""What bad input gets from scripts/txt2img.py: exit code 2, a plain line or two, and no file."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from ldm.image_io import save_png
+from ldm.util import CHECKPOINTS, CONFIGS, FREE_UNET, ROOT, UNET, load_config
+
+Run = Callable[..., "Outcome"]  # noqa: F821 (see conftest)
+CPU = ["--device", "cpu"]
+UNET_PARAMS = "model.params.unet_config.params"
+RECORD: dict[str, Any] = {
+    **{"prompt": "a red star", "negative_prompt": "", "seed": 7, "height": 32, "width": 32, "steps": 2},
+    **{"scale": 5.0, "sampler": "ddim", "eta": 0.0, "config": "freeu_tiny.yaml", "precision": "full"},
+    **{"overrides": [], "freeu": {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.6}, "compare": False},
+}
+
+
+def fault(outcome: Any, most: int = 2) -> str:
+    """What was said, once it is seen to be plain: code 2, few lines, nothing printed or written."""
+    assert outcome.code == 2, outcome
+    lines = outcome.err.splitlines()
+    assert 1 <= len(lines) <= most, outcome.err
+    assert "Traceback" not in outcome.err and outcome.out == ""
+    assert not outcome.folder.is_dir() or not list(outcome.folder.rglob("*")), list(outcome.folder.rglob("*"))
+    return outcome.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--config", "freeu_sd12.yaml"], ["no config 'freeu_sd12.yaml'", "freeu_sd14.yaml", str(CONFIGS)]),
+        (["--config", "freeu_sd14.yaml", "--ckpt", "no-such.ckpt"], [str(CHECKPOINTS / "no-such.ckpt")]),
+        (["--config", "freeu_sd21.yaml", "--ckpt", "v2-1_768-ema-pruned.safetensors"],
+         [str(CHECKPOINTS / "v2-1_768-ema-pruned.safetensors"), "dcd69012", "5.2 GB"]),
+        (["--ckpt", "/no/where/tiny.safetensors"], ["no checkpoint at /no/where/tiny.safetensors"]),
+        (["model.params.unet_config.target=ldm.nowhere.UNet"], ["ldm.nowhere.UNet"]),
+        ([f"{UNET_PARAMS}.treshold=1"], ["treshold", "threshold"]),
+        ([f"model.params.unet_config.target={UNET}"], ["b1, b2, s1, s2", FREE_UNET]),
+        (["model=null", "--b1", "1.2"], ["no U-Net"]),
+        (["model=null"], ["no `target:`"]),
+        (["model.target=ldm.models.autoencoder.AutoencoderKL"], ["AutoencoderKL knows no parameter"]),
+        (["model.params.cond_stage_config=__is_unconditional__"], ["does not fit the config"]),
+        (["a cat on a mat"], ["'a cat on a mat'", "--prompt"]),
+        (["--H", "100"], ["height of 100", "take 96"]),
+        (["--W", "0"], ["width of 0", "take 32"]),
+        (["--H", "32000000000"], ["height of 32000000000"]),
+        (["--steps", "0"], ["0 sampling steps", "1 to 1000"]),
+        (["--steps", "1001"], ["1001 sampling steps", "1 to 1000"]),
+        (["--b1", "nan"], ["b1 is nan"]),
+        (["--b2", "inf"], ["b2 is inf"]),
+        (["--s1", "-0.1"], ["s1 is -0.1"]),
+        (["--config", "tiny.yaml", "--s2=-inf"], ["s2 is -inf"]),
+        (["--b1", "1,2"], ["--b1", "'1,2'"]),
+        (["--freeu-version", "3"], ["--freeu-version", "3"]),
+        (["--scale", "nan"], ["scale is nan"]),
+        (["--ddim_eta", "2"], ["eta is 2.0"]),
+        (["--plms", "--ddim_eta", "0.5"], ["eta is 0.5"]),
+        (["--sampler", "euler"], ["euler"]),
+        (["--seed", "-1"], ["--seed is -1"]),
+        (["--seed", str(2**63)], ["--seed is"]),
+        (["--n_samples", "0"], ["--n_samples is 0"]),
+        (["--n_iter", "-2"], ["--n_iter is -2"]),
+        (["--n_rows", "-1"], ["--n_rows is -1"]),
+        (["--repeat", "0"], ["--repeat is 0"]),
+        (["--device", "abacus"], ["abacus"]),
+        (["--compare", "--no-freeu"], ["--compare needs FreeU"]),
+        (["--compare", "--config", "tiny.yaml"], ["--compare needs FreeU"]),
+        (["--from-file", "/no/where.txt"], ["/no/where.txt", "No such file"]),
+        (["--from-image", "/no/where.png"], ["no picture /no/where.png"]),
+        (["--prompt", "caf\udce9"], ["not valid Unicode"]),
+        (["--negative-prompt", "caf\udce9"], ["not valid Unicode"]),
+        (["--colour", "red"], ["--colour"]),
+        (["sampling.steps=ten"], ["sampling.steps is 'ten'"]),
+        (["sampling.height=1e400"], ["sampling.height is"]),
+        (["sampling.step=10"], ["'step'", "steps"]),
+        (["sampling=5"], ["sampling section is 5"]),
+    ],
+    ids=lambda words: ascii(" ".join(words)[:40]),
+)  # fmt: skip
+def test_bad_input_is_answered_in_a_line_or_two(flags: list[str], said: list[str], txt2img: Run) -> None:
+    # A model that the checkpoint does not fit is answered with a line for each part of it.
+    message = fault(txt2img(*flags), most=6 if "fit the config" in said[0] else 2)
+    for words in said:
+        assert words in message
+
+
+def test_a_device_that_is_not_there_is_named(txt2img: Run) -> None:
+    missing = "mps" if not torch.backends.mps.is_available() else "cuda"
+    assert missing in fault(txt2img("--device", missing))
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \r\n\t\n", b"\xef\xbb\xbf"])
+def test_a_file_without_prompts_is_named(content: bytes, txt2img: Run, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(content)
+    assert f"no prompt in {path}" in fault(txt2img("--from-file", path))
+
+
+def test_a_file_of_prompts_that_is_no_text_is_named(txt2img: Run, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("a café".encode("latin-1"))
+    assert f"{path} is not UTF-8" in fault(txt2img("--from-file", path))
+    assert "cannot be read" in fault(txt2img("--from-file", tmp_path))
+
+
+def test_a_config_without_a_checkpoint_asks_for_one(txt2img: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(OmegaConf.to_yaml({"model": load_config("tiny.yaml").model}))
+    assert "--ckpt" in fault(txt2img("--config", tmp_path / "mine.yaml", defaults=CPU))
+
+
+def test_a_checkpoint_of_another_model_is_told_apart_by_its_parts(
+    txt2img: Run, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    message = fault(txt2img(f"{UNET_PARAMS}.model_channels=64"), most=4)
+    assert str(tiny_checkpoint) in message and "U-Net" in message and "another shape" in message
+    assert "autoencoder" not in message
+    weights = load_file(tiny_checkpoint)
+    save_file({"lora_unet.down": torch.zeros(2)}, tmp_path / "lora.safetensors")
+    assert "LoRA" in fault(txt2img("--ckpt", tmp_path / "lora.safetensors"), most=5)
+    del weights["cond_stage_model.transformer.final_layer_norm.weight"]
+    save_file(weights, tmp_path / "short.safetensors")
+    message = fault(txt2img("--ckpt", tmp_path / "short.safetensors"))
+    assert "text encoder: 1 missing ('cond_stage_model.transformer.final_layer_norm.weight')" in message
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+@pytest.mark.parametrize("share", [0, 5e-7, 1e-4, 0.5, 0.9999])
+def test_a_truncated_checkpoint_is_named(
+    share: float, suffix: str, txt2img: Run, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    path = tmp_path / f"cut{suffix}"
+    if suffix == ".ckpt":
+        torch.save({"state_dict": load_file(tiny_checkpoint)}, path)
+    else:
+        path.write_bytes(tiny_checkpoint.read_bytes())
+    os.truncate(path, int(share * path.stat().st_size))
+    assert str(path) in fault(txt2img("--ckpt", path))
+
+
+def test_a_pickle_with_code_in_it_is_not_run(txt2img: Run, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    marker = tmp_path / "it ran"
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(marker),)
+
+    torch.save({"state_dict": load_file(tiny_checkpoint), "callbacks": Bomb()}, tmp_path / "whole.ckpt")
+    whole = txt2img("--ckpt", tmp_path / "whole.ckpt")
+    assert whole.code == 0 and len(whole.pictures()) == 1
+    torch.save({"state_dict": Bomb()}, tmp_path / "bomb.ckpt")
+    assert "holds no state dict" in fault(txt2img("--ckpt", tmp_path / "bomb.ckpt"))
+    assert not marker.exists()
+
+
+def test_numbers_that_are_none_stop_the_run_with_the_likely_cause(
+    txt2img: Run, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    weights = load_file(tiny_checkpoint)
+    weights["model.diffusion_model.out.2.bias"][0] = torch.nan
+    save_file(weights, tmp_path / "nan.safetensors")
+    outcome = txt2img("--ckpt", tmp_path / "nan.safetensors")
+    assert outcome.code == 2 and not outcome.pictures() and len(outcome.err.splitlines()) == 1
+    assert "checkpoint is damaged" in outcome.err and "model.diffusion_model.out.2.bias" in outcome.err
+    half = txt2img("--ckpt", tmp_path / "nan.safetensors", "--precision", "bf16")
+    assert half.code == 2 and "--precision full" in half.err
+
+
+@pytest.mark.parametrize("blocked", ["", "below", "samples"])
+def test_an_outdir_that_cannot_be_written_is_said_before_sampling(
+    blocked: str, txt2img: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("ldm.models.diffusion.ddpm.LatentDiffusion.apply_model", lambda *_: asked.append(1))
+    folder = tmp_path / "out"
+    if blocked == "samples":
+        folder.mkdir()
+        (folder / "samples").write_text("in the way")
+    else:
+        folder.write_text("in the way")
+    outcome = txt2img(into=folder / blocked if blocked == "below" else folder)
+    assert outcome.code == 2 and not asked and outcome.out == ""
+    assert "Nothing can be written into" in outcome.err and str(folder) in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+
+
+def test_factors_outside_the_published_range_are_warned_of_and_drawn(txt2img: Run) -> None:
+    outcome = txt2img("--b1", 2, "--s2", 1.5)
+    assert outcome.code == 0 and len(outcome.pictures()) == 1
+    assert outcome.err.splitlines() == [
+        "warning: b1 = 2 is outside the published range 1 to 1.2",
+        "warning: s2 = 1.5 is outside the published range 0 to 1",
+    ]
+    assert txt2img("--b1", 2, "--freeu-version", 2).err == ""
+    assert txt2img("--b1", 2, "--no-freeu").err == ""
+
+
+def test_what_of_a_long_prompt_is_cut_off_is_said(txt2img: Run) -> None:
+    outcome = txt2img("--prompt", "a red star and " * 6 + "a blue ring")
+    assert outcome.code == 0 and len(outcome.pictures()) == 1
+    [line] = outcome.err.splitlines()
+    assert line.startswith("warning: the prompt is too long") and line.endswith(
+        "leaves out: star and a blue ring"
+    )
+    assert "too long" in txt2img("--negative-prompt", "a red star and " * 6).err
+
+
+def test_unknown_words_are_named_in_one_line_with_the_way_to_draw_them(txt2img: Run, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a squirrel eating a burger\na red squirrel\na red star\n")
+    outcome = txt2img("--from-file", path, "--negative-prompt", "blurry")
+    assert outcome.code == 0 and len(outcome.pictures()) == 3
+    [line] = outcome.err.splitlines()
+    assert "does not know squirrel, eating, burger, blurry" in line
+    for word in load_config("tiny.yaml").model.params.cond_stage_config.params.words:
+        assert f" {word}" in line
+    command = line.partition("python scripts/txt2img.py")[2].split()
+    assert command[:2] == ["--config", "freeu_sd21.yaml"]
+
+
+def test_a_picture_without_settings_or_damaged_is_named(txt2img: Run, tmp_path: Path) -> None:
+    plain, words, cut = tmp_path / "plain.png", tmp_path / "words.png", tmp_path / "cut.png"
+    save_png(plain, np.zeros((8, 8, 3), np.uint8), "a cat\nSteps: 2")
+    words.write_text("this is no picture")
+    save_png(cut, np.zeros((8, 8, 3), np.uint8), record=RECORD)
+    cut.write_bytes(cut.read_bytes()[:200])
+    for path, said in ((plain, "carries no settings"), (words, "not a picture"), (tmp_path, "not a picture")):
+        message = fault(txt2img("--from-image", path, defaults=CPU))
+        assert str(path) in message and said in message
+    assert str(cut) in fault(txt2img("--from-image", cut, defaults=CPU))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": 7}, {"prompt": None}, {"prompt": "\ud800"}, {"seed": "x"}, {"seed": 1.5}, {"seed": -1},
+        {"seed": 10**400}, {"height": 10**400}, {"height": True}, {"width": "32"}, {"steps": 10**30},
+        {"steps": []}, {"scale": "7"}, {"scale": 10**400}, {"scale": float("nan")}, {"scale": float("inf")},
+        {"sampler": "x"}, {"sampler": ["ddim"]}, {"eta": 1e308}, {"eta": None}, {"config": "no/where.yaml"},
+        {"config": 3},
+        {"config": "x" * 5000}, {"config": "/"}, {"config": "a\0b"}, {"ckpt": "no/where.ckpt"}, {"ckpt": 5},
+        {"ckpt": "x" * 5000}, {"precision": "half"}, {"precision": 16}, {"overrides": "model=1"},
+        {"overrides": [1]}, {"overrides": ["words"]}, {"overrides": ["model=1"]}, {"overrides": ["model=${"]},
+        {"freeu": []}, {"freeu": {"b1": "x"}}, {"freeu": {"b1": 10**400}}, {"freeu": {"b1": None}},
+        {"freeu": {"b1": float("nan")}}, {"freeu": {"b1": -1}}, {"freeu": {"b1": {"b1": 1}}},
+        {"freeu": {"c": 1}},
+        {"freeu": {"version": 7}}, {"freeu": {"threshold": 0}}, {"compare": "yes"}, {"compare": 1},
+    ],
+    ids=lambda change: ascii(change)[:40],
+)  # fmt: skip
+def test_hostile_settings_in_a_picture_are_refused(
+    change: dict[str, Any], txt2img: Run, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    path = tmp_path / "a.png"
+    save_png(path, np.zeros((8, 8, 3), np.uint8), record=RECORD | {"ckpt": str(tiny_checkpoint)} | change)
+    fault(txt2img("--from-image", path, defaults=CPU))
+
+
+def test_settings_in_a_picture_are_taken_whole_or_not_at_all(
+    txt2img: Run, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    path, record = tmp_path / "a.png", RECORD | {"ckpt": str(tiny_checkpoint)}
+    save_png(path, np.zeros((8, 8, 3), np.uint8), record=record)
+    assert txt2img("--from-image", path, defaults=CPU).code == 0
+    for name in record:
+        rest = {key: value for key, value in record.items() if key != name}
+        save_png(path, np.zeros((8, 8, 3), np.uint8), record=rest)
+        assert f"lack '{name}'" in fault(txt2img("--from-image", path, defaults=CPU))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.target=os.mkdir", "model.params={path: %s}"],
+        ["model.params.unet_config={target: os.mkdir, params: {path: %s}}"],
+        ["model.target=pathlib.Path", "model.params={}"],
+        ["checkpoint={t: os.mkdir}", "model.params.unet_config.target=${checkpoint.t}"],
+        ["model.params.cond_stage_config=\"${oc.decode:'{target: os.mkdir, params: {path: %s}}'}\""],
+    ],
+)
+def test_a_picture_cannot_have_foreign_code_run(
+    overrides: list[str], txt2img: Run, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    marker, path = tmp_path / "marker", tmp_path / "a.png"
+    overrides = [override.replace("%s", str(marker)) for override in overrides]
+    save_png(path, np.zeros((8, 8, 3), np.uint8), record=RECORD | {"ckpt": None, "overrides": overrides})
+    message = fault(txt2img("--from-image", path, "--ckpt", tiny_checkpoint, defaults=CPU))
+    assert "code of another package" in message and not marker.exists()
+
+
+def test_ctrl_c_keeps_every_finished_picture_and_leaves_nothing_half_written(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    argv = [
+        "--ckpt",
+        tiny_checkpoint,
+        "--outdir",
+        tmp_path,
+        "--steps",
+        2,
+        "--H",
+        32,
+        "--W",
+        32,
+        "--n_iter",
+        10_000,
+    ]
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "scripts" / "txt2img.py", *map(str, argv), *CPU],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # Where the tests run in the background the interrupt is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 300
+    while len(list(tmp_path.glob("samples/*.png"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert err.split("\n") == ["", "stopped; every finished picture is kept", ""]
+
+    finished = sorted(tmp_path.rglob("*.*"))
+    assert len(finished) >= 3
+    assert [str(path.relative_to(tmp_path)) for path in finished] == [
+        f"samples/{i:05}.png" for i in range(len(finished))
+    ]
+    for path in finished:
+        with Image.open(path) as image:
+            image.load()
+            assert image.size == (32, 32) and json.loads(image.info["freeu"])["seed"] == 42 + int(path.stem)
