@@ -25,7 +25,7 @@ setup(
         "einops",
         "open-clip-torch>=3.0",
         "safetensors>=0.4",
-        "huggingface-hub>=0.24",
+        "huggingface-hub>=1.0",
         "numpy>=1.26",
         "pillow>=10.1",
         "tqdm",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ from ldm.download import download as fetch
 from ldm.errors import InputError
 from ldm.misfit import likely_nature, misfit
 from ldm.torch_file import LEGACY_START, ZIP_START, read_torch_file
-from ldm.util import CHECKPOINTS, instantiate_from_config, load_config
+from ldm.util import CHECKPOINTS, instantiate_from_config, load_config, resolved
 
 # Some releases of transformers leave a level out of the names of CLIP's text tower; the model has it.
 SHORT_CLIP_KEY: Final = re.compile(r"^cond_stage_model\.transformer\.(?=embeddings|encoder|final_layer_norm)")
@@ -38,7 +38,7 @@ HARMLESS_KEY: Final = re.compile("|".join(f"(?:{pattern})" for pattern in HARMLE
 
 
 def load_model(
-    config: str | DictConfig,
+    config: str | Path | DictConfig,
     ckpt: str | Path | None = None,
     device: str | torch.device = "auto",
     dtype: Literal["auto"] | torch.dtype = "auto",
@@ -52,23 +52,20 @@ def load_model(
         ckpt: a file, or a bare name looked up in `checkpoints/`; by default the config's own `checkpoint`.
         device: "auto" is CUDA, then MPS, then the CPU.
         dtype: of the weights; "auto" is what the device does fast and safely.
-        overrides: `key=value` dotlist entries that change the config.
+        overrides: `key=value` entries that change the config.
         download: fetch a known checkpoint that is not there. Nothing is fetched otherwise.
 
     Raises:
         InputError: something is not there, damaged, or does not fit the config.
     """
-    if isinstance(config, str):
-        config = load_config(config, overrides)
-    else:
-        config = DictConfig(OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides))))
+    config = resolved(config, overrides) if isinstance(config, DictConfig) else load_config(config, overrides)
     if "model" not in config:
         raise InputError("The config has no `model:` section.")
     name = ckpt or config.get("checkpoint")
     if not name:
         raise InputError("The config names no checkpoint: give one with --ckpt.")
 
-    path = find_checkpoint(name, download)
+    path = find_checkpoint(str(name), download)
     device = pick_device(device)
     tensors = read_tensors(path)
     model = build_on_meta(config.model)
@@ -153,12 +150,15 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype, de
 
     Each tensor is cast and moved by itself, and assigned, so that there is never a second copy of the model.
     Weights that need no change stay views of the mapped file. Raises InputError that lists the keys that are
-    missing, unexpected or of another shape; what a module has computed by itself (not on meta) may be
-    missing.
+    missing, unexpected or of another shape. What a module has computed by itself (not on meta) may be
+    missing, and so may what it says is `unread`, which is then zero.
     """
     slots = model.state_dict()
     named = {_model_key(key, slots): tensor for key, tensor in tensors.items()}
     given = {key: tensor for key, tensor in named.items() if not _is_needless(key, slots)}
+    unread = _unread(model)
+    absent = [key for key in slots if key.startswith(unread) and key not in given]
+    given |= {key: torch.zeros_like(slots[key], device="cpu") for key in absent}
     faults = misfit(slots, given)
     if faults:
         raise InputError("\n  ".join(["does not fit the config" + likely_nature(slots, named), *faults]))
@@ -178,6 +178,15 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype, de
 def _model_key(key: str, slots: Mapping[str, Tensor]) -> str:
     """A checkpoint's key under the model's name for it."""
     return key if key in slots else SHORT_CLIP_KEY.sub(FULL_CLIP_KEY, key)
+
+
+def _unread(model: nn.Module) -> tuple[str, ...]:
+    """How the keys begin that the model's modules have in their state dicts and never read."""
+    return tuple(
+        f"{name}.{key}".removeprefix(".")
+        for name, module in model.named_modules()
+        for key in getattr(module, "unread", ())
+    )
 
 
 def _is_needless(key: str, slots: Mapping[str, Tensor]) -> bool:

@@ -1,7 +1,7 @@
 """The known Stable Diffusion files, and how one is fetched from the hub when that is asked for."""
 
 import hashlib
-import shutil
+import os
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -50,10 +50,9 @@ KNOWN_FILES: Final[dict[str, KnownFile]] = {
 def download(name: str, into: Path) -> Path:
     """Fetches a file of `KNOWN_FILES` from the hub and returns its path, `into / name`.
 
-    It appears there only once its hash was found right; until then it lies in a hidden folder beside. A
-    connection that breaks is taken up again where it broke, by the hub's client. Raises InputError, also for
-    a file whose hash is not known: from an unofficial mirror, that would be trust in whoever holds the name
-    today.
+    It appears there only once its hash was found right. Until then it is `NAME.VERSION.part` beside, and a
+    download that broke off or was killed goes on from there. Raises InputError, also for a file whose hash is
+    not known: from an unofficial mirror, that would be trust in whoever holds the name today.
     """
     known = KNOWN_FILES.get(name)
     if known is None:
@@ -65,35 +64,76 @@ def download(name: str, into: Path) -> Path:
         )
 
     # The import takes half a second, and nobody else needs it.
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HTTPError
 
     # The hub tells a large file's sha256 beforehand. Asking once also finds a missing network without long
     # retries.
-    arrivals = into / f".{name}.download"
+    url = hf_hub_url(known.repo, name)
     try:
-        told = get_hf_file_metadata(hf_hub_url(known.repo, name)).etag or ""
+        there = get_hf_file_metadata(url)
+        told = there.etag or ""
         if len(told) == 64 and told != known.sha256:
-            raise InputError(_other_file(name, known, told))
-        arrived = Path(hf_hub_download(known.repo, name, local_dir=arrivals))
-    # RuntimeError is what the hub's own transport for large files raises.
-    except (OSError, HTTPError, RuntimeError) as error:
+            raise InputError(
+                f"{name} in {known.repo} is not the published file: its sha256 is {told}, not {known.sha256}."
+            )
+        part = _part(into / name, f"{told} {there.size}")
+        _fetch(url, part, name, there.size)
+        sha256 = _sha256(part)
+    except (OSError, HTTPError) as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(f"{name} could not be downloaded from {known.repo} on the hub: {reason}.") from None
+        kept = any(part.stat().st_size for part in _parts(into / name))
+        hint = "\nWhat has come is kept, and the same command goes on from there." if kept else ""
+        raise InputError(
+            f"{name} could not be downloaded from {known.repo} on the hub: {reason}.{hint}"
+        ) from None
 
     # A wrong file is kept under a name that nothing looks up, for it may have taken hours to come.
-    sha256 = _sha256(arrived)
     right = sha256 == known.sha256
     path = into / (name if right else f"{name}.wrong-hash")
-    arrived.replace(path)
-    shutil.rmtree(arrivals)
+    part.replace(path)
     if not right:
-        raise InputError(f"{_other_file(name, known, sha256)} It is set aside as {path}.")
+        raise InputError(
+            f"{name} came damaged, or is another file: its sha256 is {sha256}, not {known.sha256}.\n"
+            f"It is set aside as {path}; the next try starts anew."
+        )
     return path
 
 
-def _other_file(name: str, known: KnownFile, sha256: str) -> str:
-    return f"{name} in {known.repo} is not the published file: its sha256 is {sha256}, not {known.sha256}."
+def _part(path: Path, version: str) -> Path:
+    """Where a download of this version is collected; those of other versions are removed.
+
+    The version is in the name, so that parts of two versions never become one file.
+    """
+    part = path.with_name(f"{path.name}.{hashlib.sha256(version.encode()).hexdigest()[:8]}.part")
+    for stale in set(_parts(path)) - {part}:
+        stale.unlink()
+    return part
+
+
+def _parts(path: Path) -> list[Path]:
+    return list(path.parent.glob(f"{path.name}.*.part"))
+
+
+def _fetch(url: str, part: Path, name: str, size: int | None) -> None:
+    """Fetches what `part` lacks of a file of `size` bytes, with the hub's progress bar."""
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.touch()
+    # Not opened for appending: two downloads at once put the same bytes into the same places.
+    with part.open("r+b") as file:
+        done = file.seek(0, os.SEEK_END)
+        if size is not None and done > size:
+            done = file.seek(0)
+            file.truncate()
+        if done != size:
+            # Ranges are of the file itself, hence no compression on the way.
+            headers = build_hf_headers() | {"Accept-Encoding": "identity"}
+            http_get(
+                url, file, resume_size=done, headers=headers, expected_size=size, displayed_filename=name
+            )
 
 
 def _sha256(path: Path) -> str:

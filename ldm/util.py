@@ -1,8 +1,11 @@
 """Configs: reading them and building what they name."""
 
+import copy
 import difflib
 import importlib
 import inspect
+import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,19 @@ CONFIGS = ROOT / "configs"
 CHECKPOINTS = ROOT / "checkpoints"
 UNET = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
 FREE_UNET = "ldm.modules.diffusionmodules.openaimodel.Free_UNetModel"
+FACTORS = ("b1", "b2", "s1", "s2")
+FREEU = (*FACTORS, "version", "threshold", "match", "strength", "start", "stop", "ramp")
+
+# What OmegaConf and YAML raise for contents that they cannot take.
+FAULTS = (OmegaConfBaseException, YAMLError, ValueError, TypeError)
+# Names parted by dots, places in lists in brackets, and a value, which may be empty.
+OVERRIDE = re.compile(r"([\w-]+)(\.[\w-]+|\[-?\d+\])*=")
 
 
 def find_config(name: str | Path) -> Path:
-    """The config file of that path or, for a bare name, of that name in `configs/`; ".yaml" may be left out."""
+    """The config file of that path, or of that bare name in `configs/`; ".yaml" may be left out."""
     for path in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yaml"):
-        if path.is_file():
+        if os.path.isfile(path):  # noqa: PTH113, as Path.is_file fails on names that are too long
             return path
     known = sorted(path.name for path in CONFIGS.glob("*.yaml"))
     near = difflib.get_close_matches(Path(name).name, known, n=3, cutoff=0.4) or known
@@ -31,29 +41,75 @@ def find_config(name: str | Path) -> Path:
 
 
 def load_config(name: str | Path, overrides: Iterable[str] = ()) -> DictConfig:
-    """The resolved config of a YAML file, its `base:` file under it and dotlist overrides ("a.b=1") on top of it.
+    """The config of a YAML file over that of its `base:`, with overrides put into it, resolved.
 
-    A `base:` is looked for beside the file that names it, then as `find_config` does.
+    A `base:` is looked for beside the file that names it, then as `find_config` does. Raises InputError.
     """
     path = find_config(name)
+    return resolved(read_with_base(path), overrides, source=str(path))
+
+
+def resolved(config: DictConfig, overrides: Iterable[str] = (), source: str = "The config") -> DictConfig:
+    """A copy of a config with overrides (`a.b=1`, `a.b[0]=1`) put into it and its interpolations resolved.
+
+    Raises InputError that names the override at fault, and the config by its `source`.
+    """
+    config, overrides = copy.deepcopy(config), list(overrides)
+    for override in overrides:
+        key = OVERRIDE.match(override)
+        if key is None:
+            raise InputError(f"{override!r} is no override key=value. A prompt goes behind --prompt.")
+        if key[1] not in {*config, "checkpoint", "sampling"}:
+            raise InputError(
+                f"{override!r}: the config has no {key[1]!r}, only {', '.join(map(str, config))}."
+            )
+        try:
+            config.merge_with_dotlist([override])
+        except FAULTS as fault:
+            raise InputError(f"{source} with {override} cannot be resolved: {_reason(fault)}.") from None
     try:
-        config = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as fault:
-        where = str(fault).replace("\n", " ")
-        raise InputError(f"{path} is not a YAML config: {where}") from None
-    if not isinstance(config, DictConfig):
-        raise InputError(f"{path} is not a config: it holds no `model:` section.")
-    if base := config.pop("base", None):
-        beside = path.parent / str(base)
-        config = OmegaConf.merge(load_config(beside if beside.is_file() else base), config)
-    try:
-        config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides)))
         OmegaConf.resolve(config)
-    except (OmegaConfBaseException, YAMLError) as fault:
-        where = str(fault).splitlines()[0]
-        raise InputError(f"{path} with {list(overrides)} cannot be resolved: {where}") from None
-    assert isinstance(config, DictConfig)
+    except FAULTS as fault:
+        changed = " ".join([source, "with", *overrides] if overrides else [source])
+        raise InputError(f"{changed} cannot be resolved: {_reason(fault)}.") from None
     return config
+
+
+def read_with_base(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
+    """A YAML file over its `base:`, not yet resolved; `above` are the files that led to it."""
+    if any(path.samefile(other) for other in above):
+        ring = " -> ".join(other.name for other in (*above, path))
+        raise InputError(f"{path} is its own `base:` ({ring}): take one of them out.")
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (*FAULTS, OSError) as fault:
+        raise InputError(f"{path} is not a YAML config: {_reason(fault)}.") from None
+    # OmegaConf takes a bare text for a key without a value.
+    if not isinstance(content, dict) or not any(content.values()):
+        raise InputError(f"{path} is not a config: it has no `model:` section and describes no U-Net.")
+
+    base = content.pop("base", None)
+    config = OmegaConf.create(content)
+    if not base:
+        return config
+    beside = path.parent / str(base)
+    try:
+        below = beside if os.path.isfile(beside) else find_config(str(base))  # noqa: PTH113, as above
+    except InputError as fault:
+        raise InputError(f"{path} names a `base:` that is not there. {fault}") from None
+    whole = read_with_base(below, (*above, path))
+    try:
+        whole.merge_with(config)
+    except FAULTS as fault:
+        raise InputError(f"{path} does not fit its base {below}: {_reason(fault)}.") from None
+    return whole
+
+
+def _reason(fault: Exception) -> str:
+    """What is wrong, in one line: the key where OmegaConf knows it, and the message without its appendix."""
+    key = getattr(fault, "full_key", None)
+    message = " ".join(str(fault).partition("\n    full_key:")[0].split())
+    return f"{key}: {message}" if key else message
 
 
 def set_freeu(config: DictConfig, settings: Mapping[str, Any]) -> None:
@@ -61,29 +117,48 @@ def set_freeu(config: DictConfig, settings: Mapping[str, Any]) -> None:
 
     A plain U-Net becomes a `Free_UNetModel`; factors that neither names are one.
     """
-    unet = config.model.params.unet_config
-    if unet.target == UNET:
+    unet = unet_section(config)
+    if unet.get("target") == UNET:
         unet.target = FREE_UNET
-        unet.params = OmegaConf.merge({"b1": 1.0, "b2": 1.0, "s1": 1.0, "s2": 1.0}, unet.params)
+        unet.params = OmegaConf.merge(dict.fromkeys(FACTORS, 1.0), unet.params)
     unet.params = OmegaConf.merge(unet.params, settings)
 
 
+def remove_freeu(config: DictConfig) -> None:
+    """Makes the U-Net of a model config the plain one."""
+    unet = unet_section(config)
+    if unet.get("target") == FREE_UNET:
+        unet.target = UNET
+        unet.params = {key: value for key, value in unet.params.items() if key not in FREEU}
+
+
+def unet_section(config: DictConfig) -> DictConfig:
+    """The section of a latent diffusion model's config that describes its U-Net. Raises InputError."""
+    unet = OmegaConf.select(config, "model.params.unet_config", throw_on_resolution_failure=False)
+    if not isinstance(unet, DictConfig) or not isinstance(unet.get("params"), DictConfig):
+        raise InputError("The config describes no U-Net: it has no model.params.unet_config.params.")
+    return unet
+
+
 def get_class(target: str) -> type:
-    """The class that a config's `target:` names."""
-    module, _, name = target.rpartition(".")
+    """The class that a config's `target:` names. Raises InputError."""
+    module, _, name = str(target).rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
-        raise InputError(
-            f"The config's target {target!r} cannot be imported; this project's classes begin with 'ldm.'."
-        ) from None
+        found = None
+    if not isinstance(found, type):
+        raise InputError(f"The config's target {target!r} is no class; this project's begin with 'ldm.'.")
+    return found
 
 
 def accepted_parameters(cls: type) -> set[str]:
     """The names that a class's constructor takes, those handed on to its parents by **kwargs included."""
     names: set[str] = set()
     for parent in cls.__mro__:
-        parameters = inspect.signature(parent.__init__).parameters
+        if "__init__" not in vars(parent):
+            continue
+        parameters = inspect.signature(vars(parent)["__init__"]).parameters
         names |= parameters.keys() - {"self", "args", "kwargs"}
         if "kwargs" not in parameters:
             break
@@ -91,25 +166,42 @@ def accepted_parameters(cls: type) -> set[str]:
 
 
 def instantiate_from_config(config: Mapping[str, Any]) -> Any:
-    """An object of the class that `target` names, made with `params`."""
-    if "target" not in config:
-        raise InputError(f"A section of the config has no `target:`; its keys are {', '.join(map(str, config))}.")
+    """An object of the class that `target` names, made with `params`. Raises InputError."""
+    if not isinstance(config, Mapping) or "target" not in config:
+        raise InputError(f"A section of the config has no `target:`; it is {str(config)[:99]}.")
     target, params = config["target"], config.get("params") or {}
     cls = get_class(target)
+    if not isinstance(params, Mapping):
+        raise InputError(f"The params of {target} are {params!r}; they have to be `key: value` lines.")
     if cls.__module__.startswith("ldm."):
-        unknown = sorted(params.keys() - accepted_parameters(cls))
-        if unknown:
-            hint = (
-                f" FreeU's factors belong to {FREE_UNET}."
-                if {"b1", "b2", "s1", "s2"} & set(unknown)
-                else " Remove it from the config's params."
-            )
-            raise InputError(f"{target} knows no parameter {', '.join(unknown)}.{hint}")
+        check_names(target, params, accepted_parameters(cls))
     try:
         return cls(**params)
-    except TypeError as fault:
-        raise InputError(f"{target}: {fault}. Check its params in the config.") from fault
     except InputError:
         raise
     except ValueError as fault:
         raise InputError(f"{target}: {fault}") from fault
+    except (
+        OmegaConfBaseException,
+        TypeError,
+        AttributeError,
+        LookupError,
+        ArithmeticError,
+        RuntimeError,
+    ) as fault:
+        what = f"{type(fault).__name__}: {fault}".partition("\n")[0]
+        raise InputError(f"{target} cannot be made with its params in the config. {what}") from fault
+
+
+def check_names(target: str, params: Mapping[str, Any], accepted: set[str]) -> None:
+    """Raises InputError, with what may have been meant, where a class does not take all of `params`."""
+    unknown = sorted(str(name) for name in params if name not in accepted)
+    if not unknown:
+        return
+    if set(unknown) & set(FACTORS):
+        hint = f"FreeU's factors belong to {FREE_UNET}."
+    elif near := difflib.get_close_matches(unknown[0], accepted, n=1):
+        hint = f"Is {near[0]} meant?"
+    else:
+        hint = "Remove it from the config's params."
+    raise InputError(f"{target} knows no parameter {', '.join(unknown)}. {hint}")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ldm.checkpoint import build_on_meta, fill, find_checkpoint, load_model, read_tensors
 from ldm.device import pick_device, pick_dtype
 from ldm.errors import InputError
+from ldm.modules.encoders.modules import FrozenOpenCLIPEmbedder
 
 CPU = torch.device("cpu")
 DATA = Path(__file__).parent / "data"
@@ -268,6 +269,61 @@ def test_harmless_keys_are_dropped_unless_the_model_has_them() -> None:
     for key in ["embeddings.weight", "model.betas", "cond_stage_model.model.visual_weight", "lossy.weight"]:
         with pytest.raises(InputError, match="1 unexpected"):
             fill(on_meta({}), zeros({key: (2,)}), torch.float32, CPU)
+
+
+class Conditioned(nn.Module):
+    """A text tower of OpenCLIP's, width 256 and 10 blocks, under the name that checkpoints give it."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__()
+        self.cond_stage_model = FrozenOpenCLIPEmbedder(arch="ViT-S-32-alt", layer=layer)
+
+
+def filled(layer: str, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> Conditioned:
+    with torch.device("meta"):
+        model = Conditioned(layer)
+    fill(model, tensors, dtype, CPU)
+    return model
+
+
+TEXT = "cond_stage_model.model."
+LAST_BLOCK = f"{TEXT}transformer.resblocks.9."
+
+
+def without(tensors: Mapping[str, Tensor], *parts: str) -> dict[str, Tensor]:
+    left = {key: tensor for key, tensor in tensors.items() if not key.startswith(parts)}
+    assert len(left) < len(tensors)
+    return left
+
+
+def test_what_a_text_encoder_never_reads_may_be_missing() -> None:
+    torch.manual_seed(0)
+    whole = Conditioned("penultimate").state_dict()
+    lacking = without(whole, f"{TEXT}text_projection", f"{TEXT}logit_scale", LAST_BLOCK)
+    model = filled("penultimate", lacking)
+    assert torch.equal(
+        model.cond_stage_model("a red circle"), filled("penultimate", whole).cond_stage_model("a red circle")
+    )
+    assert {key: it.shape for key, it in model.state_dict().items()} == {
+        key: it.shape for key, it in whole.items()
+    }
+
+    half = filled("penultimate", lacking, torch.float16).state_dict()
+    assert {it.dtype for it in half.values()} == {torch.float16}
+    assert not any(half[key].any() for key in whole.keys() - lacking.keys())
+
+
+def test_what_a_text_encoder_reads_may_not_be_missing() -> None:
+    torch.manual_seed(0)
+    whole = Conditioned("last").state_dict()
+    filled("last", without(whole, f"{TEXT}text_projection", f"{TEXT}logit_scale"))
+    for layer, part, count in [
+        ("last", LAST_BLOCK, 12),
+        ("penultimate", f"{TEXT}transformer.resblocks.8.", 12),
+        ("penultimate", f"{TEXT}ln_final.bias", 1),
+    ]:
+        with pytest.raises(InputError, match=f"text encoder: {count} missing"):
+            filled(layer, without(whole, part))
 
 
 def test_all_that_does_not_fit_is_listed_part_by_part() -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +18,7 @@ from ldm.download import KNOWN_FILES, download
 from ldm.errors import InputError
 
 # The hub's client writes 10 MB at a time, and resumes at a multiple of that.
+CHUNK = 10 << 20
 CONTENT = bytes(range(256)) * (24 << 12)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 NAME = "weights.ckpt"
@@ -37,11 +39,14 @@ except InputError as error:
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves CONTENT as the one file of a repository, and breaks off the first `breaks` answers halfway."""
+    """Serves one file. Its first `breaks` answers end halfway; while it `stalls`, they hang there."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
+        self.content = CONTENT
         self.breaks = 0
+        self.stalls = threading.Event()
+        self.knows_ranges = True
         self.etag = "0" * 40
         self.served: list[tuple[str, str | None]] = []
 
@@ -55,21 +60,24 @@ class Answer(BaseHTTPRequestHandler):
     server: Hub
 
     def do_HEAD(self) -> None:
-        self.begin(200, len(CONTENT)) if self.path.endswith(f"/{NAME}") else self.begin(404, 0)
+        self.begin(200, len(self.server.content)) if self.path.endswith(f"/{NAME}") else self.begin(404, 0)
 
     def do_GET(self) -> None:
         if not self.path.endswith(f"/{NAME}"):
             return self.begin(404, 0)
-        wanted = self.headers.get("Range")
+        content, wanted = self.server.content, self.headers.get("Range")
         self.server.served.append((self.path, wanted))
-        first = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
-        body = CONTENT[first:]
-        self.begin(206 if wanted else 200, len(body), f"bytes {first}-{len(CONTENT) - 1}/{len(CONTENT)}")
-        if self.server.breaks:
-            self.server.breaks -= 1
+        wanted = wanted if self.server.knows_ranges else None
+        first = start(wanted) if wanted else 0
+        body = content[first:]
+        self.begin(206 if wanted else 200, len(body), f"bytes {first}-{len(content) - 1}/{len(content)}")
+        if self.server.breaks or self.server.stalls.is_set():
             body = body[: len(body) // 2]
             self.close_connection = True
+        self.server.breaks = max(0, self.server.breaks - 1)
         self.wfile.write(body)
+        while self.server.stalls.is_set():
+            time.sleep(0.01)
 
     def begin(self, status: int, length: int, content_range: str | None = None) -> None:
         self.send_response(status)
@@ -86,6 +94,11 @@ class Answer(BaseHTTPRequestHandler):
         """A test's output is no place for a server's log."""
 
 
+def start(wanted: str) -> int:
+    """The first byte that a Range header asks for."""
+    return int(wanted.removeprefix("bytes=").removesuffix("-"))
+
+
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     server = Hub()
@@ -95,14 +108,36 @@ def hub() -> Iterator[Hub]:
     server.server_close()
 
 
-def fetch(url: str, into: Path, name: str = NAME, sha256: str = SHA256) -> subprocess.CompletedProcess[str]:
+def begin(url: str, into: Path, name: str = NAME, sha256: str = SHA256) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
     environment |= {"HF_ENDPOINT": url, "HF_HOME": str(into / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
     environment.pop("HF_HUB_OFFLINE", None)
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-c", FETCH, name, sha256, str(into)],
-        env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120,
+        env=environment, cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def fetch(url: str, into: Path, name: str = NAME, sha256: str = SHA256) -> subprocess.CompletedProcess[str]:
+    process = begin(url, into, name, sha256)
+    output, errors = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def fetch_and_kill(hub: Hub, into: Path) -> Path:
+    """Kills a download in the middle; returns the part that is left."""
+    hub.stalls.set()
+    process = begin(hub.url, into)
+    deadline = time.monotonic() + 60
+    while not any(part.stat().st_size >= CHUNK for part in into.glob("*.part")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    hub.stalls.clear()
+    (part,) = into.glob("*.part")
+    return part
 
 
 def test_a_file_is_fetched_and_its_hash_verified(hub: Hub, tmp_path: Path) -> None:
@@ -111,7 +146,7 @@ def test_a_file_is_fetched_and_its_hash_verified(hub: Hub, tmp_path: Path) -> No
     assert done.stdout.strip() == str(tmp_path / NAME)
     assert (tmp_path / NAME).read_bytes() == CONTENT
     assert [path for path, _ in hub.served] == [f"/someone/somewhere/resolve/main/{NAME}"]
-    assert [it.name for it in tmp_path.iterdir() if "download" in it.name] == []
+    assert [it.name for it in tmp_path.iterdir() if it.name != "home"] == [NAME]
 
 
 def test_a_broken_connection_is_resumed_where_it_broke(hub: Hub, tmp_path: Path) -> None:
@@ -121,7 +156,58 @@ def test_a_broken_connection_is_resumed_where_it_broke(hub: Hub, tmp_path: Path)
     assert (tmp_path / NAME).read_bytes() == CONTENT
     (_, first), (_, second) = hub.served
     assert first is None
-    assert second is not None and int(second.removeprefix("bytes=").removesuffix("-")) >= 10_000_000
+    assert second is not None and start(second) == CHUNK
+
+
+def test_a_killed_download_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
+    part = fetch_and_kill(hub, tmp_path)
+    assert part.name.startswith(f"{NAME}.")
+    assert part.read_bytes() == CONTENT[:CHUNK]
+    assert not (tmp_path / NAME).exists()
+
+    done = fetch(hub.url, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [wanted for _, wanted in hub.served] == [None, f"bytes={CHUNK}-"]
+    assert (tmp_path / NAME).read_bytes() == CONTENT
+    assert not part.exists()
+
+
+def test_a_download_killed_before_its_hash_was_taken_is_not_fetched_again(hub: Hub, tmp_path: Path) -> None:
+    fetch_and_kill(hub, tmp_path).write_bytes(CONTENT)
+    assert fetch(hub.url, tmp_path).returncode == 0
+    assert len(hub.served) == 1
+    assert (tmp_path / NAME).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("change", ["etag", "size"])
+def test_a_part_of_another_version_is_not_gone_on_with(change: str, hub: Hub, tmp_path: Path) -> None:
+    hub.content = CONTENT[::-1][1:] if change == "size" else CONTENT[::-1]
+    stale = fetch_and_kill(hub, tmp_path)
+    hub.content = CONTENT
+    if change == "etag":
+        hub.etag = "1" * 40
+    done = fetch(hub.url, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [wanted for _, wanted in hub.served] == [None, None]
+    assert (tmp_path / NAME).read_bytes() == CONTENT
+    assert not stale.exists()
+
+
+def test_a_server_that_knows_no_ranges_gives_the_file_from_its_start(hub: Hub, tmp_path: Path) -> None:
+    fetch_and_kill(hub, tmp_path)
+    hub.knows_ranges = False
+    done = fetch(hub.url, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / NAME).read_bytes() == CONTENT
+
+
+def test_a_download_that_fails_says_that_what_has_come_is_kept(hub: Hub, tmp_path: Path) -> None:
+    fetch_and_kill(hub, tmp_path)
+    hub.shutdown()
+    hub.server_close()
+    done = fetch(hub.url, tmp_path)
+    assert done.returncode == 1
+    assert "goes on from there" in done.stderr
 
 
 def test_a_file_with_another_hash_is_set_aside_and_refused(hub: Hub, tmp_path: Path) -> None:

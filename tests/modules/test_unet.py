@@ -167,3 +167,26 @@ def test_freeu_tells_the_blocks_it_changes(free):
     free.freeu = V1.off()
     assert free.hit_blocks() == {}
     assert free.describe() == "FreeU: off, every factor is one"
+
+
+def test_each_sample_gets_as_much_of_freeu_as_its_timestep_says():
+    x, context = rnd(1, 3, 4, 16, 16), rnd(2, 3, 11, 48)
+    t = torch.tensor([999, 500, 0])  # at the start of a run, in its middle, at its end
+    parameters = golden_parameters("unet_tiny")
+    factors = {"b1": 1.2, "b2": 1.4, "s1": 0.9, "s2": 0.2}
+    unet = fill_by_name(Free_UNetModel(**factors, **parameters, start=0.2, stop=0.6))
+    plain = fill_by_name(UNetModel(**parameters))(x, t, context)
+    full = fill_by_name(Free_UNetModel(**factors, **parameters))(x, t, context)
+    assert relative_error(unet(x, t, context), torch.stack([plain[0], full[1], plain[2]])) < 1e-6
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.4])
+def test_strength_moves_every_factor_from_one(strength):
+    inputs = rnd(1, 2, 4, 16, 16), torch.tensor([981, 41]), rnd(2, 2, 11, 48)
+    parameters = golden_parameters("unet_tiny")
+    weak = fill_by_name(Free_UNetModel(1.2, 1.4, 0.9, 0.2, **parameters, strength=strength))
+    moved = [1 + strength * (factor - 1) for factor in (1.2, 1.4, 0.9, 0.2)]
+    direct = fill_by_name(Free_UNetModel(*moved, **parameters))
+    assert relative_error(weak(*inputs), direct(*inputs)) < 1e-6
+    if strength == 0:
+        assert torch.equal(weak(*inputs), fill_by_name(UNetModel(**parameters))(*inputs))

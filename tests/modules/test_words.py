@@ -15,7 +15,8 @@ WORDS = ("a", "red", "circle", "left", "of", "blue", "star")  # ids 3 to 9
 @pytest.fixture(scope="module")
 def embedder():
     torch.manual_seed(0)
-    return WordEmbedder(WORDS, max_length=8, width=32, heads=4, layers=2).eval()
+    synonyms = {"an": "a", "disc": "circle"}
+    return WordEmbedder(WORDS, max_length=8, width=32, heads=4, layers=2, synonyms=synonyms).eval()
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,7 @@ def embedder():
         ("a red circle", [START, 3, 4, 5, END]),
         ("  A RED,\ncircle!", [START, 3, 4, 5, END]),
         ("a left-of star", [START, 3, 6, 7, 9, END]),
+        ("an red disc", [START, 3, 4, 5, END]),
         ("a shiny red dragon", [START, 3, 4, END]),
         ("a red circle left of a blue star", [START, 3, 4, 5, 6, 7, 3, END]),
     ],
