@@ -38,7 +38,7 @@ class Stage(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
-            parameters, lr=self.lr, betas=(0.9, 0.99), weight_decay=self.weight_decay
+            parameters, lr=self.lr, betas=(0.9, 0.99), weight_decay=self.weight_decay, fused=True
         )
         total = self.trainer.max_steps
 

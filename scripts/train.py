@@ -43,7 +43,12 @@ def train(config_name: str, outdir: Path, overrides: list[str]) -> None:
         default_root_dir=outdir,
         logger=CSVLogger(outdir, name="", version=""),
         callbacks=[
-            ModelCheckpoint(outdir, filename="last", every_n_train_steps=250, enable_version_counter=False),
+            ModelCheckpoint(
+                outdir,
+                filename="last",
+                every_n_train_steps=config.checkpoint_every,
+                enable_version_counter=False,
+            ),
             EMAWeightAveraging(decay=config.ema_decay),
         ],
         check_val_every_n_epoch=None,

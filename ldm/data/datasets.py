@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ldm.data.render import render
 from ldm.data.scenes import describe, draw_scene
+from ldm.errors import InputError
 from ldm.models.autoencoder import AutoencoderKL
 
 
@@ -49,7 +50,7 @@ class SceneLatents(Dataset):
             encode_scenes(cache, autoencoder, count, side, seed)
         self.latents = np.load(cache, mmap_mode="r")
         if len(self.latents) != count:
-            raise ValueError(
+            raise InputError(
                 f"{cache} holds {len(self.latents)} latents, the config asks for {count}: remove it."
             )
 

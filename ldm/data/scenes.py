@@ -99,6 +99,11 @@ def texture_words(texture: str) -> tuple[str, ...]:
     return () if texture == "plain" else (texture,)
 
 
+def with_article(*words: str) -> list[str]:
+    """The words after "a" or "an"."""
+    return ["an" if words[0][0] in "aeiou" else "a", *words]
+
+
 def describe(scene: Scene, rng: Generator | None = None) -> str:
     """The scene in words: "a large red circle left of a small blue star on a dotted green background".
 
@@ -113,7 +118,8 @@ def describe(scene: Scene, rng: Generator | None = None) -> str:
         if i > 0 and scene.relation is not None:
             words.append(scene.relation)
         size = () if left_out(0.3) else (thing.size,)
-        words += ["a", *size, thing.colour, *texture_words(thing.texture), thing.shape]
+        words += with_article(*size, thing.colour, *texture_words(thing.texture), thing.shape)
     if not left_out(0.15):
-        words += ["on a", *texture_words(scene.background_texture), scene.background, "background"]
+        texture = texture_words(scene.background_texture)
+        words += ["on", *with_article(*texture, scene.background, "background")]
     return " ".join(words)

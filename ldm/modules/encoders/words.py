@@ -1,7 +1,7 @@
 """The embedded model's text encoder: CLIP's text transformer, small, over a short list of whole words."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,22 @@ PAD, START, END = 0, 1, 2
 class WordEmbedder(nn.Module):
     """Prompts in a vocabulary of whole `words` to a context of (B, max_length, width).
 
-    Words outside the vocabulary are passed over; `unknown` names them.
+    `synonyms` are other words for some of them. Words outside both are passed over; `unknown` names them.
     """
 
-    def __init__(self, words: Sequence[str], max_length: int, width: int, heads: int, layers: int):
+    def __init__(
+        self,
+        words: Sequence[str],
+        max_length: int,
+        width: int,
+        heads: int,
+        layers: int,
+        synonyms: Mapping[str, str] | None = None,
+    ):
         super().__init__()
+        self.words = tuple(words)
         self.ids = {word: i for i, word in enumerate(words, start=3)}
+        self.ids |= {other: self.ids[word] for other, word in (synonyms or {}).items()}
         self.max_length = max_length
         self.transformer = ClipTextTower(
             width, heads, layers, vocabulary=3 + len(words), positions=max_length

@@ -1,0 +1,128 @@
+"""Training: both stages through the script, on a few small scenes."""
+
+import csv
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.random import default_rng
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+
+from ldm.checkpoint import load_model
+from ldm.data.datasets import SceneLatents, ScenePictures
+from ldm.data.scenes import describe, draw_scene
+from ldm.errors import InputError
+from ldm.generate import Sampling, generate
+from ldm.models.autoencoder import AutoencoderKL
+from ldm.training import standardise
+from ldm.util import ROOT, instantiate_from_config, load_config
+
+train = runpy.run_path(str(ROOT / "scripts" / "train.py"))["train"]
+
+QUICK = [
+    "checkpoint_every=1",
+    "params.batch_size=2",
+    "params.data.count=8",
+    "trainer.accelerator=cpu",
+    "trainer.val_check_interval=2",
+]
+
+
+def losses(outdir: Path) -> dict[int, float]:
+    """The logged losses by step."""
+    with (outdir / "metrics.csv").open() as file:
+        return {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file) if row["loss"]}
+
+
+@pytest.fixture
+def autoencoder() -> AutoencoderKL:
+    torch.manual_seed(0)
+    return instantiate_from_config(load_config("tiny.yaml").model.params.first_stage_config)
+
+
+@pytest.fixture(scope="module")
+def both_stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which both stages were trained for a few steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(
+        "train/tiny_autoencoder.yaml",
+        folder / "autoencoder",
+        [*QUICK, "params.data.crop=32", "trainer.max_steps=4"],
+    )
+    train(
+        "train/tiny.yaml",
+        folder / "diffusion",
+        [
+            *QUICK,
+            f"params.autoencoder={folder / 'autoencoder' / 'model.safetensors'}",
+            f"params.cache={folder / 'latents.npy'}",
+            "params.side=64",
+            "trainer.max_steps=2",
+        ],
+    )
+    return folder
+
+
+def test_both_stages_leave_checkpoints_losses_pictures_and_weights(both_stages: Path) -> None:
+    for stage in ("autoencoder", "diffusion"):
+        assert {"config.yaml", "last.ckpt", "metrics.csv", "model.safetensors"} <= {
+            path.name for path in (both_stages / stage).iterdir()
+        }
+        assert [path.name for path in (both_stages / stage / "samples").iterdir()]
+        assert all(np.isfinite(loss) for loss in losses(both_stages / stage).values())
+
+
+def test_the_exported_weights_draw_through_the_ordinary_path(both_stages: Path) -> None:
+    model = load_model("tiny.yaml", ckpt=both_stages / "diffusion" / "model.safetensors", device="cpu")
+    [picture] = generate(model, ["a red circle"], [0], Sampling(64, 64, steps=2))
+    assert picture.shape == (64, 64, 3)
+
+
+def test_a_run_whose_folder_holds_a_checkpoint_goes_on_from_it(tmp_path: Path) -> None:
+    arguments = [*QUICK, "params.data.crop=32"]
+    train("train/tiny_autoencoder.yaml", tmp_path, [*arguments, "trainer.max_steps=2"])
+    assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] == 2
+    train("train/tiny_autoencoder.yaml", tmp_path, [*arguments, "trainer.max_steps=3"])
+    assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] == 3
+
+
+def test_the_exported_weights_are_the_averaged_ones(both_stages: Path) -> None:
+    exported = load_file(both_stages / "diffusion" / "model.safetensors")
+    checkpoint = torch.load(both_stages / "diffusion" / "last.ckpt", weights_only=False)
+    name = "model.diffusion_model.out.2.weight"
+    averaged = checkpoint["state_dict"][f"model.{name}"]
+    assert torch.equal(exported[name], averaged.half())
+    assert not torch.equal(averaged, checkpoint["current_model_state"][f"model.{name}"])
+
+
+def test_standardised_latents_have_mean_0_and_deviation_1_and_decode_alike(
+    autoencoder: AutoencoderKL,
+) -> None:
+    pictures = ScenePictures(8, 64, seed=3)
+    [batch] = DataLoader(pictures, 8)
+    before = autoencoder.encode(batch)
+    decoded = autoencoder.decode(before.mode())
+    relative_spread = before.std / before.mean.std((0, 2, 3))[None, :, None, None]
+
+    standardise(autoencoder, pictures)
+    after = autoencoder.encode(batch)
+    assert torch.allclose(after.mean.mean((0, 2, 3)), torch.zeros(12), atol=1e-5)
+    assert torch.allclose(after.mean.std((0, 2, 3)), torch.ones(12), atol=1e-5)
+    assert torch.allclose(after.std, relative_spread, rtol=1e-4)
+    assert torch.allclose(autoencoder.decode(after.mode()), decoded, atol=1e-4)
+
+
+def test_cached_latents_are_those_of_their_captions_scenes(
+    tmp_path: Path, autoencoder: AutoencoderKL
+) -> None:
+    latents = SceneLatents(tmp_path / "latents.npy", autoencoder, count=3, side=64, seed=5, unconditional=0.0)
+    picture = ScenePictures(3, 64, seed=5)[2]
+    latent, caption = latents[2]
+    assert torch.allclose(latent, autoencoder.encode(picture[None]).mode()[0], atol=2e-3)
+    full = describe(draw_scene(default_rng((5, 2))))
+    assert set(caption.split()) <= set(full.split())
+    with pytest.raises(InputError, match="holds 3 latents"):
+        SceneLatents(tmp_path / "latents.npy", autoencoder, count=4, side=64, seed=5, unconditional=0.0)
