@@ -32,7 +32,9 @@ setup(
     ],
     extras_require={
         **EXTRAS,
-        "test": sorted({need for needs in EXTRAS.values() for need in needs})
-        + ["pytest>=8", "hypothesis>=6.100", "ruff", "mypy"],
+        "test": [
+            *sorted({need for needs in EXTRAS.values() for need in needs}),
+            *("pytest>=8", "hypothesis>=6.100", "ruff", "mypy"),
+        ],
     },
 )

@@ -1,14 +1,16 @@
 """FreeU: the operator and its settings. Imports torch and nothing else of this project."""
 
 from ldm.freeu.operator import backbone_factor, fourier_filter, free_u, scale_backbone
-from ldm.freeu.settings import PRESETS, DecoderStage, FreeUSettings, Match
+from ldm.freeu.settings import PRESETS, TRAINING_STEPS, DecoderStage, FreeUSettings, Match, find_preset
 
 __all__ = [
     "PRESETS",
+    "TRAINING_STEPS",
     "DecoderStage",
     "FreeUSettings",
     "Match",
     "backbone_factor",
+    "find_preset",
     "fourier_filter",
     "free_u",
     "scale_backbone",

@@ -56,17 +56,20 @@ def low_frequency_basis(
     return torch.stack(functions, dim=-1).flatten(0, 1).to(device, dtype)  # (HW, rank)
 
 
-def _add_low_frequencies(x: Tensor, threshold: int, gain: float, in_place: bool) -> Tensor:
-    """x plus `gain` times its low-frequency part, in either memory format; x is (B, C, H, W)."""
+def _add_low_frequencies(x: Tensor, threshold: int, gain: float | Tensor, in_place: bool) -> Tensor:
+    """x, (B, C, H, W), plus `gain` times its low-frequency part, in either memory format.
+
+    `gain` is one number or one for each sample, (B, 1, 1).
+    """
     basis = low_frequency_basis(x.shape[2], x.shape[3], threshold, x.dtype, x.device)
     basis = basis.expand(len(x), -1, -1)  # (B, HW, rank)
     add = torch.Tensor.baddbmm_ if in_place else torch.baddbmm
     if x.stride(1) == 1:  # channels last: positions are rows
         maps = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, C)
-        maps = add(maps, basis, basis.mT @ maps, alpha=gain)
+        maps = add(maps, basis, gain * (basis.mT @ maps))
         return maps.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
     maps = x.flatten(2)  # (B, C, HW)
-    return add(maps, maps @ basis, basis.mT, alpha=gain).view(x.shape)
+    return add(maps, gain * (maps @ basis), basis.mT).view(x.shape)
 
 
 def fourier_filter(x: Tensor, threshold: int = 1, scale: float = 1.0) -> Tensor:
@@ -102,19 +105,33 @@ def scale_backbone(h: Tensor, b: float, version: int = 1) -> Tensor:
     return torch.cat([h[:, :half] * backbone_factor(h, b, version), h[:, half:]], dim=1)
 
 
-def free_u(fused: Tensor, width: int, b: float, s: float, version: int = 1, threshold: int = 1) -> Tensor:
+def free_u(
+    fused: Tensor,
+    width: int,
+    b: float,
+    s: float,
+    version: int = 1,
+    threshold: int = 1,
+    weight: Tensor | None = None,
+) -> Tensor:
     """FreeU on the concatenation of backbone (the first `width` channels) and skip, (B, width + skip, H, W).
 
-    `fused` is overwritten, since a decoder block owns its concatenation, except where autograd needs its
-    values or it is a view with gaps. A factor of one skips its half of the work, so that all ones leave the
-    bits as they are.
+    `weight`, (B,), moves each sample's factors from one, at 0, to b and s, at 1.
+
+    `fused` is overwritten, since a decoder block owns its concatenation, except where autograd records (it
+    may need the values, and gradient checkpointing runs on the same input twice) or it is a view with gaps. A
+    factor of one skips its half of the work, so that all ones leave the bits as they are.
     """
-    backbone, skip = fused[:, :width], fused[:, width:]
     dense = fused.is_contiguous() or fused.is_contiguous(memory_format=torch.channels_last)
-    if fused.requires_grad or not dense:
-        return torch.cat([scale_backbone(backbone, b, version), fourier_filter(skip, threshold, s)], dim=1)
+    if torch.is_grad_enabled() or fused.requires_grad or not dense:
+        fused = fused.clone(memory_format=torch.preserve_format if dense else torch.contiguous_format)
+    backbone, skip = fused[:, :width], fused[:, width:]
     if b != 1:
-        backbone[:, : width // 2].mul_(backbone_factor(backbone, b, version))
+        alpha = backbone_factor(backbone, b, version)
+        if weight is not None:
+            alpha = 1 + weight.to(fused)[:, None, None, None] * (alpha - 1)  # (B, 1, 1 or H, 1 or W)
+        backbone[:, : width // 2].mul_(alpha)
     if s != 1:
-        _add_low_frequencies(skip, threshold, s - 1, in_place=True)
+        gain = s - 1 if weight is None else (s - 1) * weight.to(fused)[:, None, None]  # (B, 1, 1)
+        _add_low_frequencies(skip, threshold, gain, in_place=True)
     return fused

@@ -5,7 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from torch import Tensor
+
 Match = Literal["channels", "resolution"]
+
+TRAINING_STEPS = 1000  # the denoising run of a U-Net whose sampler is not known
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,9 @@ class FreeUSettings:
       original code has it: output blocks 0-6 and 7-9 of SD1 and SD2.
     - "resolution": the lowest and the next lowest resolution, as diffusers has it: blocks 0-2 and 3-5.
 
+    `strength` moves every factor from one, at 0, to its value, at 1. FreeU acts from `start` to `stop`,
+    fractions of the denoising run, and fades over a fraction `ramp` before the one and after the other.
+
     Raises ValueError for values that mean nothing.
     """
 
@@ -39,6 +46,10 @@ class FreeUSettings:
     version: int = 1
     threshold: int = 1
     match: Match = "channels"
+    strength: float = 1.0
+    start: float = 0.0
+    stop: float = 1.0
+    ramp: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("b1", "b2", "s1", "s2"):
@@ -53,6 +64,12 @@ class FreeUSettings:
             raise ValueError(f"FreeU's threshold is {self.threshold!r}: give a whole number from 1 up.")
         if self.match not in ("channels", "resolution"):
             raise ValueError(f"FreeU's match is {self.match!r}: give 'channels' or 'resolution'.")
+        for name in ("strength", "start", "stop", "ramp"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 <= value <= 1:
+                raise ValueError(f"FreeU's {name} is {value!r}: give a number from 0 to 1.")
+        if self.start > self.stop:
+            raise ValueError(f"FreeU's start, {self.start:g}, is after its stop, {self.stop:g}.")
 
     def off(self) -> "FreeUSettings":
         """The same settings with every factor one: the plain model, bit for bit."""
@@ -81,13 +98,31 @@ class FreeUSettings:
         else:
             keys = [stage.downsampling for stage in stages]
             first, second = [*sorted(set(keys), reverse=True), 0, 0][:2]
-        by_key = {first: (self.b1, self.s1), second: (self.b2, self.s2)}
+        one, full = 1 - self.strength, self.strength
+        b1, b2, s1, s2 = (one + full * factor for factor in (self.b1, self.b2, self.s1, self.s2))
+        by_key = {first: (b1, s1), second: (b2, s2)}
         if not by_key.keys() & set(keys):
             raise ValueError(
                 f"FreeU meets no decoder block: it looks for backbones of {first} and {second} channels, "
                 f"this U-Net has {sorted(set(keys))}. Set match: resolution to go by resolution."
             )
         return [by_key.get(key, (1.0, 1.0)) for key in keys]
+
+    def acts_throughout(self) -> bool:
+        """Whether `weight` is one at every timestep."""
+        return self.start == 0 and self.stop == 1
+
+    def weight(self, t: Tensor, run: Tensor) -> Tensor:
+        """How much of FreeU samples at timesteps t, (B,), get: (B,), from 0 to 1; see `free_u`.
+
+        `run`, (T,), holds the timesteps of the denoising run. A sample is as far into it as the share of
+        steps that are noisier: at 0 in the first step, at 1 - 1/T in the last.
+        """
+        fraction = (run > t[:, None]).sum(1).clamp(max=len(run) - 1) / len(run)
+        if self.ramp == 0:
+            return ((self.start <= fraction) & (fraction < self.stop)).float()
+        distance = (self.start - fraction).maximum(fraction - self.stop)  # below zero from start to stop
+        return (1 - distance / self.ramp).clamp(0, 1)
 
 
 # Published factors. V1 and V2 of SD1.4 and SD2.1, V2 of SD1.5 and SDXL: the authors. V1 of SD1.5: diffusers'
@@ -102,3 +137,11 @@ PRESETS: dict[tuple[str, int], FreeUSettings] = {
     ("sdxl", 1): FreeUSettings(1.1, 1.2, 0.6, 0.4, version=1),
     ("sdxl", 2): FreeUSettings(1.3, 1.4, 0.9, 0.2, version=2),
 }
+
+
+def find_preset(name: str, version: int = 1) -> FreeUSettings:
+    """The published factors of a model. Raises ValueError, with the names there are, for others."""
+    if (name, version) not in PRESETS:
+        known = ", ".join(sorted({model for model, _ in PRESETS}))
+        raise ValueError(f"There is no FreeU preset {name!r} in version {version!r}: the models are {known}.")
+    return PRESETS[name, version]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.errors import InputError
-from ldm.freeu import DecoderStage, FreeUSettings, Match, free_u
+from ldm.freeu import TRAINING_STEPS, DecoderStage, FreeUSettings, Match, free_u
 from ldm.modules.attention import AttentionBlock, SpatialTransformer
 from ldm.modules.diffusionmodules.util import timestep_embedding
 
@@ -266,8 +266,8 @@ class UNetModel(nn.Module):
 class Free_UNetModel(UNetModel):
     """A `UNetModel` with FreeU at each decoder concatenation; loads the same checkpoints.
 
-    b1, b2, s1, s2, version, threshold and match are those of `FreeUSettings`, everything else is
-    `UNetModel`'s. `freeu` holds the settings and may be set at any time.
+    b1 to s2 and version to ramp are those of `FreeUSettings`, everything else is `UNetModel`'s. `freeu` holds
+    the settings and may be set at any time. How far a sample is into its run is told from its timestep.
     """
 
     def __init__(
@@ -280,10 +280,14 @@ class Free_UNetModel(UNetModel):
         version: int = 1,
         threshold: int = 1,
         match: Match = "channels",
+        strength: float = 1.0,
+        start: float = 0.0,
+        stop: float = 1.0,
+        ramp: float = 0.0,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        self.freeu = FreeUSettings(b1, b2, s1, s2, version, threshold, match)
+        self.freeu = FreeUSettings(b1, b2, s1, s2, version, threshold, match, strength, start, stop, ramp)
 
     @property
     def freeu(self) -> FreeUSettings:
@@ -313,12 +317,16 @@ class Free_UNetModel(UNetModel):
     ) -> Tensor:
         """As `UNetModel.forward`, with the decoder's inputs re-weighted."""
         version, threshold = self.freeu.version, self.freeu.threshold
+        weight = None
+        if not self.freeu.acts_throughout():
+            run = torch.arange(TRAINING_STEPS, device=timesteps.device)
+            weight = self.freeu.weight(timesteps, run)  # (B,)
         emb = self.embed(timesteps, y)
         h, skips = self.encode(x, emb, context)
         h = self.middle_block(h, emb, context)
         for block, (b, s) in zip(self.output_blocks, self.factors, strict=True):
             fused = torch.cat([h, skips.pop()], dim=1)
-            h = block(free_u(fused, h.shape[1], b, s, version, threshold), emb, context)
+            h = block(free_u(fused, h.shape[1], b, s, version, threshold, weight), emb, context)
         return self.out(h)
 
 

@@ -1,0 +1,173 @@
+"""FreeU on the U-Nets of diffusers, by hooks.
+
+The U-Nets there have `up_blocks` whose `resnets` are called with the concatenation of backbone and skip. A
+hook before each re-weights it where it lies. No forward is copied, so that ControlNet, adapters, compilation
+and offloading go on as before, and nothing of diffusers is imported: any module built like this is served.
+"""
+
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ldm.freeu.operator import free_u
+from ldm.freeu.settings import PRESETS, TRAINING_STEPS, DecoderStage, FreeUSettings, find_preset
+
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+
+
+def enable(model: Any, preset: str | None = None, version: int = 1, **settings: Any) -> ExitStack:
+    """Puts FreeU into a U-Net or a pipeline's U-Net: until `disable`, or until the end of a `with` statement.
+
+    The factors are a preset's ("sd21", see `PRESETS`), or given as b1, b2, s1 and s2, one where left out.
+    `settings` takes these and every other field of `FreeUSettings`. The fractions of `start` and `stop` are
+    of the pipeline's run, or of 1000 training steps for a U-Net alone. What was enabled before is replaced.
+
+    Raises ValueError for a model without a U-Net that concatenates skips, for a U-Net none of whose blocks
+    are met (with the widths found), and for settings that mean nothing.
+    """
+    unet = unet_of(model)
+    if preset is None and not settings.keys() & {"b1", "b2", "s1", "s2"}:
+        names = ", ".join(sorted({name for name, _ in PRESETS}))
+        raise ValueError(f"FreeU needs factors: give a preset ({names}), or b1, b2, s1 and s2.")
+    base = FreeUSettings(1.0, 1.0, 1.0, 1.0, version) if preset is None else find_preset(preset, version)
+    chosen = replace(base, **settings)
+    clock = None if chosen.acts_throughout() else Clock(chosen, model)
+
+    attach(unet, chosen, clock)
+    _set_hook(unet, clock)
+    until = ExitStack()
+    until.callback(disable, model)
+    return until
+
+
+def disable(model: Any) -> None:
+    """Takes FreeU out of a U-Net or a pipeline's U-Net; does nothing where there is none."""
+    for module in unet_of(model).modules():
+        _set_hook(module, None)
+
+
+def unet_of(model: Any) -> nn.Module:
+    """The U-Net of a pipeline, or the U-Net itself, without what torch.compile wraps around it.
+
+    Raises ValueError where there is none that concatenates skips as FreeU needs it.
+    """
+    unet = getattr(model, "unet", model)
+    unet = getattr(unet, "_orig_mod", unet)
+    if hasattr(unet, "up_blocks"):
+        if decoder(unet):
+            return unet
+        reason = "its decoder's resnets are not given a concatenation of backbone and skip"
+    elif hasattr(model, "transformer") or "Transformer" in type(model).__name__:
+        reason = "it denoises with a transformer, which has no decoder that concatenates the encoder's maps"
+    else:
+        reason = "it has no U-Net"
+    raise ValueError(f"FreeU cannot act on {type(model).__name__}: {reason}.")
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A resnet of the decoder and what is concatenated before it."""
+
+    block: nn.Module
+    resnet: nn.Module
+    stage: DecoderStage
+
+
+def decoder(unet: Any) -> list[Joint]:
+    """Where a U-Net's decoder concatenates, from the lowest resolution to the highest."""
+    joints = []
+    backbone = 0
+    for block, level in zip(unet.up_blocks, reversed(range(len(unet.up_blocks))), strict=True):
+        for resnet in getattr(block, "resnets", ()):
+            conv = next((layer for layer in resnet.modules() if isinstance(layer, nn.Conv2d)), None)
+            if conv is None:
+                return []  # of sequences, not of pictures
+            backbone = backbone or conv.out_channels  # the decoder's first resnet keeps the width
+            if conv.in_channels > backbone:
+                stage = DecoderStage(backbone, conv.in_channels - backbone, 2**level)
+                joints.append(Joint(block, resnet, stage))
+            backbone = conv.out_channels
+    return joints
+
+
+def attach(
+    unet: nn.Module,
+    settings: FreeUSettings,
+    clock: "Clock | None" = None,
+    concerns: Callable[[nn.Module], bool] = lambda block: True,
+) -> None:
+    """Hooks FreeU before the resnets of the up-blocks that it `concerns`, instead of what was there.
+
+    Raises ValueError, with the widths found, when none of them is met.
+    """
+    joints = decoder(unet)
+    model_channels = joints[-1].stage.skip_width  # the last skip is the first convolution's output
+    joints = [joint for joint in joints if concerns(joint.block)]
+    factors = settings.factors([joint.stage for joint in joints], model_channels)
+    for joint, (b, s) in zip(joints, factors, strict=True):
+        hook = Reweighting(joint.stage.width, b, s, settings.version, settings.threshold, clock)
+        _set_hook(joint.resnet, hook if (b, s) != (1, 1) else None)
+
+
+class Clock:
+    """A hook on the U-Net that reads its timesteps and says how much of FreeU each sample gets."""
+
+    def __init__(self, settings: FreeUSettings, model: Any):
+        self.settings = settings
+        self.model = model
+        self.weight = torch.ones(1)
+
+    def __call__(self, unet: nn.Module, args: Args, kwargs: Kwargs) -> None:
+        t = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1]).reshape(-1)
+        scheduler = getattr(self.model, "scheduler", None)  # asked each time, since pipelines exchange it
+        run = torch.arange(TRAINING_STEPS) if scheduler is None else scheduler.timesteps
+        self.weight = self.settings.weight(t, run.to(t.device))  # (B,), or (1,) for all samples
+
+
+@dataclass(frozen=True)
+class Reweighting:
+    """A hook on a resnet: FreeU on its first argument, the concatenation."""
+
+    width: int
+    b: float
+    s: float
+    version: int
+    threshold: int
+    clock: Clock | None
+
+    def __call__(self, resnet: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        if args:
+            return (self.apply(args[0]), *args[1:]), kwargs
+        name, fused = next(iter(kwargs.items()))
+        return args, {**kwargs, name: self.apply(fused)}
+
+    def apply(self, fused: Tensor) -> Tensor:
+        weight = None
+        if self.clock is not None:
+            frames = len(fused) // len(self.clock.weight)
+            weight = self.clock.weight.repeat_interleave(frames)  # a sample's frames follow each other
+        return free_u(fused, self.width, self.b, self.s, self.version, self.threshold, weight)
+
+
+# At most one hook of ours on any module.
+_handles: WeakKeyDictionary[nn.Module, RemovableHandle] = WeakKeyDictionary()
+
+
+def _set_hook(module: nn.Module, hook: Clock | Reweighting | None) -> None:
+    """Puts our hook before a module's forward in the place of an earlier one; None only takes it away."""
+    earlier = _handles.pop(module, None)
+    if earlier is not None:
+        earlier.remove()
+    if hook is not None:
+        _handles[module] = module.register_forward_pre_hook(hook, with_kwargs=True)
+    # What torch.compile has made goes on without noticing that hooks came or went.
+    if (earlier is not None or hook is not None) and "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

@@ -1,0 +1,253 @@
+"""FreeU in diffusers' pipelines, built small and run as they are."""
+
+import pytest
+import torch
+from diffusers import (
+    AnimateDiffPipeline,
+    AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
+    ControlNetModel,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    EulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionDepth2ImgPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+    StableVideoDiffusionPipeline,
+    TextToVideoSDPipeline,
+)
+from torchvision.transforms.functional import to_pil_image
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from ldm.freeu import FreeUSettings
+from ldm.freeu.diffusers import disable, enable
+from tests.conftest import fill_by_name, relative_error, rnd
+from tests.freeu import unets
+
+STEPS = 4
+FACTORS = {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}
+TEXT = {
+    "prompt_embeds": rnd(2, 1, 5, 8),
+    "negative_prompt_embeds": rnd(3, 1, 5, 8),
+    "guidance_scale": 2.0,
+}
+POOLED = {"pooled_prompt_embeds": rnd(4, 1, 8), "negative_pooled_prompt_embeds": rnd(5, 1, 8)}
+NO_TEXT = {"text_encoder": None, "tokenizer": None}
+NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+NO_TEXT_XL = {**NO_TEXT, "text_encoder_2": None, "tokenizer_2": None}
+SIZE = {"height": 128, "width": 128}
+IMAGE = rnd(6, 1, 3, 128, 128).sigmoid()
+
+
+def autoencoder():
+    """Eight times smaller, as all of Stable Diffusion's."""
+    blocks = {"down_block_types": 4 * ["DownEncoderBlock2D"], "up_block_types": 4 * ["UpDecoderBlock2D"]}
+    return fill_by_name(AutoencoderKL(block_out_channels=4 * [4], norm_num_groups=2, **blocks))
+
+
+def ddim():
+    """As in Stable Diffusion's configs."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def sd(pipeline, unet, **parts):
+    return pipeline(vae=autoencoder(), unet=unet, scheduler=ddim(), **NO_TEXT, **NO_CHECKER, **parts)
+
+
+def stable_diffusion_1():
+    return sd(StableDiffusionPipeline, unets.sd1()), TEXT | SIZE
+
+
+def stable_diffusion_2():
+    return sd(StableDiffusionPipeline, unets.sd2()), TEXT | SIZE
+
+
+def image_to_image():
+    return sd(StableDiffusionImg2ImgPipeline, unets.conditional()), TEXT | {"image": IMAGE, "strength": 1.0}
+
+
+def inpainting():
+    pipe = sd(StableDiffusionInpaintPipeline, unets.conditional(in_channels=9))
+    return pipe, TEXT | SIZE | {"image": IMAGE, "mask_image": (IMAGE[:, :1] > 0.5).float()}
+
+
+def depth():
+    unet = unets.conditional(in_channels=5)
+    parts = {"depth_estimator": None, "feature_extractor": None}
+    pipe = StableDiffusionDepth2ImgPipeline(
+        vae=autoencoder(), unet=unet, scheduler=ddim(), **NO_TEXT, **parts
+    )
+    return pipe, TEXT | {"image": IMAGE, "depth_map": IMAGE[:, 0], "strength": 1.0}
+
+
+def controlnet():
+    unet = unets.conditional()
+    control = fill_by_name(ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 4, 8, 8)))
+    return sd(StableDiffusionControlNetPipeline, unet, controlnet=control), TEXT | {"image": IMAGE}
+
+
+def latent_consistency():
+    pipe = LatentConsistencyModelPipeline(
+        vae=autoencoder(),
+        unet=unets.conditional(time_cond_proj_dim=8),
+        scheduler=LCMScheduler(),
+        **NO_TEXT,
+        **NO_CHECKER,
+    )
+    return pipe, {"prompt_embeds": TEXT["prompt_embeds"]} | SIZE
+
+
+def sdxl():
+    pipe = StableDiffusionXLPipeline(
+        vae=autoencoder(), unet=unets.sdxl(), scheduler=EulerDiscreteScheduler(), **NO_TEXT_XL
+    )
+    return pipe, TEXT | POOLED | SIZE
+
+
+def sdxl_refiner():
+    pipe = StableDiffusionXLImg2ImgPipeline(
+        vae=autoencoder(),
+        unet=unets.refiner(),
+        scheduler=EulerDiscreteScheduler(),
+        requires_aesthetics_score=True,
+        **NO_TEXT_XL,
+    )
+    return pipe, TEXT | POOLED | {"image": IMAGE, "strength": 1.0}
+
+
+def text_to_video():
+    pipe = TextToVideoSDPipeline(vae=autoencoder(), unet=unets.text_to_video(), scheduler=ddim(), **NO_TEXT)
+    return pipe, TEXT | SIZE | {"num_frames": unets.FRAMES}
+
+
+def animate_diff():
+    pipe = AnimateDiffPipeline(
+        vae=autoencoder(),
+        unet=unets.conditional(),
+        motion_adapter=unets.motion_adapter(),
+        scheduler=ddim(),
+        **NO_TEXT,
+    )
+    return pipe, TEXT | SIZE | {"num_frames": unets.FRAMES}
+
+
+def stable_video_diffusion():
+    vision = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=8, projection_dim=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    pipe = StableVideoDiffusionPipeline(
+        vae=fill_by_name(
+            AutoencoderKLTemporalDecoder(
+                block_out_channels=4 * [32], down_block_types=4 * ["DownEncoderBlock2D"], layers_per_block=1
+            )
+        ),
+        image_encoder=CLIPVisionModelWithProjection(vision),
+        unet=unets.stable_video(),
+        scheduler=EulerDiscreteScheduler(timestep_type="continuous", sigma_min=0.002, sigma_max=700.0),
+        feature_extractor=CLIPImageProcessor(),
+    )
+    return pipe, SIZE | {"image": to_pil_image(IMAGE[0]), "num_frames": unets.FRAMES}
+
+
+def unconditional():
+    return DDPMPipeline(unets.plain(), DDPMScheduler()), {"output_type": "np"}
+
+
+BUILD = {
+    build.__name__: build
+    for build in (
+        stable_diffusion_1,
+        stable_diffusion_2,
+        image_to_image,
+        inpainting,
+        depth,
+        controlnet,
+        latent_consistency,
+        sdxl,
+        sdxl_refiner,
+        text_to_video,
+        animate_diff,
+        stable_video_diffusion,
+        unconditional,
+    )
+}
+
+
+@pytest.fixture(scope="module", params=BUILD)
+def pipeline(request):
+    """A pipeline, and a function that runs it from the same noise."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipe, arguments = BUILD[request.param]()
+    pipe.set_progress_bar_config(disable=True)
+
+    def sample(**more):
+        given = {"output_type": "latent", "num_inference_steps": STEPS, "return_dict": False}
+        generator = torch.Generator().manual_seed(1)
+        return torch.as_tensor(pipe(generator=generator, **(given | arguments | more))[0])
+
+    with torch.no_grad():
+        return pipe, sample, sample()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_pipeline_with_free_u_is_the_published_one(pipeline, version):
+    pipe, sample, without = pipeline
+    with unets.published_free_u(pipe.unet, FreeUSettings(**FACTORS, version=version)):
+        expected = sample()
+    with enable(pipe, version=version, **FACTORS):
+        out = sample()
+    assert relative_error(out, expected) < 1e-4
+    assert relative_error(out, without) > 1e-3
+
+
+def test_a_pipeline_is_its_old_self_afterwards(pipeline):
+    pipe, sample, without = pipeline
+    enable(pipe, "sd21", version=2, start=0.25)
+    assert not torch.equal(sample(), without)
+    disable(pipe)
+    assert torch.equal(sample(), without)
+
+
+@pytest.mark.parametrize("acting", [1, 3])
+def test_a_stop_counts_the_steps_of_the_pipelines_run(pipeline, acting):
+    pipe, sample, _ = pipeline
+    with enable(pipe, **FACTORS, stop=acting / STEPS):
+        out = sample()
+
+    seen = set()
+
+    def disable_in_time(unet, args, kwargs):
+        seen.add(float(kwargs["timestep"] if "timestep" in kwargs else args[1]))
+        if len(seen) > acting:
+            disable(pipe)
+
+    enable(pipe, **FACTORS)
+    stopper = pipe.unet.register_forward_pre_hook(disable_in_time, with_kwargs=True)
+    expected = sample()
+    stopper.remove()
+    assert len(seen) == STEPS
+    assert relative_error(out, expected) < 1e-5
+
+
+def test_pipelines_without_a_unet_are_told_why():
+    transformer = DiTTransformer2DModel(2, 4, 4, num_layers=1, sample_size=8, norm_num_groups=4)
+    pipe = DiTPipeline(transformer, autoencoder(), ddim())
+    with pytest.raises(ValueError, match="DiTPipeline: it denoises with a transformer"):
+        enable(pipe, "sd14")
