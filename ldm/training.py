@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from numpy.random import default_rng
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -135,8 +134,8 @@ def standardise(autoencoder: AutoencoderKL, pictures: ScenePictures) -> None:
 class DiffusionTraining(Stage):
     """The second stage: the U-Net and the text encoder together, on latents of a finished autoencoder.
 
-    `model` is a `LatentDiffusion` config, `autoencoder` the first stage's weights, `data` goes to
-    `SceneLatents`, which keeps the latents in the file `cache`.
+    `model` is a `LatentDiffusion` config, `autoencoder` the first stage's weights; or `weights` holds all three
+    networks', to be trained further. `data` goes to `SceneLatents`, which keeps the latents in the file `cache`.
     """
 
     def __init__(
@@ -148,23 +147,27 @@ class DiffusionTraining(Stage):
         batch_size: int,
         lr: float,
         side: int,
+        weights: str | None = None,
     ):
         super().__init__(lr, weight_decay=0.01, batch_size=batch_size)
         self.data, self.cache = data, Path(cache)
         self.sampling = Sampling(height=side, width=side, steps=25, scale=5.0)
         self.model = instantiate_from_config(model).to(memory_format=torch.channels_last)
-        self.model.first_stage_model.load_state_dict(load_file(autoencoder))
+        if weights is None:
+            self.model.first_stage_model.load_state_dict(load_file(autoencoder))
+        else:
+            self.model.load_state_dict(load_file(weights), strict=False)  # all but the schedule
         self.model.first_stage_model.requires_grad_(False)
 
-    def training_step(self, batch: tuple[Tensor, list[str]], _: int) -> Tensor:
-        latents, captions = batch
+    def training_step(self, batch: tuple[Tensor, list[str], Tensor], _: int) -> Tensor:
+        latents, captions, weight = batch
         x = self.model.scale_factor * latents  # (B, C, h, w)
         t = torch.randint(self.model.num_timesteps, (len(x),), device=x.device)
         noise = torch.randn_like(x)
         context = self.model.get_learned_conditioning(captions)
         output = self.model.apply_model(self.model.q_sample(x, t, noise), t, context)
         target = noise if self.model.parameterization == "eps" else self.model.get_v(x, noise, t)
-        loss = F.mse_loss(output, target)
+        loss = (weight * (output - target).square()).mean() / weight.mean()
         self.log("loss", loss, prog_bar=True)
         return loss
 

@@ -98,6 +98,15 @@ def test_the_exported_weights_are_the_averaged_ones(both_stages: Path) -> None:
     assert not torch.equal(averaged, checkpoint["current_model_state"][f"model.{name}"])
 
 
+def test_a_trained_model_can_be_trained_further(both_stages: Path, tmp_path: Path) -> None:
+    weights = both_stages / "diffusion" / "model.safetensors"
+    arguments = [f"params.weights={weights}", f"params.cache={both_stages / 'latents.npy'}", "params.side=64"]
+    train("train/tiny.yaml", tmp_path, [*QUICK, *arguments, "params.lr=0", "trainer.max_steps=1"])
+    before, after = load_file(weights), load_file(tmp_path / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_standardised_latents_have_mean_0_and_deviation_1_and_decode_alike(
     autoencoder: AutoencoderKL,
 ) -> None:
@@ -120,9 +129,10 @@ def test_cached_latents_are_those_of_their_captions_scenes(
 ) -> None:
     latents = SceneLatents(tmp_path / "latents.npy", autoencoder, count=3, side=64, seed=5, unconditional=0.0)
     picture = ScenePictures(3, 64, seed=5)[2]
-    latent, caption = latents[2]
+    latent, caption, weight = latents[2]
     assert torch.allclose(latent, autoencoder.encode(picture[None]).mode()[0], atol=2e-3)
     full = describe(draw_scene(default_rng((5, 2))))
     assert set(caption.split()) <= set(full.split())
+    assert weight.shape == (1, 8, 8) and set(weight.unique().tolist()) == {1.0, 6.0}
     with pytest.raises(InputError, match="holds 3 latents"):
         SceneLatents(tmp_path / "latents.npy", autoencoder, count=4, side=64, seed=5, unconditional=0.0)

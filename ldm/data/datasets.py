@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ldm.data.render import render
-from ldm.data.scenes import describe, draw_scene
+from ldm.data.scenes import Scene, describe, draw_scene
 from ldm.errors import InputError
 from ldm.models.autoencoder import AutoencoderKL
 
@@ -39,7 +39,8 @@ class SceneLatents(Dataset):
     """`count` scenes as latents (C, h, w) with a caption each, worded anew every time.
 
     The latents are the posterior's means, in float16, encoded once and kept in the file `cache`. A share
-    `unconditional` of the captions is empty, so that the model learns what guidance needs.
+    `unconditional` of the captions is empty, so that the model learns what guidance needs. Beside them comes
+    what each position counts in the loss, (1, h, w).
     """
 
     def __init__(
@@ -57,12 +58,23 @@ class SceneLatents(Dataset):
     def __len__(self) -> int:
         return len(self.latents)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+    def __getitem__(self, index: int) -> tuple[Tensor, str, Tensor]:
         rng = default_rng(int(torch.randint(2**31, ())))
         latent = torch.from_numpy(self.latents[index].astype(np.float32))
-        if rng.random() < self.unconditional:
-            return latent, ""
-        return latent, describe(draw_scene(default_rng((self.seed, index))), rng)
+        scene = draw_scene(default_rng((self.seed, index)))
+        caption = "" if rng.random() < self.unconditional else describe(scene, rng)
+        return latent, caption, loss_weight(scene, *latent.shape[1:])
+
+
+def loss_weight(scene: Scene, height: int, width: int) -> Tensor:
+    """6 where a thing is and 1 elsewhere, (1, height, width): things fill a tenth of a picture, and most of
+    its caption is about them.
+    """
+    y, x = torch.meshgrid(
+        (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width, indexing="ij"
+    )
+    near = [torch.hypot(x - thing.x, y - thing.y) < 1.15 * thing.radius + 0.03 for thing in scene.things]
+    return 1.0 + 5.0 * torch.stack(near).any(0, keepdim=True)
 
 
 @torch.no_grad()
