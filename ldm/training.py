@@ -134,8 +134,9 @@ def standardise(autoencoder: AutoencoderKL, pictures: ScenePictures) -> None:
 class DiffusionTraining(Stage):
     """The second stage: the U-Net and the text encoder together, on latents of a finished autoencoder.
 
-    `model` is a `LatentDiffusion` config, `autoencoder` the first stage's weights; or `weights` holds all three
-    networks', to be trained further. `data` goes to `SceneLatents`, which keeps the latents in the file `cache`.
+    `model` is a `LatentDiffusion` config, `autoencoder` the first stage's weights; or `weights` holds all
+    three networks', to be trained further. `data` goes to `SceneLatents`, which keeps the latents in the file
+    `cache`.
     """
 
     def __init__(
