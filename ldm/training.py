@@ -163,7 +163,8 @@ class DiffusionTraining(Stage):
     def training_step(self, batch: tuple[Tensor, list[str], Tensor], _: int) -> Tensor:
         latents, captions, weight = batch
         x = self.model.scale_factor * latents  # (B, C, h, w)
-        t = torch.randint(self.model.num_timesteps, (len(x),), device=x.device)
+        # Late timesteps come more often: there, where little of the picture is left, the caption is needed.
+        t = (self.model.num_timesteps * torch.rand(len(x), device=x.device).sqrt()).long()  # (B,)
         noise = torch.randn_like(x)
         context = self.model.get_learned_conditioning(captions)
         output = self.model.apply_model(self.model.q_sample(x, t, noise), t, context)
