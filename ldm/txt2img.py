@@ -110,7 +110,7 @@ class Run:
         dtype = DTYPES.get(arguments.precision) or pick_dtype(device)
         self.precision = {dtype: name for name, dtype in DTYPES.items()}[dtype]
         model = load_model(config, arguments.ckpt, device, dtype, download=arguments.download)
-        if not isinstance(model, LatentDiffusion) or model.cond_stage_model is None:
+        if not isinstance(model, LatentDiffusion) or isinstance(model.cond_stage_model, torch.nn.Identity):
             raise InputError("The config's model draws no prompts; its target has to be LatentDiffusion.")
         self.model, self.encoder = model, model.cond_stage_model
         self.unet = model.model.diffusion_model

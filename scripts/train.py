@@ -54,7 +54,6 @@ def train(config_name: str, outdir: Path, overrides: list[str]) -> None:
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         gradient_clip_val=1.0,
-        log_every_n_steps=10,
         **OmegaConf.to_container(config.trainer),
     )
     module = instantiate_from_config(

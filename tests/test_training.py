@@ -7,14 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.random import default_rng
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from ldm.checkpoint import load_model
-from ldm.data.datasets import SceneLatents, ScenePictures
-from ldm.data.scenes import describe, draw_scene
-from ldm.errors import InputError
+from ldm.data.datasets import ScenePictures
 from ldm.generate import Sampling, generate
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.training import standardise
@@ -122,17 +119,3 @@ def test_standardised_latents_have_mean_0_and_deviation_1_and_decode_alike(
     assert torch.allclose(after.mean.std((0, 2, 3)), torch.ones(12), atol=1e-5)
     assert torch.allclose(after.std, relative_spread, rtol=1e-4)
     assert torch.allclose(autoencoder.decode(after.mode()), decoded, atol=1e-4)
-
-
-def test_cached_latents_are_those_of_their_captions_scenes(
-    tmp_path: Path, autoencoder: AutoencoderKL
-) -> None:
-    latents = SceneLatents(tmp_path / "latents.npy", autoencoder, count=3, side=64, seed=5, unconditional=0.0)
-    picture = ScenePictures(3, 64, seed=5)[2]
-    latent, caption, weight = latents[2]
-    assert torch.allclose(latent, autoencoder.encode(picture[None]).mode()[0], atol=2e-3)
-    full = describe(draw_scene(default_rng((5, 2))))
-    assert set(caption.split()) <= set(full.split())
-    assert weight.shape == (1, 8, 8) and set(weight.unique().tolist()) == {1.0, 6.0}
-    with pytest.raises(InputError, match="holds 3 latents"):
-        SceneLatents(tmp_path / "latents.npy", autoencoder, count=4, side=64, seed=5, unconditional=0.0)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from ldm.freeu import FreeUSettings
 from ldm.image_io import save_png
 from ldm.recipe import Recipe, fits, read_recipe
 
 Run = Callable[..., "Outcome"]  # noqa: F821 (see conftest)
 CPU = ["--device", "cpu"]
-FREEU = {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.6, "version": 1, "threshold": 1, "match": "channels"}
+FREEU = asdict(FreeUSettings(1.1, 1.2, 0.9, 0.6))
 RECIPE = Recipe(
     prompt="a red star",
     negative_prompt="",
@@ -81,7 +83,8 @@ def test_a_picture_says_how_it_was_made_as_webuis_do(txt2img: Run) -> None:
         "Seed": "11",
         "Size": "64x32",
         "Model": "tiny",
-        "FreeU": "b1=1.1 b2=1.2 s1=0.9 s2=0.6 version=1 threshold=1 match=channels",
+        "FreeU": "b1=1.1 b2=1.2 s1=0.9 s2=0.6 version=1 threshold=1 match=channels "
+        "strength=1.0 start=0.0 stop=1.0 ramp=0.0",
     }
     [plain] = txt2img("--no-freeu", "--ddim_eta", 0.5).pictures()
     _, _, values = as_webuis_read(texts(plain)["parameters"])

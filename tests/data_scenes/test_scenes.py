@@ -214,11 +214,15 @@ def test_latents_are_encoded_once_and_carry_true_captions(tmp_path):
     autoencoder = AutoencoderKL(**params).eval()
     cache = tmp_path / "latents.npy"
     latents = SceneLatents(cache, autoencoder, count=3, side=64, seed=7, unconditional=0.0)
-    latent, caption = latents[1]
+    latent, caption, weight = latents[1]
     mean = autoencoder.encode(ScenePictures(3, 64, seed=7)[1][None]).mode()[0]
     assert torch.allclose(latent, mean, rtol=1e-2, atol=1e-3)
     scene = draw_scene(default_rng((7, 1)))
     assert all(thing.shape in caption and thing.colour in caption for thing in scene.things)
+    assert [weight[0, int(8 * thing.y), int(8 * thing.x)] for thing in scene.things] == [6.0] * len(
+        scene.things
+    )
+    assert weight.shape == (1, 8, 8) and weight.min() == 1
 
     written = cache.stat().st_mtime_ns
     silent = SceneLatents(cache, autoencoder, count=3, side=64, seed=7, unconditional=1.0)
