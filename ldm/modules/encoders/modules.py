@@ -1,5 +1,7 @@
 """The text encoders of Stable Diffusion, under the names that configs give in `cond_stage_config`."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -9,16 +11,16 @@ from ldm.modules.encoders.open_clip_files import model_config
 from ldm.modules.encoders.tokenizer import END, ClipTokenizer, open_clip_ids, transformers_ids
 
 
-class FrozenTextEmbedder(nn.Module):
+class FrozenTextEmbedder(nn.Module, ABC):
     """Text to a context for cross-attention; a subclass says how tokens are embedded."""
 
     def __init__(self, tokenizer: ClipTokenizer) -> None:
         super().__init__()
         self.tokenizer = tokenizer
 
+    @abstractmethod
     def embed(self, tokens: Tensor) -> Tensor:
         """Embed tokens (B, L), int64, as (B, L, C)."""
-        raise NotImplementedError
 
     def forward(self, text: str | list[str]) -> Tensor:
         """The context (B, L, C) of one text or several, in the module's dtype and on its device."""
