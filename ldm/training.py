@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from numpy.random import default_rng
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ldm.data.datasets import SceneLatents, ScenePictures
+from ldm.data.datasets import FACTS, NO_FACT, SceneCaptions, SceneLatents, ScenePictures
 from ldm.data.scenes import describe, draw_scene
 from ldm.generate import Sampling, generate
 from ldm.image_io import grid, save_png
 from ldm.models.autoencoder import AutoencoderKL
+from ldm.modules.encoders.words import WordEmbedder
 from ldm.util import instantiate_from_config
 
 SHOWN = 16  # pictures on a sheet of samples
@@ -131,12 +133,50 @@ def standardise(autoencoder: AutoencoderKL, pictures: ScenePictures) -> None:
     bias[channels:] -= 2 * std.log()
 
 
-class DiffusionTraining(Stage):
-    """The second stage: the U-Net and the text encoder together, on latents of a finished autoencoder.
+class WordsTraining(Stage):
+    """The text encoder's own stage: each word's context has to tell all that the caption says of its thing.
 
-    `model` is a `LatentDiffusion` config, `autoencoder` the first stage's weights; or `weights` holds all
-    three networks', to be trained further. `data` goes to `SceneLatents`, which keeps the latents in the file
-    `cache`.
+    So every word of "a red circle left of a star" knows that the circle is red and that it stands left, and
+    the U-Net need not find out which word goes with which. `data` goes to `SceneCaptions`.
+    """
+
+    def __init__(self, model: Mapping[str, Any], data: Mapping[str, Any], batch_size: int, lr: float):
+        super().__init__(lr, weight_decay=0.01, batch_size=batch_size)
+        self.data = data
+        self.model: WordEmbedder = instantiate_from_config(model)
+        self.answers = torch.nn.Linear(self.model.transformer.final_layer_norm.normalized_shape[0], sum(FACTS))
+
+    def training_step(self, batch: tuple[list[str], Tensor], _: int) -> Tensor:
+        captions, facts = batch  # facts (B, L, 4)
+        answers = self.answers(self.model(captions)).split(FACTS, dim=-1)  # 4 of (B, L, one of FACTS)
+        asked = facts.unbind(-1)
+        losses = [
+            F.cross_entropy(answer.flatten(0, 1), fact.flatten(), ignore_index=NO_FACT)
+            for answer, fact in zip(answers, asked, strict=True)
+        ]
+        right = [
+            (answer.argmax(-1) == fact) | (fact == NO_FACT)
+            for answer, fact in zip(answers, asked, strict=True)
+        ]
+        self.log("right", torch.stack(right).float().mean(), prog_bar=True)
+        loss = torch.stack(losses).sum()
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def train_dataloader(self) -> DataLoader:
+        return self.loader(SceneCaptions(length=self.model.max_length, **self.data))
+
+    def export(self, path: Path) -> None:
+        """Writes the text encoder's weights."""
+        save_file({name: p.contiguous() for name, p in self.model.state_dict().items()}, path)
+
+
+class DiffusionTraining(Stage):
+    """The last stage: the U-Net, on latents of a finished autoencoder and contexts of a finished text encoder.
+
+    `model` is a `LatentDiffusion` config; `autoencoder` and `text_encoder` are those networks' weights,
+    `weights` a whole model's, whose U-Net is to be trained further. `data` goes to `SceneLatents`, which keeps
+    the latents in the file `cache`.
     """
 
     def __init__(
@@ -144,6 +184,7 @@ class DiffusionTraining(Stage):
         model: Mapping[str, Any],
         data: Mapping[str, Any],
         autoencoder: str,
+        text_encoder: str,
         cache: str,
         batch_size: int,
         lr: float,
@@ -154,11 +195,13 @@ class DiffusionTraining(Stage):
         self.data, self.cache = data, Path(cache)
         self.sampling = Sampling(height=side, width=side, steps=25, scale=5.0)
         self.model = instantiate_from_config(model).to(memory_format=torch.channels_last)
-        if weights is None:
-            self.model.first_stage_model.load_state_dict(load_file(autoencoder))
-        else:
+        if weights is not None:
             self.model.load_state_dict(load_file(weights), strict=False)  # all but the schedule
+        self.model.first_stage_model.load_state_dict(load_file(autoencoder))
+        self.model.cond_stage_model.load_state_dict(load_file(text_encoder))
         self.model.first_stage_model.requires_grad_(False)
+        self.model.cond_stage_model.requires_grad_(False)
+        self.model.model.compile()
 
     def training_step(self, batch: tuple[Tensor, list[str], Tensor], _: int) -> Tensor:
         latents, captions, weight = batch
@@ -173,6 +216,7 @@ class DiffusionTraining(Stage):
         self.log("loss", loss, prog_bar=True)
         return loss
 
+    @torch.compiler.set_stance("force_eager")
     def validation_step(self, captions: list[str], _: int) -> None:
         self.save_sheet(generate(self.model, captions, range(len(captions)), self.sampling), columns=8)
 

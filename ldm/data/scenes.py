@@ -9,7 +9,8 @@ SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross", "dia
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 SIZES = ("small", "large")
-RELATIONS = ("left of", "right of", "above", "below")
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+RELATIONS = tuple(OPPOSITE)
 
 # Pairs that training never shows, one a shape and one a colour, so that tests can ask for what was not learnt
 # by rote.
@@ -99,27 +100,30 @@ def texture_words(texture: str) -> tuple[str, ...]:
     return () if texture == "plain" else (texture,)
 
 
-def with_article(*words: str) -> list[str]:
-    """The words after "a" or "an"."""
-    return ["an" if words[0][0] in "aeiou" else "a", *words]
-
-
 def describe(scene: Scene, rng: Generator | None = None) -> str:
     """The scene in words: "a large red circle left of a small blue star on a dotted green background".
 
-    With `rng` sizes and the background are left out at times, as people leave them out.
+    With `rng` articles, sizes and the background are left out at times, as people leave them out.
     """
+    return " ".join(word for word, _ in words_of(scene, rng))
+
+
+def words_of(scene: Scene, rng: Generator | None = None) -> list[tuple[str, int]]:
+    """The words of `describe`, each with the index of the thing it tells of; the background's is the last."""
 
     def left_out(share: float) -> bool:
         return rng is not None and rng.random() < share
 
-    words: list[str] = []
-    for i, thing in enumerate(scene.things):
-        if i > 0 and scene.relation is not None:
-            words.append(scene.relation)
+    def phrase(*words: str) -> list[str]:
+        article = "an" if words[0][0] in "aeiou" else "a"
+        return [*words] if left_out(0.15) else [article, *words]
+
+    phrases: list[list[str]] = []
+    for thing in scene.things:
         size = () if left_out(0.3) else (thing.size,)
-        words += with_article(*size, thing.colour, *texture_words(thing.texture), thing.shape)
+        phrases.append(phrase(*size, thing.colour, *texture_words(thing.texture), thing.shape))
+    if scene.relation is not None:
+        phrases[0] += scene.relation.split()
     if not left_out(0.15):
-        texture = texture_words(scene.background_texture)
-        words += ["on", *with_article(*texture, scene.background, "background")]
-    return " ".join(words)
+        phrases.append(["on", *phrase(*texture_words(scene.background_texture), scene.background, "background")])
+    return [(word, i) for i, words in enumerate(phrases) for word in words]

@@ -30,31 +30,35 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Multi-head attention of each token to itself and those before it; q, k, v and result (B, L, C)."""
+def token_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, causal: bool) -> Tensor:
+    """Multi-head attention of each token to all, or only to itself and those before it.
+
+    q, k, v and the result are (B, L, C).
+    """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, L, C / heads)
-    x = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    x = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     return x.transpose(1, 2).flatten(2)  # (B, L, C)
 
 
 class ClipAttention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out_proj(causal_attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads))
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        return self.out_proj(token_attention(q, k, v, self.heads, self.causal))
 
 
 class ClipLayer(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(width)
-        self.self_attn = ClipAttention(width, heads)
+        self.self_attn = ClipAttention(width, heads, causal)
         self.layer_norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
             OrderedDict(
@@ -70,9 +74,9 @@ class ClipLayer(nn.Module):
 
 
 class ClipEncoder(nn.Module):
-    def __init__(self, width: int, heads: int, layers: int) -> None:
+    def __init__(self, width: int, heads: int, layers: int, causal: bool) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(ClipLayer(width, heads) for _ in range(layers))
+        self.layers = nn.ModuleList(ClipLayer(width, heads, causal) for _ in range(layers))
 
     def forward(self, x: Tensor, depth: int | None) -> Tensor:
         for layer in self.layers[:depth]:
@@ -94,7 +98,10 @@ class ClipEmbeddings(nn.Module):
 
 
 class ClipTextTower(nn.Module):
-    """The text model of transformers' CLIP. The sizes left out are those of ViT-L/14, which SD 1.x uses."""
+    """The text model of transformers' CLIP. The sizes left out are those of ViT-L/14, which SD 1.x uses.
+
+    With `causal` false each token sees all the others, which CLIP's do not.
+    """
 
     def __init__(
         self,
@@ -103,10 +110,11 @@ class ClipTextTower(nn.Module):
         layers: int = 12,
         vocabulary: int = 49408,
         positions: int = 77,
+        causal: bool = True,
     ) -> None:
         super().__init__()
         self.embeddings = ClipEmbeddings(vocabulary, positions, width)
-        self.encoder = ClipEncoder(width, heads, layers)
+        self.encoder = ClipEncoder(width, heads, layers, causal)
         self.final_layer_norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor, depth: int | None = None) -> Tensor:
@@ -125,7 +133,7 @@ class OpenClipAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
-        return self.out_proj(causal_attention(q, k, v, self.heads))
+        return self.out_proj(token_attention(q, k, v, self.heads, causal=True))
 
 
 class OpenClipBlock(nn.Module):

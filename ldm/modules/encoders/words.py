@@ -1,4 +1,8 @@
-"""The embedded model's text encoder: CLIP's text transformer, small, over a short list of whole words."""
+"""The embedded model's text encoder: CLIP's text transformer, small, over a short list of whole words.
+
+Other than CLIP's each word sees those behind it too: the circle of "a circle left of a star" has to know that
+it stands left.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -32,7 +36,7 @@ class WordEmbedder(nn.Module):
         self.ids |= {other: self.ids[word] for other, word in (synonyms or {}).items()}
         self.max_length = max_length
         self.transformer = ClipTextTower(
-            width, heads, layers, vocabulary=3 + len(words), positions=max_length
+            width, heads, layers, vocabulary=3 + len(words), positions=max_length, causal=False
         )
 
     def forward(self, text: str | list[str]) -> Tensor:
