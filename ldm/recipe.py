@@ -32,7 +32,7 @@ class Recipe:
     ckpt: str | None
     precision: str
     overrides: list[str]
-    freeu: dict[str, float | str] | None  # the fields of FreeUSettings; None for the plain model
+    freeu: dict[str, float | str | dict[str, list[float]]] | None  # the fields of FreeUSettings; None for the plain model
     compare: bool  # FreeU off and on, side by side
 
     def parameters(self) -> str:
@@ -48,7 +48,7 @@ class Recipe:
         if self.eta:
             entries["Eta DDIM"] = self.eta
         if self.freeu:
-            entries["FreeU"] = " ".join(f"{key}={value}" for key, value in self.freeu.items())
+            entries["FreeU"] = " ".join(f"{key}={it}" for key, it in self.freeu.items() if it != {})
         negative = f"Negative prompt: {self.negative_prompt}\n" if self.negative_prompt else ""
         return f"{self.prompt}\n{negative}" + ", ".join(f"{key}: {quoted(it)}" for key, it in entries.items())
 

@@ -22,7 +22,7 @@ CHECKPOINTS = ROOT / "checkpoints"
 UNET = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
 FREE_UNET = "ldm.modules.diffusionmodules.openaimodel.Free_UNetModel"
 FACTORS = ("b1", "b2", "s1", "s2")
-FREEU = (*FACTORS, "version", "threshold", "match", "strength", "start", "stop", "ramp")
+FREEU = (*FACTORS, "version", "threshold", "match", "strength", "start", "stop", "ramp", "channels", "stages")
 
 # What OmegaConf and YAML raise for contents that they cannot take.
 FAULTS = (OmegaConfBaseException, YAMLError, ValueError, TypeError)

@@ -57,6 +57,15 @@ def make_parser() -> argparse.ArgumentParser:
     add("--s1", type=float, help="factor of the skip's low frequencies at the first stage")
     add("--s2", type=float, help="factor of the skip's low frequencies at the second stage")
     add("--freeu-version", type=int, choices=(1, 2), dest="version", help="2: structure-related factor")
+    add("--strength", type=float, help="moves all factors from one, at 0, to their values, at 1")
+    add("--start", type=float, help="where in the denoising run FreeU begins to act, 0 to 1")
+    add("--stop", type=float, help="where it ends")
+    add("--ramp", type=float, help="over how much of the run it fades in and out")
+    add("--threshold", type=int, help="half-width of the skip filter's window of frequencies")
+    add("--channels", type=fraction_or_name, help="scaled ones: first, second, alternate, all, or a fraction")
+    add("--match", help="tell the stages by their channels, as the paper does, or by their resolution")
+    add("--stage", nargs=3, type=float, action="append", dest="stages", metavar=("WIDTH", "B", "S"),
+        help="factors for any other stage: 320 1.1 0.9")  # fmt: skip
     add("--no-freeu", action="store_true", help="the plain model")
     add("--compare", action="store_true", help="FreeU off and on from the same noise, in one picture")
 
@@ -67,6 +76,14 @@ def make_parser() -> argparse.ArgumentParser:
     add("--n_rows", type=int, default=0, help="pictures in a row of the sheet (default: n_samples)")
     add("--print-config", action="store_true", help="print the config as YAML, whole, and stop")
     return parser
+
+
+def fraction_or_name(text: str) -> float | str:
+    """A number where the text is one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -83,8 +100,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         arguments = parser.parse_intermixed_args(argv)
         arguments.overrides = under + written
 
-    factors = {name: getattr(arguments, name) for name in ("b1", "b2", "s1", "s2", "version")}
-    arguments.factors = {name: value for name, value in factors.items() if value is not None}
+    from ldm.util import FREEU
+
+    arguments.factors = {name: value for name in FREEU if (value := getattr(arguments, name)) is not None}
+    if arguments.stages:
+        arguments.factors["stages"] = {int(width): [b, s] for width, b, s in arguments.stages}
     if arguments.from_image is not None and not recorded and not arguments.factors:
         arguments.no_freeu = True
     arguments.recorded, arguments.written = recorded, written

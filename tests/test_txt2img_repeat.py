@@ -84,7 +84,7 @@ def test_a_picture_says_how_it_was_made_as_webuis_do(txt2img: Run) -> None:
         "Size": "64x32",
         "Model": "tiny",
         "FreeU": "b1=1.1 b2=1.2 s1=0.9 s2=0.6 version=1 threshold=1 match=channels "
-        "strength=1.0 start=0.0 stop=1.0 ramp=0.0",
+        "strength=1.0 start=0.0 stop=1.0 ramp=0.0 channels=first",
     }
     [plain] = txt2img("--no-freeu", "--ddim_eta", 0.5).pictures()
     _, _, values = as_webuis_read(texts(plain)["parameters"])

@@ -1,11 +1,12 @@
 """FreeU: the operator and its settings. Imports torch and nothing else of this project."""
 
-from ldm.freeu.operator import backbone_factor, fourier_filter, free_u, scale_backbone
+from ldm.freeu.operator import Channels, backbone_factor, fourier_filter, free_u, scale_backbone
 from ldm.freeu.settings import PRESETS, TRAINING_STEPS, DecoderStage, FreeUSettings, Match, find_preset
 
 __all__ = [
     "PRESETS",
     "TRAINING_STEPS",
+    "Channels",
     "DecoderStage",
     "FreeUSettings",
     "Match",

@@ -113,7 +113,7 @@ def attach(
     joints = [joint for joint in joints if concerns(joint.block)]
     factors = settings.factors([joint.stage for joint in joints], model_channels)
     for joint, (b, s) in zip(joints, factors, strict=True):
-        hook = Reweighting(joint.stage.width, b, s, settings.version, settings.threshold, clock)
+        hook = Reweighting(joint.stage.width, b, s, settings, clock)
         _set_hook(joint.resnet, hook if (b, s) != (1, 1) else None)
 
 
@@ -139,8 +139,7 @@ class Reweighting:
     width: int
     b: float
     s: float
-    version: int
-    threshold: int
+    settings: FreeUSettings
     clock: Clock | None
 
     def __call__(self, resnet: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
@@ -154,7 +153,8 @@ class Reweighting:
         if self.clock is not None:
             frames = len(fused) // len(self.clock.weight)
             weight = self.clock.weight.repeat_interleave(frames)  # a sample's frames follow each other
-        return free_u(fused, self.width, self.b, self.s, self.version, self.threshold, weight)
+        how = self.settings
+        return free_u(fused, self.width, self.b, self.s, how.version, how.threshold, weight, how.channels)
 
 
 # At most one hook of ours on any module.

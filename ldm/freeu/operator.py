@@ -9,11 +9,13 @@ import math
 from collections import defaultdict
 from functools import lru_cache
 from itertools import product
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 Frequency = tuple[int, int]  # cycles down and across the map
+Channels = Literal["first", "second", "alternate", "all"]
 
 
 def window_weights(height: int, width: int, threshold: int) -> dict[Frequency, float]:
@@ -97,12 +99,28 @@ def backbone_factor(h: Tensor, b: float, version: int) -> float | Tensor:
     return (1 + (b - 1) * (m - lowest) / torch.where(span > 0, span, 1.0)).to(h.dtype)
 
 
-def scale_backbone(h: Tensor, b: float, version: int = 1) -> Tensor:
-    """The backbone h, (B, C, H, W), with its first C // 2 channels multiplied by alpha (paper eq. 4)."""
+def scaled_channels(width: int, channels: Channels | float = "first") -> slice:
+    """Which of a backbone's channels b scales: a half, the paper's first one, all, or a first fraction."""
+    half = width // 2
+    if channels == "first":
+        return slice(0, half)
+    if channels == "second":
+        return slice(half, width)
+    if channels == "alternate":
+        return slice(0, width, 2)
+    return slice(0, width if channels == "all" else round(channels * width))
+
+
+def scale_backbone(h: Tensor, b: float, version: int = 1, channels: Channels | float = "first") -> Tensor:
+    """The backbone h, (B, C, H, W), with its first C // 2 channels multiplied by alpha (paper eq. 4).
+
+    `channels` chooses others, see `scaled_channels`.
+    """
     if b == 1:
         return h
-    half = h.shape[1] // 2
-    return torch.cat([h[:, :half] * backbone_factor(h, b, version), h[:, half:]], dim=1)
+    scaled = h.clone()
+    scaled[:, scaled_channels(h.shape[1], channels)] *= backbone_factor(h, b, version)
+    return scaled
 
 
 def free_u(
@@ -113,10 +131,12 @@ def free_u(
     version: int = 1,
     threshold: int = 1,
     weight: Tensor | None = None,
+    channels: Channels | float = "first",
 ) -> Tensor:
     """FreeU on the concatenation of backbone (the first `width` channels) and skip, (B, width + skip, H, W).
 
-    `weight`, (B,), moves each sample's factors from one, at 0, to b and s, at 1.
+    `weight`, (B,), moves each sample's factors from one, at 0, to b and s, at 1. `channels` says which of the
+    backbone's are scaled, see `scaled_channels`.
 
     `fused` is overwritten, since a decoder block owns its concatenation, except where autograd records (it
     may need the values, and gradient checkpointing runs on the same input twice) or it is a view with gaps. A
@@ -130,7 +150,7 @@ def free_u(
         alpha = backbone_factor(backbone, b, version)
         if weight is not None:
             alpha = 1 + weight.to(fused)[:, None, None, None] * (alpha - 1)  # (B, 1, 1 or H, 1 or W)
-        backbone[:, : width // 2].mul_(alpha)
+        backbone[:, scaled_channels(width, channels)].mul_(alpha)
     if s != 1:
         gain = s - 1 if weight is None else (s - 1) * weight.to(fused)[:, None, None]  # (B, 1, 1)
         _add_low_frequencies(skip, threshold, gain, in_place=True)

@@ -1,11 +1,13 @@
 """FreeU's factors: which they are, which decoder blocks they meet, and the published values."""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 from torch import Tensor
+
+from ldm.freeu.operator import Channels
 
 Match = Literal["channels", "resolution"]
 
@@ -33,6 +35,10 @@ class FreeUSettings:
       original code has it: output blocks 0-6 and 7-9 of SD1 and SD2.
     - "resolution": the lowest and the next lowest resolution, as diffusers has it: blocks 0-2 and 3-5.
 
+    `stages` gives (b, s) to any others, or to these in place of b1 to s2: its keys are the backbones' widths
+    (320 is the third stage of Stable Diffusion) or, with "resolution", how far the maps are down-sampled.
+    `channels` are those that b scales: the "first" half, the "second", "alternate" ones, "all", or a fraction.
+
     `strength` moves every factor from one, at 0, to its value, at 1. FreeU acts from `start` to `stop`,
     fractions of the denoising run, and fades over a fraction `ramp` before the one and after the other.
 
@@ -50,12 +56,13 @@ class FreeUSettings:
     start: float = 0.0
     stop: float = 1.0
     ramp: float = 0.0
+    channels: Channels | float = "first"
+    stages: Mapping[int, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("b1", "b2", "s1", "s2"):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max:
-                raise ValueError(f"FreeU's {name} is {value!r}: give a finite number, zero or above.")
+            check_factor(name, getattr(self, name))
+        object.__setattr__(self, "stages", read_stages(self.stages))
         if type(self.version) is not int or self.version not in (1, 2):
             raise ValueError(
                 f"FreeU's version is {self.version!r}: give 1 (constant) or 2 (structure-related)."
@@ -66,14 +73,17 @@ class FreeUSettings:
             raise ValueError(f"FreeU's match is {self.match!r}: give 'channels' or 'resolution'.")
         for name in ("strength", "start", "stop", "ramp"):
             value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 <= value <= 1:
+            if not is_fraction(value):
                 raise ValueError(f"FreeU's {name} is {value!r}: give a number from 0 to 1.")
+        if self.channels not in get_args(Channels) and not is_fraction(self.channels):
+            known = ", ".join(get_args(Channels))
+            raise ValueError(f"FreeU's channels are {self.channels!r}: give {known}, or a fraction from 0 to 1.")
         if self.start > self.stop:
             raise ValueError(f"FreeU's start, {self.start:g}, is after its stop, {self.stop:g}.")
 
     def off(self) -> "FreeUSettings":
         """The same settings with every factor one: the plain model, bit for bit."""
-        return replace(self, b1=1.0, b2=1.0, s1=1.0, s2=1.0)
+        return replace(self, b1=1.0, b2=1.0, s1=1.0, s2=1.0, stages={})
 
     def outside_published_range(self) -> list[str]:
         """One line for each factor outside the ranges that the authors publish for version 1."""
@@ -90,7 +100,7 @@ class FreeUSettings:
     def factors(self, stages: Sequence[DecoderStage], model_channels: int) -> list[tuple[float, float]]:
         """(b, s) for each decoder block, (1, 1) where FreeU leaves it alone.
 
-        Raises ValueError, with the widths found, when no block is met.
+        Raises ValueError, with the widths found, when no block is met, or none of one of the `stages`.
         """
         if self.match == "channels":
             keys = [stage.width for stage in stages]
@@ -98,15 +108,22 @@ class FreeUSettings:
         else:
             keys = [stage.downsampling for stage in stages]
             first, second = [*sorted(set(keys), reverse=True), 0, 0][:2]
-        one, full = 1 - self.strength, self.strength
-        b1, b2, s1, s2 = (one + full * factor for factor in (self.b1, self.b2, self.s1, self.s2))
-        by_key = {first: (b1, s1), second: (b2, s2)}
+        by_key = {first: (self.b1, self.s1), second: (self.b2, self.s2), **self.stages}
         if not by_key.keys() & set(keys):
             raise ValueError(
                 f"FreeU meets no decoder block: it looks for backbones of {first} and {second} channels, "
                 f"this U-Net has {sorted(set(keys))}. Set match: resolution to go by resolution."
             )
-        return [by_key.get(key, (1.0, 1.0)) for key in keys]
+        if absent := self.stages.keys() - set(keys):
+            raise ValueError(
+                f"FreeU's stages name {sorted(absent)}, this U-Net has {sorted(set(keys))} by {self.match}."
+            )
+        pairs = [by_key.get(key, (1.0, 1.0)) for key in keys]
+        return [(self.weakened(b), self.weakened(s)) for b, s in pairs]
+
+    def weakened(self, factor: float) -> float:
+        """A factor at this `strength`."""
+        return 1 - self.strength + self.strength * factor
 
     def acts_throughout(self) -> bool:
         """Whether `weight` is one at every timestep."""
@@ -123,6 +140,30 @@ class FreeUSettings:
             return ((self.start <= fraction) & (fraction < self.stop)).float()
         distance = (self.start - fraction).maximum(fraction - self.stop)  # below zero from start to stop
         return (1 - distance / self.ramp).clamp(0, 1)
+
+
+def check_factor(name: str, value: Any) -> None:
+    """Raises ValueError where a factor means nothing."""
+    if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max:
+        raise ValueError(f"FreeU's {name} is {value!r}: give a finite number, zero or above.")
+
+
+def is_fraction(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+def read_stages(stages: Any) -> dict[int, tuple[float, float]]:
+    """`stages` as a config or a picture's JSON holds them, where keys are texts. Raises ValueError."""
+    try:
+        read = {int(key): (b, s) for key, (b, s) in dict(stages).items()}
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"FreeU's stages are {stages!r}: give a pair of b and s for each width, as {{320: [1.1, 0.9]}}."
+        ) from None
+    for key, (b, s) in read.items():
+        check_factor(f"b of stage {key}", b)
+        check_factor(f"s of stage {key}", s)
+    return read
 
 
 # Published factors. V1 and V2 of SD1.4 and SD2.1, V2 of SD1.5 and SDXL: the authors. V1 of SD1.5: diffusers'

@@ -125,6 +125,28 @@ def test_an_odd_number_of_channels_leaves_the_larger_half_alone():
     assert scale_backbone(torch.ones(1, 5, 1, 1), 2.0).flatten().tolist() == [2, 2, 1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("channels", "scaled"),
+    [
+        ("first", [0, 1, 2]),
+        ("second", [3, 4, 5, 6]),
+        ("alternate", [0, 2, 4, 6]),
+        ("all", range(7)),
+        (0.3, [0, 1]),
+        (0, []),
+        (1.0, range(7)),
+    ],
+)
+@each_version
+def test_the_chosen_channels_are_scaled_and_no_others(version, channels, scaled):
+    fused = rnd(9, 2, 12, 4, 3)
+    expected = fused.clone()
+    for c in scaled:
+        expected[:, c] *= backbone_factor(fused[:, :7], 1.5, version)[:, 0] if version == 2 else 1.5
+    assert relative_error(scale_backbone(fused[:, :7], 1.5, version, channels), expected[:, :7]) < 1e-6
+    assert relative_error(free_u(fused, 7, 1.5, 1.0, version, channels=channels), expected) < 1e-6
+
+
 def test_the_structure_factor_of_a_small_map():
     h = torch.tensor([[0.0, 4.0], [2.0, 1.0]]).expand(1, 2, 2, 2) + torch.tensor([-3.0, 3.0]).view(1, 2, 1, 1)
     factor = backbone_factor(h, 1.4, version=2)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict, fields
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from omegaconf import OmegaConf
 from ldm.errors import InputError
 from ldm.freeu import PRESETS, DecoderStage, FreeUSettings
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel, UNetModel
-from ldm.util import FREE_UNET, instantiate_from_config, load_config
+from ldm.util import FREE_UNET, FREEU, instantiate_from_config, load_config
 from tests.conftest import DATA
 
 CONFIGS = json.loads((DATA / "sd-configs.json").read_text())
@@ -41,6 +42,7 @@ def test_a_factor_that_means_nothing_is_named(name, value):
         *(("version", value) for value in (0, 3, "2", None)),
         *(("threshold", value) for value in (0, -1, 1.5, "1", None)),
         *(("match", value) for value in ("width", "", None)),
+        *(("strength", value) for value in (-0.1, 1.1, "1", None, float("nan"))),
     ],
 )
 def test_another_setting_that_means_nothing_is_named(name, value):
@@ -48,8 +50,29 @@ def test_another_setting_that_means_nothing_is_named(name, value):
         FreeUSettings(1.2, 1.4, 0.9, 0.2, **{name: value})
 
 
+@pytest.mark.parametrize("channels", ["third", "", None, 1.5, -0.1, True, float("nan")])
+def test_channels_that_mean_nothing_are_named(channels):
+    with pytest.raises(ValueError, match=re.escape(f"channels are {channels!r}")):
+        FreeUSettings(1.2, 1.4, 0.9, 0.2, channels=channels)
+
+
+@pytest.mark.parametrize("stages", [3, "320", {320: 1.1}, {320: [1.1]}, {320: [1, 1, 1]}, {"wide": [1, 1]}])
+def test_stages_that_are_no_pairs_by_width_are_shown_how(stages):
+    with pytest.raises(ValueError, match=r"stages are .*\{320: \[1.1, 0.9\]\}"):
+        FreeUSettings(1.2, 1.4, 0.9, 0.2, stages=stages)
+
+
+def test_a_factor_of_a_stage_that_means_nothing_is_named():
+    with pytest.raises(ValueError, match="s of stage 320 is -1"):
+        FreeUSettings(1.2, 1.4, 0.9, 0.2, stages={320: [1.1, -1]})
+
+
 def test_zero_whole_numbers_and_large_factors_are_allowed():
     assert FreeUSettings(0, 5, 0, 3) == FreeUSettings(0.0, 5.0, 0.0, 3.0)
+
+
+def test_configs_know_every_setting():
+    assert tuple(field.name for field in fields(FreeUSettings)) == FREEU
 
 
 def test_presets_are_the_published_table():
@@ -94,6 +117,23 @@ def test_stable_diffusion_by_resolution(stable_diffusion):
     settings = FreeUSettings(1.2, 1.4, 0.9, 0.2, match="resolution")
     factors = settings.factors(stable_diffusion.decoder_stages, stable_diffusion.model_channels)
     assert factors == 3 * [(1.2, 0.9)] + 3 * [(1.4, 0.2)] + 6 * [ONE]
+
+
+def test_any_stage_can_have_factors_of_its_own(stable_diffusion):
+    stages, base = stable_diffusion.decoder_stages, stable_diffusion.model_channels
+    by_width = FreeUSettings(1.2, 1.4, 0.9, 0.2, stages={320: (1.1, 0.5), 640: (1, 2)}, strength=0.5)
+    assert by_width.factors(stages, base) == 7 * [(1.1, 0.95)] + 3 * [(1.0, 1.5)] + 2 * [(1.05, 0.75)]
+    by_level = FreeUSettings(1.2, 1.4, 0.9, 0.2, stages={1: (1.1, 0.5)}, match="resolution")
+    assert by_level.factors(stages, base) == (
+        3 * [(1.2, 0.9)] + 3 * [(1.4, 0.2)] + 3 * [ONE] + 3 * [(1.1, 0.5)]
+    )
+    with pytest.raises(ValueError, match=r"stages name \[32\], this U-Net has \[320, 640, 1280\]"):
+        FreeUSettings(1.2, 1.4, 0.9, 0.2, stages={32: (1.1, 0.5)}).factors(stages, base)
+
+
+def test_stages_read_from_json_are_those_written():
+    settings = FreeUSettings(1.2, 1.4, 0.9, 0.2, stages={320: [1.1, 0.5]})
+    assert FreeUSettings(**json.loads(json.dumps(asdict(settings)))) == settings
 
 
 def test_one_resolution_gets_the_first_factors():

@@ -1,6 +1,6 @@
 """The U-Net of latent diffusion, and the same with FreeU in its decoder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.errors import InputError
-from ldm.freeu import TRAINING_STEPS, DecoderStage, FreeUSettings, Match, free_u
+from ldm.freeu import TRAINING_STEPS, Channels, DecoderStage, FreeUSettings, Match, free_u
 from ldm.modules.attention import AttentionBlock, SpatialTransformer
 from ldm.modules.diffusionmodules.util import timestep_embedding
 
@@ -266,7 +266,7 @@ class UNetModel(nn.Module):
 class Free_UNetModel(UNetModel):
     """A `UNetModel` with FreeU at each decoder concatenation; loads the same checkpoints.
 
-    b1 to s2 and version to ramp are those of `FreeUSettings`, everything else is `UNetModel`'s. `freeu` holds
+    b1 to s2 and version to stages are those of `FreeUSettings`, everything else is `UNetModel`'s. `freeu` holds
     the settings and may be set at any time. How far a sample is into its run is told from its timestep.
     """
 
@@ -284,10 +284,14 @@ class Free_UNetModel(UNetModel):
         start: float = 0.0,
         stop: float = 1.0,
         ramp: float = 0.0,
+        channels: Channels | float = "first",
+        stages: Mapping[int, tuple[float, float]] | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        self.freeu = FreeUSettings(b1, b2, s1, s2, version, threshold, match, strength, start, stop, ramp)
+        self.freeu = FreeUSettings(
+            b1, b2, s1, s2, version, threshold, match, strength, start, stop, ramp, channels, stages or {}
+        )
 
     @property
     def freeu(self) -> FreeUSettings:
@@ -316,17 +320,18 @@ class Free_UNetModel(UNetModel):
         self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None
     ) -> Tensor:
         """As `UNetModel.forward`, with the decoder's inputs re-weighted."""
-        version, threshold = self.freeu.version, self.freeu.threshold
+        how = self.freeu
         weight = None
-        if not self.freeu.acts_throughout():
+        if not how.acts_throughout():
             run = torch.arange(TRAINING_STEPS, device=timesteps.device)
-            weight = self.freeu.weight(timesteps, run)  # (B,)
+            weight = how.weight(timesteps, run)  # (B,)
         emb = self.embed(timesteps, y)
         h, skips = self.encode(x, emb, context)
         h = self.middle_block(h, emb, context)
         for block, (b, s) in zip(self.output_blocks, self.factors, strict=True):
             fused = torch.cat([h, skips.pop()], dim=1)
-            h = block(free_u(fused, h.shape[1], b, s, version, threshold, weight), emb, context)
+            fused = free_u(fused, h.shape[1], b, s, how.version, how.threshold, weight, how.channels)
+            h = block(fused, emb, context)
         return self.out(h)
 
 
