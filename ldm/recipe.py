@@ -10,8 +10,9 @@ from types import GenericAlias, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ldm.errors import InputError
-from ldm.image_io import Picture, read_record, save_png
+from ldm.image_io import Picture, is_whole, read_record, save_png
 
+Stages = dict[str, list[float]]  # (b, s) by width
 WEBUI_SAMPLERS = {"ddim": "DDIM", "plms": "PLMS", "dpm": "DPM++ 2M"}
 
 
@@ -32,7 +33,7 @@ class Recipe:
     ckpt: str | None
     precision: str
     overrides: list[str]
-    freeu: dict[str, float | str | dict[str, list[float]]] | None  # the fields of FreeUSettings; None for the plain model
+    freeu: dict[str, float | str | Stages] | None  # the fields of FreeUSettings; None for the plain model
     compare: bool  # FreeU off and on, side by side
 
     def parameters(self) -> str:
@@ -55,6 +56,13 @@ class Recipe:
     def save(self, path: Path, picture: Picture) -> None:
         """Writes the picture made by this recipe as a PNG that carries it."""
         save_png(path, picture, self.parameters(), asdict(self))
+
+    def made(self, path: Path) -> bool:
+        """Whether a file is a whole picture by this recipe."""
+        try:
+            return read_record(path) == asdict(self) and is_whole(path)
+        except InputError:
+            return False
 
 
 def quoted(value: Any) -> str:

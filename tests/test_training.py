@@ -1,4 +1,4 @@
-"""Training: both stages through the script, on a few small scenes."""
+"""Training: all stages through the script, on a few small scenes."""
 
 import csv
 import runpy
@@ -14,7 +14,7 @@ from ldm.checkpoint import load_model
 from ldm.data.datasets import ScenePictures
 from ldm.generate import Sampling, generate
 from ldm.models.autoencoder import AutoencoderKL
-from ldm.training import standardise
+from ldm.training.autoencoder import standardise
 from ldm.util import ROOT, instantiate_from_config, load_config
 
 train = runpy.run_path(str(ROOT / "scripts" / "train.py"))["train"]
@@ -24,9 +24,10 @@ QUICK = [
     "params.batch_size=2",
     "params.data.count=8",
     "trainer.accelerator=cpu",
-    "trainer.val_check_interval=2",
     "trainer.log_every_n_steps=1",
 ]
+AUTOENCODER = [*QUICK, "params.data.crop=32", "trainer.val_check_interval=2"]
+DIFFUSION = [*QUICK, "params.side=64", "params.compile=false", "trainer.val_check_interval=2"]
 
 
 def losses(outdir: Path) -> dict[int, float]:
@@ -42,65 +43,69 @@ def autoencoder() -> AutoencoderKL:
 
 
 @pytest.fixture(scope="module")
-def both_stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which both stages were trained for a few steps."""
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every stage was trained for a few steps."""
     folder = tmp_path_factory.mktemp("runs")
-    train(
-        "train/tiny_autoencoder.yaml",
-        folder / "autoencoder",
-        [*QUICK, "params.data.crop=32", "trainer.max_steps=4"],
-    )
-    train(
-        "train/tiny.yaml",
-        folder / "diffusion",
-        [
-            *QUICK,
-            f"params.autoencoder={folder / 'autoencoder' / 'model.safetensors'}",
-            f"params.cache={folder / 'latents.npy'}",
-            "params.side=64",
-            "trainer.max_steps=2",
-        ],
-    )
+    train("train/tiny_autoencoder.yaml", folder / "autoencoder", [*AUTOENCODER, "trainer.max_steps=4"])
+    train("train/tiny_words.yaml", folder / "words", [*QUICK, "trainer.max_steps=2"])
+    networks = [
+        f"params.autoencoder={folder / 'autoencoder' / 'model.safetensors'}",
+        f"params.text_encoder={folder / 'words' / 'model.safetensors'}",
+        f"params.cache={folder / 'latents.npy'}",
+    ]
+    train("train/tiny.yaml", folder / "diffusion", [*DIFFUSION, *networks, "trainer.max_steps=2"])
     return folder
 
 
-def test_both_stages_leave_checkpoints_losses_pictures_and_weights(both_stages: Path) -> None:
-    for stage in ("autoencoder", "diffusion"):
+def test_every_stage_leaves_checkpoints_losses_and_weights(stages: Path) -> None:
+    for stage in ("autoencoder", "words", "diffusion"):
         assert {"config.yaml", "last.ckpt", "metrics.csv", "model.safetensors"} <= {
-            path.name for path in (both_stages / stage).iterdir()
+            path.name for path in (stages / stage).iterdir()
         }
-        assert [path.name for path in (both_stages / stage / "samples").iterdir()]
-        logged = losses(both_stages / stage)
+        logged = losses(stages / stage)
         assert logged and all(np.isfinite(loss) for loss in logged.values())
 
 
-def test_the_exported_weights_draw_through_the_ordinary_path(both_stages: Path) -> None:
-    model = load_model("tiny.yaml", ckpt=both_stages / "diffusion" / "model.safetensors", device="cpu")
+def test_what_makes_pictures_leaves_sheets_of_them(stages: Path) -> None:
+    for stage in ("autoencoder", "diffusion"):
+        assert [path.name for path in (stages / stage / "samples").iterdir()]
+
+
+def test_the_model_holds_what_the_stages_before_it_trained(stages: Path) -> None:
+    whole = load_file(stages / "diffusion" / "model.safetensors")
+    for stage, part in (("autoencoder", "first_stage_model"), ("words", "cond_stage_model")):
+        for name, weight in load_file(stages / stage / "model.safetensors").items():
+            if weight.is_floating_point():
+                assert torch.allclose(whole[f"{part}.{name}"].float(), weight, rtol=1e-3, atol=1e-6)
+
+
+def test_the_exported_weights_draw_through_the_ordinary_path(stages: Path) -> None:
+    model = load_model("tiny.yaml", ckpt=stages / "diffusion" / "model.safetensors", device="cpu")
     [picture] = generate(model, ["a red circle"], [0], Sampling(64, 64, steps=2))
     assert picture.shape == (64, 64, 3)
 
 
 def test_a_run_whose_folder_holds_a_checkpoint_goes_on_from_it(tmp_path: Path) -> None:
-    arguments = [*QUICK, "params.data.crop=32"]
+    arguments = AUTOENCODER
     train("train/tiny_autoencoder.yaml", tmp_path, [*arguments, "trainer.max_steps=2"])
     assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] == 2
     train("train/tiny_autoencoder.yaml", tmp_path, [*arguments, "trainer.max_steps=3"])
     assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] == 3
 
 
-def test_the_exported_weights_are_the_averaged_ones(both_stages: Path) -> None:
-    exported = load_file(both_stages / "diffusion" / "model.safetensors")
-    checkpoint = torch.load(both_stages / "diffusion" / "last.ckpt", weights_only=False)
+def test_the_exported_weights_are_the_averaged_ones(stages: Path) -> None:
+    exported = load_file(stages / "diffusion" / "model.safetensors")
+    checkpoint = torch.load(stages / "diffusion" / "last.ckpt", weights_only=False)
     name = "model.diffusion_model.out.2.weight"
     averaged = checkpoint["state_dict"][f"model.{name}"]
     assert torch.equal(exported[name], averaged.half())
     assert not torch.equal(averaged, checkpoint["current_model_state"][f"model.{name}"])
 
 
-def test_a_trained_model_can_be_trained_further(both_stages: Path, tmp_path: Path) -> None:
-    weights = both_stages / "diffusion" / "model.safetensors"
-    arguments = [f"params.weights={weights}", f"params.cache={both_stages / 'latents.npy'}", "params.side=64"]
-    train("train/tiny.yaml", tmp_path, [*QUICK, *arguments, "params.lr=0", "trainer.max_steps=1"])
+def test_a_trained_model_can_be_trained_further(stages: Path, tmp_path: Path) -> None:
+    weights = stages / "diffusion" / "model.safetensors"
+    arguments = [*DIFFUSION, f"params.weights={weights}", f"params.cache={stages / 'latents.npy'}"]
+    train("train/tiny.yaml", tmp_path, [*arguments, "params.lr=0", "trainer.max_steps=1"])
     before, after = load_file(weights), load_file(tmp_path / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -351,8 +351,8 @@ def test_version_and_overrides_reach_the_model(txt2img: Run) -> None:
     params = "model.params.unet_config.params"
     pictures = [txt2img(*argv).pictures()[0] for argv in (
         [], ["--freeu-version", 2], ["--b1", 1.15], ["--threshold", 2], ["--match", "resolution"],
-        ["--strength", 0.5], ["--start", 0.6], ["--stop", 0.7], ["--channels", "second"], ["--channels", 0.25],
-        ["--stage", 64, 1.3, 0.7], ["--start", 0.6, "--ramp", 0.3],
+        ["--strength", 0.5], ["--start", 0.6], ["--stop", 0.7], ["--channels", "second"],
+        ["--channels", 0.25], ["--stage", 64, 1.3, 0.7], ["--start", 0.6, "--ramp", 0.3],
     )]  # fmt: skip
     assert len({pixels(path).tobytes() for path in pictures}) == len(pictures)
     [by_override] = txt2img(f"{params}.version=2").pictures()

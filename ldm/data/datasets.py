@@ -10,17 +10,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ldm.data.render import render
-from ldm.data.scenes import (
-    COLOURS,
-    OPPOSITE,
-    RELATIONS,
-    SHAPES,
-    TEXTURES,
-    Scene,
-    describe,
-    draw_scene,
-    words_of,
-)
+from ldm.data.scenes import Scene, describe, draw_scene
 from ldm.errors import InputError
 from ldm.models.autoencoder import AutoencoderKL
 
@@ -43,50 +33,6 @@ class ScenePictures(Dataset):
         picture = picture_tensor(render(draw_scene(default_rng((self.seed, index))), self.side))
         top, left = torch.randint(self.side - self.crop + 1, (2,)).tolist()
         return picture[:, top : top + self.crop, left : left + self.crop]
-
-
-# What a word's phrase says of a thing: its shape, colour, texture and place, each one of so many; the last shape
-# and the last two places are "the background", "alone" and "behind".
-FACTS = (len(SHAPES) + 1, len(COLOURS), len(TEXTURES), len(RELATIONS) + 2)
-NO_FACT = -100
-
-
-class SceneCaptions(Dataset):
-    """`count` scenes as captions, each with the facts that each of its words is about, (length, 4), int64.
-
-    `length` is the text encoder's: a start token, the words, and what fills the rest; other than words have
-    `NO_FACT`.
-    """
-
-    def __init__(self, count: int, length: int, seed: int):
-        self.count, self.length, self.seed = count, length, seed
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> tuple[str, Tensor]:
-        rng = default_rng((self.seed, index))
-        scene = draw_scene(rng)
-        words = words_of(scene, rng)
-        facts = torch.full((self.length, len(FACTS)), NO_FACT)
-        table = facts_of(scene)
-        for position, (_, subject) in enumerate(words, start=1):
-            facts[position] = table[subject]
-        return " ".join(word for word, _ in words), facts
-
-
-def facts_of(scene: Scene) -> Tensor:
-    """Shape, colour, texture and place, as `FACTS` counts them, of each thing and of the background, (n, 4)."""
-    if scene.relation is None:
-        places = [len(RELATIONS)]
-    else:
-        places = [RELATIONS.index(r) for r in (scene.relation, OPPOSITE[scene.relation])]
-    rows = [
-        (SHAPES.index(thing.shape), COLOURS.index(thing.colour), TEXTURES.index(thing.texture), place)
-        for thing, place in zip(scene.things, places, strict=True)
-    ]
-    background = (COLOURS.index(scene.background), TEXTURES.index(scene.background_texture))
-    return torch.tensor([*rows, (len(SHAPES), *background, len(RELATIONS) + 1)])
 
 
 class SceneLatents(Dataset):

@@ -125,5 +125,7 @@ def words_of(scene: Scene, rng: Generator | None = None) -> list[tuple[str, int]
     if scene.relation is not None:
         phrases[0] += scene.relation.split()
     if not left_out(0.15):
-        phrases.append(["on", *phrase(*texture_words(scene.background_texture), scene.background, "background")])
+        phrases.append(
+            ["on", *phrase(*texture_words(scene.background_texture), scene.background, "background")]
+        )
     return [(word, i) for i, words in enumerate(phrases) for word in words]

@@ -37,7 +37,8 @@ class FreeUSettings:
 
     `stages` gives (b, s) to any others, or to these in place of b1 to s2: its keys are the backbones' widths
     (320 is the third stage of Stable Diffusion) or, with "resolution", how far the maps are down-sampled.
-    `channels` are those that b scales: the "first" half, the "second", "alternate" ones, "all", or a fraction.
+    `channels` are those that b scales: the "first" half, the "second", "alternate" ones, "all", or a first
+    fraction.
 
     `strength` moves every factor from one, at 0, to its value, at 1. FreeU acts from `start` to `stop`,
     fractions of the denoising run, and fades over a fraction `ramp` before the one and after the other.
@@ -77,7 +78,9 @@ class FreeUSettings:
                 raise ValueError(f"FreeU's {name} is {value!r}: give a number from 0 to 1.")
         if self.channels not in get_args(Channels) and not is_fraction(self.channels):
             known = ", ".join(get_args(Channels))
-            raise ValueError(f"FreeU's channels are {self.channels!r}: give {known}, or a fraction from 0 to 1.")
+            raise ValueError(
+                f"FreeU's channels are {self.channels!r}: give {known}, or a number from 0 to 1."
+            )
         if self.start > self.stop:
             raise ValueError(f"FreeU's start, {self.start:g}, is after its stop, {self.stop:g}.")
 

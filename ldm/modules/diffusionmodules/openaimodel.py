@@ -266,8 +266,8 @@ class UNetModel(nn.Module):
 class Free_UNetModel(UNetModel):
     """A `UNetModel` with FreeU at each decoder concatenation; loads the same checkpoints.
 
-    b1 to s2 and version to stages are those of `FreeUSettings`, everything else is `UNetModel`'s. `freeu` holds
-    the settings and may be set at any time. How far a sample is into its run is told from its timestep.
+    b1 to s2 and version to stages are those of `FreeUSettings`, everything else is `UNetModel`'s. `freeu`
+    holds the settings and may be set at any time. How far a sample is into its run is told from its timestep.
     """
 
     def __init__(

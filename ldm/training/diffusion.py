@@ -1,0 +1,84 @@
+"""The U-Net's stage."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.random import default_rng
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ldm.data.datasets import SceneLatents
+from ldm.data.scenes import describe, draw_scene
+from ldm.generate import Sampling, generate
+from ldm.training.stage import SHOWN, SHOWN_SEED, Stage
+from ldm.util import instantiate_from_config
+
+
+class DiffusionTraining(Stage):
+    """The U-Net learns on latents of a finished autoencoder and contexts of a finished text encoder.
+
+    `model` is a `LatentDiffusion` config. `autoencoder` and `text_encoder` are those networks' weights, or
+    `weights` is a whole model's, to be trained further. `data` goes to `SceneLatents`, which keeps the
+    latents in the file `cache`. `compile` makes steps a quarter faster after a first one of two minutes.
+    """
+
+    def __init__(
+        self,
+        model: Mapping[str, Any],
+        data: Mapping[str, Any],
+        autoencoder: str,
+        text_encoder: str,
+        cache: str,
+        batch_size: int,
+        lr: float,
+        side: int,
+        weights: str | None = None,
+        compile: bool = False,
+    ):
+        super().__init__(lr, weight_decay=0.01, batch_size=batch_size)
+        self.data, self.cache = data, Path(cache)
+        self.sampling = Sampling(height=side, width=side, steps=25, scale=5.0)
+        self.model = instantiate_from_config(model).to(memory_format=torch.channels_last)
+        if weights is not None:
+            self.model.load_state_dict(load_file(weights), strict=False)  # all but the schedule
+        else:
+            self.model.first_stage_model.load_state_dict(load_file(autoencoder))
+            self.model.cond_stage_model.load_state_dict(load_file(text_encoder))
+        self.model.first_stage_model.requires_grad_(False)
+        self.model.cond_stage_model.requires_grad_(False)
+        if compile:
+            self.model.model.compile()
+
+    def training_step(self, batch: tuple[Tensor, list[str], Tensor], _: int) -> Tensor:
+        latents, captions, weight = batch
+        x = self.model.scale_factor * latents  # (B, C, h, w)
+        # Late timesteps come more often: there, where little of the picture is left, the caption is needed.
+        t = (self.model.num_timesteps * torch.rand(len(x), device=x.device).sqrt()).long()  # (B,)
+        noise = torch.randn_like(x)
+        context = self.model.get_learned_conditioning(captions)
+        output = self.model.apply_model(self.model.q_sample(x, t, noise), t, context)
+        target = noise if self.model.parameterization == "eps" else self.model.get_v(x, noise, t)
+        loss = (weight * (output - target).square()).mean() / weight.mean()
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    @torch.compiler.set_stance("force_eager")
+    def validation_step(self, captions: list[str], _: int) -> None:
+        self.save_sheet(generate(self.model, captions, range(len(captions)), self.sampling), columns=8)
+
+    def train_dataloader(self) -> DataLoader:
+        return self.loader(
+            SceneLatents(self.cache, self.model.first_stage_model, side=self.sampling.height, **self.data)
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        captions: Any = [describe(draw_scene(default_rng((SHOWN_SEED, i)))) for i in range(SHOWN)]
+        return DataLoader(captions, SHOWN)
+
+    def export(self, path: Path) -> None:
+        """Writes all three networks in half precision, without the schedule, which the config holds."""
+        weights = {name: p.half().contiguous() for name, p in self.model.named_parameters()}
+        save_file(weights, path)

@@ -1,0 +1,47 @@
+"""The text encoder's stage."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ldm.data.captions import FACTS, NO_FACT, SceneCaptions
+from ldm.modules.encoders.words import WordEmbedder
+from ldm.training.stage import Stage
+from ldm.util import instantiate_from_config
+
+
+class WordsTraining(Stage):
+    """Each word's context has to tell all that the caption says of its thing.
+
+    So every word of "a red circle left of a star" knows that the circle is red and that it stands left, and
+    the U-Net need not find out which word goes with which. `data` goes to `SceneCaptions`.
+    """
+
+    def __init__(self, model: Mapping[str, Any], data: Mapping[str, Any], batch_size: int, lr: float):
+        super().__init__(lr, weight_decay=0.01, batch_size=batch_size)
+        self.data = data
+        self.model: WordEmbedder = instantiate_from_config(model)
+        self.answers = torch.nn.Linear(model["params"]["width"], sum(FACTS))
+
+    def training_step(self, batch: tuple[list[str], Tensor], _: int) -> Tensor:
+        captions, facts = batch  # facts (B, L, 4)
+        told = facts[..., 0] != NO_FACT  # the places of words
+        answers = self.answers(self.model(captions)[told]).split(FACTS, dim=-1)  # 4 of (words, one of FACTS)
+        pairs = list(zip(answers, facts[told].unbind(-1), strict=True))
+        loss = torch.stack([F.cross_entropy(answer, fact) for answer, fact in pairs]).sum()
+        right = torch.stack([answer.argmax(-1) == fact for answer, fact in pairs]).float().mean()
+        self.log_dict({"loss": loss, "right": right}, prog_bar=True)
+        return loss
+
+    def train_dataloader(self) -> DataLoader:
+        return self.loader(SceneCaptions(length=self.model.max_length, **self.data))
+
+    def export(self, path: Path) -> None:
+        """Writes the text encoder's weights."""
+        save_file({name: p.contiguous() for name, p in self.model.state_dict().items()}, path)
