@@ -6,56 +6,58 @@ two FFTs, exactly, in every dtype and at every size.
 """
 
 import math
-from collections import defaultdict
 from functools import lru_cache
-from itertools import product
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-Frequency = tuple[int, int]  # cycles down and across the map
 Channels = Literal["first", "second", "alternate", "all"]
-
-
-def window_weights(height: int, width: int, threshold: int) -> dict[Frequency, float]:
-    """g, the weight of each frequency in the filter's window once the real part is taken.
-
-    The window holds the frequencies -t to t - 1 of both axes, or the whole spectrum where that is smaller. A
-    frequency and its mirror then have the mean of their weights: 1 or 1/2.
-    """
-    rows, columns = (
-        range(max(-threshold, -(size // 2)), min(threshold, (size + 1) // 2)) for size in (height, width)
-    )
-    g: dict[Frequency, float] = defaultdict(float)
-    for k, j in product(rows, columns):
-        g[k % height, j % width] += 0.5
-        g[-k % height, -j % width] += 0.5
-    return g
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # so that what one sampling run cached may meet autograd in another
-def low_frequency_basis(
-    height: int, width: int, threshold: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """The real functions that the filter's window spans, scaled so that V V^T is the projection: (HW, rank).
+def seven_waves(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """V for threshold 1 on maps of side 3 or more, so that V V^T takes the low frequencies out: (HW, 7).
 
-    A frequency and its mirror contribute a cosine and a sine, one that is its own mirror (DC, Nyquist) its
-    cosine alone. For t = 1 the rank is 7.
+    The window holds the frequencies -1 and 0 of both axes. Taking the real part shares each one's weight with
+    its mirror, which leaves a constant, and the cosine and sine of (1, 0), (0, 1) and (1, 1).
     """
-    y = torch.arange(height, dtype=torch.float64, device="cpu")[:, None] / height
-    x = torch.arange(width, dtype=torch.float64, device="cpu")[None] / width
-    functions = []
-    for (k, j), g in window_weights(height, width, threshold).items():
-        mirror = (-k % height, -j % width)
-        phase = 2 * math.pi * (k * y + j * x)  # (H, W)
-        if mirror == (k, j):
-            functions.append(math.sqrt(g / (height * width)) * phase.cos())
-        elif (k, j) < mirror:
-            scale = math.sqrt(2 * g / (height * width))
-            functions += [scale * phase.cos(), scale * phase.sin()]
-    return torch.stack(functions, dim=-1).flatten(0, 1).to(device, dtype)  # (HW, rank)
+    down = 2 * math.pi * torch.arange(height, dtype=torch.float64, device="cpu")[:, None] / height
+    across = 2 * math.pi * torch.arange(width, dtype=torch.float64, device="cpu")[None] / width
+    phases = [down.expand(-1, width), across.expand(height, -1), down + across]  # (H, W) each
+    waves = [
+        torch.ones_like(phases[0]),
+        *(wave(phase) for phase in phases for wave in (torch.cos, torch.sin)),
+    ]
+    return (torch.stack(waves, dim=-1).flatten(0, 1) / math.sqrt(height * width)).to(device, dtype)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def axis_waves(size: int, threshold: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Cosines, then sines, of the window's K frequencies along an axis, divided by sqrt(size): (size, 2K).
+
+    They are those from -t to t - 1, or the whole spectrum where that is smaller.
+    """
+    k = torch.arange(max(-threshold, -(size // 2)), min(threshold, (size + 1) // 2), device="cpu")  # (K,)
+    positions = torch.arange(size, dtype=torch.float64, device="cpu") / size
+    phase = 2 * math.pi * positions[:, None] * k  # (size, K)
+    return (torch.cat([phase.cos(), phase.sin()], dim=1) / math.sqrt(size)).to(device, dtype)
+
+
+def low_frequencies_by_axes(x: Tensor, threshold: int) -> Tensor:
+    """The real part of x's frequencies in the filter's window, (B, C, H, W), one axis after the other.
+
+    With E = P + iQ the window's waves along an axis, that is Re E (E^H x E*) E^T. Its cost grows with the
+    threshold, that of one joint basis for both axes would with its square.
+    """
+    down, across = (axis_waves(size, threshold, x.dtype, x.device) for size in x.shape[2:])
+    waves = torch.einsum("hk,bchw,wj->bckj", down, x, across)  # (B, C, 2K, 2J)
+    (pp, pq), (qp, qq) = (rows.chunk(2, dim=-1) for rows in waves.chunk(2, dim=-2))
+    real, imaginary = pp - qq, pq + qp  # (B, C, K, J) each, the latter's sign turned
+    upper, lower = torch.cat([real, imaginary], dim=-1), torch.cat([imaginary, -real], dim=-1)
+    return torch.einsum("hk,bckj,wj->bchw", down, torch.cat([upper, lower], dim=-2), across)
 
 
 def _add_low_frequencies(x: Tensor, threshold: int, gain: float | Tensor, in_place: bool) -> Tensor:
@@ -63,15 +65,18 @@ def _add_low_frequencies(x: Tensor, threshold: int, gain: float | Tensor, in_pla
 
     `gain` is one number or one for each sample, (B, 1, 1).
     """
-    basis = low_frequency_basis(x.shape[2], x.shape[3], threshold, x.dtype, x.device)
-    basis = basis.expand(len(x), -1, -1)  # (B, HW, rank)
+    if threshold > 1 or min(x.shape[2:]) < 3:
+        low = low_frequencies_by_axes(x, threshold)
+        low *= gain[..., None] if isinstance(gain, Tensor) else gain
+        return x.add_(low) if in_place else x + low
+    waves = seven_waves(x.shape[2], x.shape[3], x.dtype, x.device).expand(len(x), -1, -1)  # (B, HW, 7)
     add = torch.Tensor.baddbmm_ if in_place else torch.baddbmm
     if x.stride(1) == 1:  # channels last: positions are rows
         maps = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, C)
-        maps = add(maps, basis, gain * (basis.mT @ maps))
+        maps = add(maps, waves, gain * (waves.mT @ maps))
         return maps.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
     maps = x.flatten(2)  # (B, C, HW)
-    return add(maps, gain * (maps @ basis), basis.mT).view(x.shape)
+    return add(maps, gain * (maps @ waves), waves.mT).view(x.shape)
 
 
 def fourier_filter(x: Tensor, threshold: int = 1, scale: float = 1.0) -> Tensor:

@@ -67,7 +67,7 @@ def test_the_filter_is_the_published_one_at_every_size(height, width, threshold,
     assert (fourier_filter(x, threshold, scale) - exact).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("s", [0.2, 1.7, 0.0])
+@pytest.mark.parametrize("s", [0.2, 1.7, 0.0, 0])
 @pytest.mark.parametrize("size", [(8, 8), (5, 12), (7, 9)])
 def test_gains_at_single_frequencies(size, s):
     halfway = (1 + s) / 2

@@ -48,13 +48,14 @@ def test_over_all_training_steps_a_fraction_is_of_the_timesteps():
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "last"])
-def test_each_sample_has_the_factors_of_its_weight(version, memory):
+@pytest.mark.parametrize("threshold", [1, 2])
+def test_each_sample_has_the_factors_of_its_weight(version, memory, threshold):
     fused, weight = rnd(1, 4, 14, 6, 5).to(memory_format=memory), torch.tensor([0.0, 0.3, 1.0, 0.75])
     alone = [
-        free_u(sample.clone(), 8, 1 + w * (1.3 - 1), 1 + w * (0.4 - 1), version)
+        free_u(sample.clone(), 8, 1 + w * (1.3 - 1), 1 + w * (0.4 - 1), version, threshold)
         for sample, w in zip(fused.split(1), weight.tolist(), strict=True)
     ]
-    out = free_u(fused.clone(), 8, 1.3, 0.4, version, weight=weight)
+    out = free_u(fused.clone(), 8, 1.3, 0.4, version, threshold, weight)
     assert torch.equal(out[0], fused[0])
     assert relative_error(out, torch.cat(alone)) < 1e-6
 

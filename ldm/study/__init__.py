@@ -1,0 +1,1 @@
+"""What is measured about FreeU on a trained model."""
