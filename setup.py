@@ -17,6 +17,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["ldm", "ldm.*"]),
+    package_data={"ldm.study": ["*.html"]},
     install_requires=[
         "torch>=2.5",
         "torchvision",

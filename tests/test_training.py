@@ -111,6 +111,17 @@ def test_a_trained_model_can_be_trained_further(stages: Path, tmp_path: Path) ->
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_decoder_trained_alone_leaves_the_latents_as_they_are(stages: Path, tmp_path: Path) -> None:
+    weights = stages / "autoencoder" / "model.safetensors"
+    further = [*AUTOENCODER, f"params.weights={weights}", "params.decoder_only=true", "trainer.max_steps=2"]
+    train("train/tiny_autoencoder.yaml", tmp_path, further)
+    before, after = load_file(weights), load_file(tmp_path / "model.safetensors")
+    for name, weight in before.items():
+        if name.startswith(("encoder.", "quant_conv.")):
+            assert torch.allclose(weight, after[name], rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(before["decoder.conv_out.weight"], after["decoder.conv_out.weight"], rtol=1e-3)
+
+
 def test_standardised_latents_have_mean_0_and_deviation_1_and_decode_alike(
     autoencoder: AutoencoderKL,
 ) -> None:

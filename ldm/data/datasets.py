@@ -21,7 +21,7 @@ def picture_tensor(picture: np.ndarray) -> Tensor:
 
 
 class ScenePictures(Dataset):
-    """`count` scenes as pictures (3, side, side), or as random crops of them, (3, crop, crop)."""
+    """`count` scenes as pictures (3, side, side), or as crops of them with a thing in it, (3, crop, crop)."""
 
     def __init__(self, count: int, side: int = 128, crop: int | None = None, seed: int = 0):
         self.count, self.side, self.crop, self.seed = count, side, crop or side, seed
@@ -30,8 +30,13 @@ class ScenePictures(Dataset):
         return self.count
 
     def __getitem__(self, index: int) -> Tensor:
-        picture = picture_tensor(render(draw_scene(default_rng((self.seed, index))), self.side))
-        top, left = torch.randint(self.side - self.crop + 1, (2,)).tolist()
+        scene = draw_scene(default_rng((self.seed, index)))
+        picture = picture_tensor(render(scene, self.side))
+        thing = scene.things[int(torch.randint(len(scene.things), ()))]
+        top, left = (
+            min(max(0, int(self.side * middle - self.crop * share)), self.side - self.crop)
+            for middle, share in zip((thing.y, thing.x), torch.rand(2).tolist(), strict=True)
+        )
         return picture[:, top : top + self.crop, left : left + self.crop]
 
 

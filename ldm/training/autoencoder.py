@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -19,6 +19,8 @@ class AutoencoderTraining(Stage):
     """Reconstruction in L1 of pixels and of their differences, lightly drawn to the normal.
 
     `data` goes to `ScenePictures`. `kl_weight` multiplies the mean divergence a latent number, in nats.
+    `weights` are an autoencoder's to be trained further; with `decoder_only` its latents stay as they are, so
+    that a diffusion model of them goes on to fit.
     """
 
     def __init__(
@@ -29,10 +31,17 @@ class AutoencoderTraining(Stage):
         lr: float,
         kl_weight: float,
         edge_weight: float,
+        weights: str | None = None,
+        decoder_only: bool = False,
     ):
         super().__init__(lr, weight_decay=0.0, batch_size=batch_size)
         self.data, self.kl_weight, self.edge_weight = data, kl_weight, edge_weight
         self.model: AutoencoderKL = instantiate_from_config(model).to(memory_format=torch.channels_last)
+        if weights is not None:
+            self.model.load_state_dict(load_file(weights))
+        if decoder_only:
+            self.model.encoder.requires_grad_(False)
+            self.model.quant_conv.requires_grad_(False)
 
     def training_step(self, pictures: Tensor, _: int) -> Tensor:
         reconstruction, posterior = self.model(pictures)
