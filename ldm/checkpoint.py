@@ -1,5 +1,6 @@
 """Checkpoints: read without running anything in them, renamed here and nowhere else, put into a model."""
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from omegaconf import DictConfig
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ldm.bounded import most_described
 from ldm.device import pick_device, pick_dtype
 from ldm.download import KNOWN_FILES
 from ldm.download import download as fetch
@@ -113,6 +115,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         # brace.
         if head[4:9] != b"\0\0\0\0{":
             raise InputError(_nature(head))
+        if int.from_bytes(head[:8], "little") > most_described(Path(path).stat().st_size):
+            raise InputError("has a header that is long beside its tensors: download or save it again")
         with safe_open(path, framework="pt") as handle:
             return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
     except OSError as error:
@@ -173,6 +177,15 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype, de
     if hollow:
         raise RuntimeError(f"left on meta, to be made under torch.device('cpu'): {', '.join(hollow)}")
     model.to(device)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short name for a model's weights, by the first numbers of each: other weights, another name."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        numbers = weight.detach().flatten()[:256].float().cpu().numpy()
+        digest.update(name.encode() + numbers.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _model_key(key: str, slots: Mapping[str, Tensor]) -> str:

@@ -16,6 +16,7 @@ from ldm.models.diffusion.dpm_solver import DPMSolverSampler
 from ldm.models.diffusion.plms import PLMSSampler
 from ldm.models.diffusion.sampling import Sampler, Step
 from ldm.modules.diffusionmodules.schedule import check_steps
+from ldm.parameterization import mix_up
 
 LARGEST = 16384  # pixels of a side
 SAMPLERS: dict[str, type[Sampler]] = {"ddim": DDIMSampler, "plms": PLMSSampler, "dpm": DPMSolverSampler}
@@ -75,10 +76,10 @@ def denoise(
 ) -> Iterator[Step]:
     """The sampler's steps from noise to latents, (B, C, h, w), one picture for each prompt and seed.
 
-    Raises InputError, with the likely cause, when the latents are no longer numbers.
+    Raises InputError, with the likely cause, when the context or the latents are no longer numbers.
     """
-    context = model.get_learned_conditioning(list(prompts))  # (B, tokens, context_dim)
-    unconditional = None if sampling.scale == 1 else model.get_learned_conditioning(list(negative_prompts))
+    context = embed(model, prompts)
+    unconditional = None if sampling.scale == 1 else embed(model, negative_prompts)
     noise = seeded_noise(seeds)
     f = model.first_stage_model.downsampling
     x_T = noise((len(seeds), model.channels, sampling.height // f, sampling.width // f))
@@ -93,19 +94,35 @@ def denoise(
     )
     for step in steps:
         if not step.x.isfinite().all():
-            where = f"after step {step.index + 1} of {step.total}"
-            raise InputError(f"The latents are no longer numbers {where}: {cause_of_nan(model)}.")
+            where, cause = f"after step {step.index + 1} of {step.total}", cause_of_nan(model, "model")
+            raise InputError(f"The latents are no longer numbers {where}: {cause}.")
         yield step
 
 
-def cause_of_nan(model: LatentDiffusion) -> str:
-    """What is likely to have made numbers overflow in this model, and the remedy."""
-    if model.dtype != torch.float32:
-        return f"too large for {str(model.dtype).removeprefix('torch.')}; try --precision full"
-    for name, weight in model.named_parameters():
+def embed(model: LatentDiffusion, prompts: Sequence[str]) -> Tensor:
+    """The context of prompts, (B, tokens, context_dim). Raises InputError where it is no longer numbers."""
+    context = model.get_learned_conditioning(list(prompts))
+    for prompt, row in zip(prompts, context, strict=True):
+        if not row.isfinite().all():
+            cause = cause_of_nan(model, "cond_stage_model")
+            raise InputError(
+                f"The text encoder's answer to {prompt[:60]!r} holds values that are no numbers: {cause}."
+            )
+    return context
+
+
+def cause_of_nan(model: LatentDiffusion, part: str) -> str:
+    """What is likely to have made numbers overflow in that part of the model, and the remedy."""
+    precision = str(model.dtype).removeprefix("torch.")
+    for name, weight in model.get_submodule(part).named_parameters(part):
+        # Numbers too large for half precision turn into infinity as they are loaded, but never into NaN.
+        if weight.isinf().any() and model.dtype != torch.float32:
+            return f"the checkpoint's {name} is too large for {precision}; try --precision full"
         if not weight.isfinite().all():
             return f"the checkpoint is damaged, its {name} holds NaN or infinity; download it again"
-    return "too strong a --scale or FreeU factor, or a checkpoint of a model that foretells something else"
+    if model.dtype != torch.float32:
+        return f"too large for {precision}; try --precision full"
+    return mix_up(model) or "too strong a --scale or FreeU factor"
 
 
 @torch.no_grad()
@@ -115,7 +132,8 @@ def decode(model: LatentDiffusion, latents: Tensor) -> list[Picture]:
     for latent in latents:
         pixels = model.decode_first_stage(latent[None])[0].float()  # (3, H, W)
         if not pixels.isfinite().all():
-            raise InputError(f"The decoded picture holds values that are no numbers: {cause_of_nan(model)}.")
+            cause = cause_of_nan(model, "first_stage_model")
+            raise InputError(f"The decoded picture holds values that are no numbers: {cause}.")
         pixels = (127.5 * (pixels + 1)).clamp(0, 255).round().byte()
         pictures.append(pixels.permute(1, 2, 0).cpu().numpy())  # (H, W, 3)
     return pictures

@@ -73,6 +73,25 @@ def read_record(path: Path) -> Record:
     return record
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a file is a PNG whose checksums are all right."""
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return True
+
+
+def read_picture(path: Path) -> Picture:
+    """The pixels of a PNG that `save_png` wrote. Raises InputError where it can no longer be read."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as fault:
+        raise InputError(f"{path} is no longer a picture that can be read: {fault}") from None
+
+
 def writable_folder(path: Path) -> Path:
     """The folder, made where it is not there yet. Raises InputError where nothing can be written into it."""
     try:

@@ -3,15 +3,17 @@
 A pickle is a program for a stack machine, and this is such a machine with the dangerous half left out. A
 global is looked up in a table of the caller's; one that is not there, and all that is built from it, is
 `INERT`. What is left are numbers, text, tuples, lists, dicts with text for keys, and what the caller's
-functions make of their arguments. Every step takes time and memory in proportion to the bytes it was read
-from, so that a small file cannot grow into a large object; claims about sizes and memo places allocate
-nothing.
+functions make of their arguments. Every step takes little time and memory, and there are no more steps than
+the size of the file warrants, so that a small file cannot grow into a large object; claims about sizes and
+memo places allocate nothing.
 """
 
+import mmap
 import pickletools
 from collections.abc import Callable, Mapping
-from typing import IO, Any, Final
+from typing import IO, Any, Final, cast
 
+from ldm.bounded import Bounded
 from ldm.errors import InputError
 
 
@@ -22,28 +24,33 @@ class Inert:
 INERT: Final = Inert()
 
 # A checkpoint takes about 45 steps a tensor; one of Stable Diffusion with its optimizer's state, 200,000 in
-# all.
+# all. A step may leave some 100 bytes in memory, so that a long pickle has to be a small part of its file.
+FREE_STEPS: Final = 200_000
+BYTES_A_STEP: Final = 80
 MAX_STEPS: Final = 2_000_000
+
+# Text and bytes longer than any name in a checkpoint say nothing about tensors.
+LONGEST: Final = 4096
 
 Meanings = Mapping[tuple[str, str], object]
 Persistent = Callable[[object], object]
 
 
-def read_pickle(stream: IO[bytes], meanings: Meanings, persistent: Persistent) -> Any:
-    """The object that the pickle at the stream's position describes; the stream is left right behind it.
+def read_pickle(buffer: mmap.mmap, meanings: Meanings, persistent: Persistent) -> Any:
+    """The object that the pickle at the mapped file's position describes; the file is left right behind it.
 
     `meanings` maps a global's (module, name) to a plain value, or to a function that is given the tuple of
     arguments when the pickle calls that global. `persistent` is given each persistent id. Both may raise
     ValueError. Raises InputError when the pickle breaks off or contradicts itself.
     """
     machine = _Machine(meanings, persistent)
-    start = stream.tell()
+    start = buffer.tell()
+    most = min(MAX_STEPS, FREE_STEPS + len(buffer) // BYTES_A_STEP)
+    stream = cast(IO[bytes], Bounded(buffer))
     try:
         for steps, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-            if steps == MAX_STEPS:
-                raise InputError(
-                    f"its pickle goes on for over {MAX_STEPS:,} steps, which no checkpoint needs"
-                )
+            if steps == most:
+                raise InputError(f"its pickle goes on for over {most:,} steps, which no checkpoint needs")
             machine.step(opcode.name, argument)
         return machine.stack.pop()
     except InputError:
@@ -143,7 +150,8 @@ class _Machine:
             case "NEWTRUE" | "NEWFALSE":
                 self.push(name == "NEWTRUE")
             case _:
-                self.push(argument)
+                long = isinstance(argument, str | bytes | bytearray) and len(argument) > LONGEST
+                self.push(INERT if long else argument)
 
     def push(self, value: Any) -> None:
         self.stack.append(value)

@@ -60,7 +60,7 @@ class Recipe:
     def made(self, path: Path) -> bool:
         """Whether a file is a whole picture by this recipe."""
         try:
-            return read_record(path) == asdict(self) and is_whole(path)
+            return read_record(path) == json.loads(json.dumps(asdict(self))) and is_whole(path)
         except InputError:
             return False
 

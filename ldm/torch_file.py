@@ -17,6 +17,7 @@ from typing import IO, Any, Final, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from ldm.bounded import Bounded
 from ldm.errors import InputError
 from ldm.pickle_reader import INERT, Meanings, read_pickle
 
@@ -58,24 +59,43 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
     """
     with path.open("rb") as file:
         buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    tree, locate = _read_zip(path, buffer) if buffer[:4] == ZIP_START else _read_legacy(buffer)
+    tree, locate = _read_zip(buffer) if buffer[:4] == ZIP_START else _read_legacy(buffer)
     if isinstance(tree, dict) and isinstance(tree.get("state_dict"), dict):
         tree = tree["state_dict"]
     claims = {key: it for key, it in tree.items() if isinstance(it, Claim)} if isinstance(tree, dict) else {}
     if not claims:
         raise InputError("holds no state dict: save one with torch.save(model.state_dict(), ...)")
 
-    rows: dict[Storage, Tensor] = {}
-    return {key: _view(buffer, locate, rows, key, claim) for key, claim in claims.items()}
+    rows = _Rows(buffer, locate)
+    return {key: _view(rows, key, claim) for key, claim in claims.items()}
 
 
-def _view(
-    buffer: mmap.mmap,
-    locate: Callable[[str], Extent],
-    rows: dict[Storage, Tensor],
-    name: str,
-    claim: Claim,
-) -> Tensor:
+class _Rows(dict[Storage, Tensor]):
+    """The storages that were asked for, each with all its whole numbers in one dimension."""
+
+    def __init__(self, buffer: mmap.mmap, locate: Callable[[str], Extent]):
+        self.buffer, self.locate = buffer, locate
+        self.copied = 0  # bytes
+
+    def __missing__(self, storage: Storage) -> Tensor:
+        start, size = self.locate(storage.key)
+        dtype = storage.dtype
+        count = size // dtype.itemsize
+        if count == 0:
+            row = torch.empty(0, dtype=dtype)
+        else:
+            row = torch.frombuffer(self.buffer, dtype=dtype, count=count, offset=start)
+        # Compiled loops may take it for granted that a number starts at a multiple of its width.
+        if start % dtype.itemsize:
+            self.copied += size
+            if self.copied > len(self.buffer):
+                raise InputError("has more in its storages than in the file, as they overlap: save it again")
+            row = row.clone()
+        self[storage] = row
+        return row
+
+
+def _view(rows: _Rows, name: str, claim: Claim) -> Tensor:
     """The claimed tensor, once the claim is seen to stay inside its storage."""
     storage, offset, shape, stride = claim
     described = isinstance(storage, Storage) and type(shape) is type(stride) is tuple
@@ -87,8 +107,6 @@ def _view(
 
     if 0 in shape:
         return torch.empty(shape, dtype=storage.dtype)
-    if storage not in rows:
-        rows[storage] = _row(buffer, locate(storage.key), storage.dtype)
     row = rows[storage]
 
     # A stride of zero stays inside however large the shape is, so the count of numbers is bounded as well.
@@ -100,19 +118,9 @@ def _view(
     return row.as_strided(shape, stride, offset)
 
 
-def _row(buffer: mmap.mmap, extent: Extent, dtype: torch.dtype) -> Tensor:
-    """All whole numbers of a storage, in one dimension."""
-    count = extent.size // dtype.itemsize
-    if count == 0:
-        return torch.empty(0, dtype=dtype)
-    row = torch.frombuffer(buffer, dtype=dtype, count=count, offset=extent.start)
-    # Compiled loops may take it for granted that a number starts at a multiple of its width.
-    return row.clone() if extent.start % dtype.itemsize else row
-
-
-def _read_zip(path: Path, buffer: mmap.mmap) -> tuple[Any, Callable[[str], Extent]]:
+def _read_zip(buffer: mmap.mmap) -> tuple[Any, Callable[[str], Extent]]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(cast(IO[bytes], Bounded(buffer))) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
     except (zipfile.BadZipFile, NotImplementedError, OverflowError, ValueError, struct.error):
         raise InputError(DAMAGED) from None
@@ -132,7 +140,7 @@ def _read_zip(path: Path, buffer: mmap.mmap) -> tuple[Any, Callable[[str], Exten
         order = find("byteorder")
         _refuse_big_endian(buffer[order.start : order.start + order.size] == b"big")
     buffer.seek(find("data.pkl").start)
-    tree = read_pickle(cast(IO[bytes], buffer), MEANINGS, _storage)
+    tree = read_pickle(buffer, MEANINGS, _storage)
     return tree, lambda key: find(f"data/{key}")
 
 
@@ -140,8 +148,8 @@ def _entry_extent(entry: zipfile.ZipInfo, buffer: mmap.mmap) -> Extent:
     """Where the content of a zip's entry lies: behind a header of 30 bytes, a name and an extra field."""
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
         raise InputError("is a compressed zip archive: unpack it and pack it again uncompressed (zip -0 -r)")
-    at = max(entry.header_offset, 0)
-    header = buffer[at : at + 30]
+    at = entry.header_offset
+    header = buffer[at : at + 30] if at >= 0 else b""
     if len(header) < 30 or not header.startswith(ZIP_START):
         raise InputError(DAMAGED)
     name_length, extra_length = struct.unpack("<HH", header[26:])
@@ -163,7 +171,7 @@ def _read_legacy(buffer: mmap.mmap) -> tuple[Any, Callable[[str], Extent]]:
     # Magic number, version of the layout, the machine it was written on, the object, the keys of its
     # storages.
     buffer.seek(0)
-    _, _, machine, tree, keys = (read_pickle(cast(IO[bytes], buffer), MEANINGS, persistent) for _ in range(5))
+    _, _, machine, tree, keys = (read_pickle(buffer, MEANINGS, persistent) for _ in range(5))
     _refuse_big_endian(isinstance(machine, dict) and machine.get("little_endian") is False)
 
     extents: dict[str, Extent] = {}

@@ -7,6 +7,7 @@ Trailing arguments change the config: model.params.unet_config.params.threshold=
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--outdir", type=Path, default=Path("outputs/txt2img-samples"), help="(default: %(default)s)")
     add("--skip_grid", action="store_true", help="no sheet of all pictures")
     add("--skip_save", action="store_true", help="no single pictures")
+    add("--resume", action="store_true", help="make what is missing of the same command's broken run")
     add("--n_rows", type=int, default=0, help="pictures in a row of the sheet (default: n_samples)")
     add("--print-config", action="store_true", help="print the config as YAML, whole, and stop")
     return parser
@@ -153,11 +155,17 @@ def main(argv: list[str]) -> int:
     except InputError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\nstopped; every finished picture is kept", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as asked:
+        print("\nstopped; every finished picture is kept, --resume makes the rest", file=sys.stderr)
+        return 128 + (asked.args[0] if asked.args else signal.SIGINT)
     return 0
 
 
+def stop(number: int, _: object) -> None:
+    """What schedulers and service managers ask for is done as Ctrl-C is."""
+    raise KeyboardInterrupt(number)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, stop)
     sys.exit(main(sys.argv[1:]))

@@ -2,10 +2,16 @@
 
 import io
 import json
+import marshal
+import os
 import pickle
+import resource
+import stat
+import sys
 import time
 import tracemalloc
 import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +23,7 @@ from safetensors.torch import save
 
 from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
-from ldm.torch_file import LEGACY_START
+from ldm.torch_file import LEGACY_START, ZIP_START
 
 NUMBERS = torch.arange(12, dtype=torch.float32)
 STORAGE = NUMBERS.numpy().tobytes()
@@ -86,7 +92,8 @@ def gadgets(folder: Path) -> dict[str, bytes]:
     """Pickles, less their stop, that create folder / "canary" when a real unpickler runs them."""
     canary = str(folder / "canary")
     touch = literal(f"touch {canary}")
-    code = literal(f"open({canary!r}, 'w').close()")
+    payload = f"open({canary!r}, 'w').close()"
+    code = literal(payload)
     system, evaluate = a_global("os", "system"), a_global("builtins", "eval")
 
     def instance(method: str, function: bytes) -> bytes:
@@ -131,6 +138,61 @@ def gadgets(folder: Path) -> dict[str, bytes]:
         "subprocess": call(a_global("subprocess", "getoutput"), touch),
         "torch.utils.collect_env": call(a_global("torch.utils.collect_env", "run"), touch),
         "multiprocessing.util": call(a_global("os", "waitpid"), spawned, literal(0)),
+        "os.system by its own name": call(a_global("posix", "system"), touch),
+        "dotted __call__": call(stack_global("os", "system.__call__"), touch),
+        "dotted __class__": call(stack_global("builtins", "print.__class__.__call__"), system, touch),
+        "nested REDUCE": call(
+            a_global("builtins", "tuple"), call(a_global("builtins", "map"), system, b"(" + touch + b"t")
+        ),
+        "functools.reduce": call(
+            call(
+                a_global("functools", "reduce"),
+                a_global("builtins", "getattr"),
+                b"(" + imported + literal("system") + b"t",
+            ),
+            touch,
+        ),
+        "operator.methodcaller": call(
+            call(a_global("operator", "methodcaller"), literal("system"), touch), imported
+        ),
+        "operator.attrgetter": call(
+            call(call(a_global("operator", "attrgetter"), literal("system")), imported), touch
+        ),
+        "importlib": call(
+            call(
+                a_global("builtins", "getattr"),
+                call(a_global("importlib", "import_module"), literal("os")),
+                literal("system"),
+            ),
+            touch,
+        ),
+        "BUILD of attributes": instance("__setattr__", evaluate) + b"N}" + code + b"Ns\x86b",
+        "marshalled code": call(
+            call(
+                a_global("types", "FunctionType"),
+                call(a_global("marshal", "loads"), binary(marshal.dumps(compile(payload, "", "exec")))),
+                literal({}),
+            )
+        ),
+        "timeit": call(
+            a_global("timeit", "timeit"),
+            literal("pass"),
+            code,
+            a_global("time", "perf_counter"),
+            literal(1),
+        ),
+        "profiler": call(a_global("profile", "run"), code, literal(str(folder / "profile"))),
+        "pydoc": call(a_global("pydoc", "tempfilepager"), literal(""), literal(f"touch {canary};")),
+        "numpy": call(a_global("numpy.testing._private.utils", "runstring"), code, literal({})),
+        "torch's own exec": call(
+            a_global("torch.jit.unsupported_tensor_ops", "execWrapper"), code, literal({}), literal({})
+        ),
+        "a file copied": call(
+            a_global("shutil", "copyfile"), literal(str(folder / "script.py")), literal(canary)
+        ),
+        "a file moved": call(a_global("os", "rename"), literal(str(folder / "script.py")), literal(canary)),
+        "a link": call(a_global("os", "symlink"), literal(str(folder / "script.py")), literal(canary)),
+        "a folder": call(a_global("os", "mkdir"), literal(canary)),
         "runpy": call(a_global("runpy", "run_path"), literal(str(folder / "script.py"))),
         "torch.hub": call(a_global("torch.hub", "_load_local"), literal(str(folder)), literal("entry")),
     }
@@ -157,13 +219,14 @@ def test_a_pickle_with_code_in_it_gives_its_tensors_and_runs_nothing(trick: str,
     with suppress(Exception):
         pickle.loads(b"\x80\x04" + gadget + b".")
     assert canary.exists()
-    canary.unlink()
+    canary.rmdir() if canary.is_dir() else canary.unlink()
+    here = sorted(folder.iterdir())
 
     path = archive(folder / "a.ckpt", state_dict(payload=gadget, w=tensor()))
     tensors = read_tensors(path)
     assert tensors.keys() == {"w"}
     assert torch.equal(tensors["w"], NUMBERS.view(3, 4))
-    assert not canary.exists()
+    assert sorted(folder.iterdir()) == sorted([*here, path])
 
 
 @pytest.mark.parametrize("trick", TRICKS)
@@ -318,12 +381,113 @@ def test_views_that_overlap_inside_their_storage_are_read(tmp_path: Path) -> Non
     assert tensors["none"].shape == (0, 7)
 
 
-def test_a_zip_whose_names_climb_out_of_it_is_only_read(tmp_path: Path) -> None:
-    path = archive(
-        tmp_path / "deep.ckpt", state_dict(w=tensor()), root="../../up/", **{"../../evil": b"evil"}
-    )
+# Names that lead elsewhere when an archive is unpacked, and what unpackers take for links.
+ELSEWHERE = {
+    "up": "../../evil",
+    "absolute": "/tmp/evil",
+    "home": "~/evil",
+    "drive": "C:\\evil",
+    "backslashes": "..\\..\\evil",
+    "nothing": "",
+    "long": "a" * 60_000,
+    "link": "link",
+}
+
+
+@pytest.mark.parametrize("trick", ELSEWHERE)
+def test_a_zip_whose_names_lead_elsewhere_is_only_read(trick: str, tmp_path: Path) -> None:
+    root = ELSEWHERE[trick] + "/"
+    path = archive(tmp_path / "deep.ckpt", state_dict(w=tensor()), root=root)
+    with zipfile.ZipFile(path, "a") as file:
+        entry = zipfile.ZipInfo(ELSEWHERE[trick])
+        if trick == "link":
+            entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+        file.writestr(entry, b"/etc/passwd")
     assert torch.equal(read_tensors(path)["w"], NUMBERS.view(3, 4))
     assert [it.name for it in tmp_path.iterdir()] == ["deep.ckpt"]
+
+
+def directory(path: Path, change: Callable[[bytearray, int], None]) -> Path:
+    """A whole archive whose end record, or what else that function is shown, says something else."""
+    archive(path, state_dict(w=tensor()))
+    content = bytearray(path.read_bytes())
+    change(content, content.rindex(b"PK\x05\x06"))
+    path.write_bytes(content)
+    return path
+
+
+def put(offset: int, number: int, width: int) -> Callable[[bytearray, int], None]:
+    """Writes a number so many bytes behind the end record, or into the last entry where it is negative."""
+
+    def change(content: bytearray, end: int) -> None:
+        start = end + offset if offset >= 0 else content.rindex(b"PK\x01\x02") - offset
+        content[start : start + width] = number.to_bytes(width, "little")
+
+    return change
+
+
+DIRECTORIES = {
+    "size that reaches before the file": put(12, 2**32 - 2, 4),
+    "size for another layout that is not there": put(12, 2**32 - 1, 4),
+    "offset past the end": put(16, 2**31, 4),
+    "of other disks": put(4, 7, 2),
+    "entry that claims 4 GB": put(-24, 2**32 - 2, 4),
+    "entry past the end": put(-42, 2**31, 4),
+    "entry with a long name": put(-28, 2**16 - 1, 2),
+    "entry with a long field": put(-30, 2**16 - 1, 2),
+    "entry of an unknown method": put(-10, 99, 2),
+    "encrypted entry": put(-8, 1, 2),
+    "entry of a later version": put(-6, 2**16 - 1, 2),
+    "end cut off": lambda content, end: content.__delitem__(slice(end + 10, None)),
+    "no end": lambda content, end: content.__delitem__(slice(end, None)),
+}
+SEEN_THROUGH = {"of other disks", "entry with a long name", "entry with a long field"}
+
+
+@pytest.mark.parametrize("lie", DIRECTORIES)
+def test_a_lying_table_of_contents_is_seen_through_or_refused(lie: str, tmp_path: Path) -> None:
+    path = directory(tmp_path / "a.ckpt", DIRECTORIES[lie])
+    try:
+        tensors = read_tensors(path)
+    except InputError as refused:
+        assert len(str(refused).splitlines()) == 1 and str(path) in str(refused)
+    else:
+        assert lie in SEEN_THROUGH
+        assert torch.equal(tensors["w"], NUMBERS.view(3, 4))
+
+
+def test_the_last_of_two_entries_of_one_name_is_taken_as_zip_tools_do(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.ckpt", state_dict(w=tensor()), **{"data/1": b""})
+    with zipfile.ZipFile(path, "a") as file, pytest.warns(UserWarning, match="Duplicate"):
+        file.writestr("archive/data/0", bytes(48))
+    assert torch.equal(read_tensors(path)["w"], torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"a text\nof two lines\n", "is a text"),
+        (b"\xef\xbb\xbf  <!DOCTYPE html><html>", "is a web page"),
+        (b"<?xml version='1.0'?>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 5\n", "Git LFS pointer"),
+        (b"\x1f\x8b\x08" + bytes(99), "neither safetensors nor"),
+        (bytes(4096), "neither safetensors nor"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(99), "neither safetensors nor"),
+        (b"PK\x05\x06" + bytes(18), "neither safetensors nor"),
+        (ZIP_START, "is damaged"),
+        (LEGACY_START, "breaks off"),
+        (LEGACY_START + b"\x80\x02M\xe9\x03." * 4, "holds no state dict"),
+        (b"\x80\x04N.", "a pickle that torch.save did not write"),
+    ],
+)
+def test_what_is_no_checkpoint_is_called_what_it_is(content: bytes, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        read_tensors(path)
+    assert said in str(refused.value) and str(path) in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_a_big_endian_file_is_refused(tmp_path: Path) -> None:
@@ -373,6 +537,142 @@ def test_a_lying_safetensors_header_is_refused(lie: str, tmp_path: Path) -> None
     path.write_bytes(claim.get("length", len(text)).to_bytes(8, "little") + text + STORAGE)
     with pytest.raises(InputError):
         read_tensors(path)
+
+
+MEGABYTES = 24
+LARGE = MEGABYTES << 20
+
+
+def zip_of_one_storage(path: Path, stream: bytes, names: int) -> Path:
+    """Many names for one large storage, at an odd place, so that mapping it is not enough."""
+    for padding in (b"", b"."):
+        content = bytearray(archive(path, stream + padding, **{"data/0": bytes(LARGE)}).read_bytes())
+        if content.index(b"archive/data/0") % 2:
+            break
+    start = content.index(b"PK\x01\x02")
+    end = content.rindex(b"PK\x05\x06")
+    entries = [bytes(content[start:end])]
+    first = content.index(b"archive/data/0", start) - 46
+    for k in range(names):
+        name = f"archive/data/n{k}".encode()
+        entry = bytearray(content[first : first + 46])
+        entry[28:30] = len(name).to_bytes(2, "little")
+        entries.append(bytes(entry) + name)
+    table = b"".join(entries)
+    tail = bytearray(content[end:])
+    tail[8:12] = (names + 2).to_bytes(2, "little") * 2
+    tail[12:16] = len(table).to_bytes(4, "little")
+    path.write_bytes(content[:start] + table + tail)
+    return path
+
+
+def many_entries(path: Path) -> Path:
+    """A table of contents as large as the file."""
+    end = b"PK\x05\x06" + bytes(4) + b"\xff\xff" * 2
+    entry = b"PK\x01\x02" + bytes(24) + b"\1\0" + bytes(16) + b"a"
+    table = entry * (LARGE // len(entry))
+    path.write_bytes(
+        ZIP_START + bytes(26) + table + end + len(table).to_bytes(4, "little") + b"\x1e\0\0\0" + b"\0\0"
+    )
+    return path
+
+
+def many_tensors(path: Path) -> Path:
+    """A safetensors header as large as the file, of tensors without numbers."""
+    entry = '"%07d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    text = ("{" + ",".join(entry % k for k in range(LARGE // 60)) + "}").encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    return path
+
+
+KINDS = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short")
+GLUTTONS: dict[str, Callable[[Path], Path]] = {
+    "one storage under a hundred names": lambda path: zip_of_one_storage(
+        path, state_dict(**{f"t{k}": tensor((1,), (1,), key=f"n{k}") for k in range(100)}), 100
+    ),
+    "one storage in seven types": lambda path: zip_of_one_storage(
+        path, state_dict(**{kind: tensor((1,), (1,), kind=f"{kind}Storage") for kind in KINDS}), 0
+    ),
+    "one storage in thousands of views": lambda path: zip_of_one_storage(
+        path, state_dict(**{f"t{k}": tensor((LARGE // 4,), (1,)) for k in range(4000)}), 0
+    ),
+    "table of contents": many_entries,
+    "tensors of nothing": many_tensors,
+    "dicts": lambda path: archive(path, b"\x80\x02" + b"}" * LARGE + b"."),
+    "lists in a memo": lambda path: archive(path, b"\x80\x04" + b"]\x94" * (LARGE // 2) + b"."),
+    "marks": lambda path: archive(path, b"\x80\x02" + b"(" * LARGE + b"."),
+    "calls": lambda path: archive(
+        path,
+        b"\x80\x02" + a_global("collections", "OrderedDict") + b"q\0)q\1" + b"h\0h\1R" * (LARGE // 5) + b".",
+    ),
+    "short texts": lambda path: archive(
+        path, b"\x80\x04" + b"".join(b"\x8c\4%04x" % (k % 65536) for k in range(LARGE // 6)) + b"."
+    ),
+    "one text with a wide letter": lambda path: archive(
+        path, b"\x80\x04X" + (LARGE).to_bytes(4, "little") + b"a" * (LARGE - 4) + "🐞".encode() + b"."
+    ),
+    "many texts with a wide letter": lambda path: archive(
+        path, (b"X" + (1 << 19).to_bytes(4, "little") + b"a" * ((1 << 19) - 4) + "🐞".encode()) * 48 + b"."
+    ),
+    "a line": lambda path: archive(path, b"\x80\x02V" + b"a" * LARGE + b"\n."),
+}
+
+
+@pytest.mark.parametrize("glutton", GLUTTONS)
+def test_no_more_than_twice_the_file_is_taken(glutton: str, tmp_path: Path) -> None:
+    path = GLUTTONS[glutton](tmp_path / "a.ckpt")
+    read_tensors(archive(tmp_path / "small.ckpt", state_dict(w=tensor())))  # what is imported late is there
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with suppress(InputError):
+            tensors = read_tensors(path)
+            sum(it.sum() for it in list(tensors.values())[:9] if it.is_floating_point())
+        os.write(writer, b"%d" % (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    taken = int(os.read(reader, 99)) * (1 if sys.platform == "darwin" else 1024)
+    os.close(reader)
+    os.close(writer)
+    # Twice the file, and what the first 200,000 steps of a pickle may leave whatever its size.
+    assert taken <= 2 * path.stat().st_size + (24 << 20)
+
+
+def test_reading_opens_that_file_and_does_nothing_else(folder: Path) -> None:
+    """Seen by Python's own audit: no other file, no process, no import, no code, whatever the pickle says."""
+    files = [
+        archive(folder / f"{i}.ckpt", state_dict(payload=gadget, w=tensor()))
+        for i, gadget in enumerate(gadgets(folder).values())
+    ]
+    pid = os.fork()
+    if not pid:
+        events: list[str] = []
+        harmless = (
+            "object.",
+            "marshal.",
+            "builtins.id",
+            "sys._getframe",
+            "cpython.",
+            "mmap.",
+            "gc.",
+            "array.",
+        )
+
+        def hear(event: str, arguments: tuple) -> None:
+            if event.startswith(harmless) or (event == "open" and arguments[0] in (path, str(path))):
+                return
+            events.append(f"{event} {arguments}")
+
+        path = files[0]
+        read_tensors(path)
+        sys.addaudithook(hear)
+        for path in files:
+            read_tensors(path)
+        heard, count = events.copy(), len(events)
+        os.write(2, "\n".join(heard).encode())
+        os._exit(count > 0)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def whole_files() -> dict[str, bytes]:

@@ -149,16 +149,44 @@ def test_stable_diffusion_takes_multiples_of_64_not_only_squares() -> None:
 
 def test_what_made_numbers_overflow_is_named() -> None:
     sick = instantiate_from_config(load_config("freeu_tiny.yaml").model).eval()
-    healthy = sick.model.diffusion_model.out[2].bias.clone()
-    sick.model.diffusion_model.out[2].bias[0] = math.nan
-    with pytest.raises(InputError, match=r"checkpoint is damaged, its model\.diff.*out\.2\.bias"):
-        generate(sick, PROMPTS[:1], [1], SMALL)
-    with pytest.raises(InputError, match=r"too large for bfloat16; try --precision full"):
-        generate(sick.bfloat16(), PROMPTS[:1], [1], SMALL)
+    bias = sick.model.diffusion_model.out[2].bias
+    healthy = bias.clone()
+
+    def drawn(**change: float) -> None:
+        generate(sick, PROMPTS[:1], [1], replace(SMALL, **change))
+
+    # NaN is in the file; infinity in half precision may be a number too large for it.
+    bias[0] = math.nan
+    for model in (sick.float(), sick.half(), sick.bfloat16()):
+        with pytest.raises(InputError, match=r"after step 1 of 4: .*damaged, its model\.diff.*out\.2\.bias"):
+            generate(model, PROMPTS[:1], [1], SMALL)
+    sick.float().model.diffusion_model.out[2].bias[0] = 1e5
+    with pytest.raises(InputError, match=r"out\.2\.bias is too large for float16; try --precision full"):
+        generate(sick.half(), PROMPTS[:1], [1], SMALL)
 
     sick.float().model.diffusion_model.out[2].bias.copy_(healthy)
     with pytest.raises(InputError, match=r"after step \d of 4: too strong a --scale or FreeU"):
-        generate(sick, PROMPTS[:1], [1], replace(SMALL, scale=1e38))
-    sick.first_stage_model.decoder.conv_out.weight[0, 0, 0, 0] = math.inf
+        drawn(scale=1e38)
+    with pytest.raises(InputError, match=r"after step \d of 4: too large for bfloat16; try --precision full"):
+        generate(sick.bfloat16(), PROMPTS[:1], [1], replace(SMALL, scale=1e38))
+    sick.float().first_stage_model.decoder.conv_out.weight[0, 0, 0, 0] = math.inf
     with pytest.raises(InputError, match=r"decoded picture .* first_stage_model.decoder.conv_out.weight"):
-        generate(sick, PROMPTS[:1], [1], SMALL)
+        drawn()
+    sick.cond_stage_model.transformer.final_layer_norm.bias[3] = math.inf
+    with pytest.raises(InputError, match=r"answer to 'a small blue star' .*cond_.*final_layer_norm.bias"):
+        drawn()
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_a_word_without_numbers_stops_the_prompts_that_have_it(scale: float) -> None:
+    model = instantiate_from_config(load_config("tiny.yaml").model).eval()
+    words = model.cond_stage_model
+    table = next(p for name, p in words.named_parameters() if name.endswith("token_embedding.weight"))
+    table[words.ids["star"]] = math.nan
+    sampling = replace(SMALL, scale=scale, steps=1)
+    generate(model, [PROMPTS[1]], [1], sampling)
+    with pytest.raises(InputError, match=r"answer to 'a small blue star' .*token_embedding.weight"):
+        generate(model, [PROMPTS[1], PROMPTS[0]], [1, 2], sampling)
+    if scale != 1:
+        with pytest.raises(InputError, match="answer to 'no star'"):
+            generate(model, [PROMPTS[1]], [1], sampling, negative_prompts=["no star"])

@@ -22,6 +22,7 @@ from ldm.util import CHECKPOINTS, CONFIGS, FREE_UNET, ROOT, UNET, load_config
 
 Run = Callable[..., "Outcome"]  # noqa: F821 (see conftest)
 CPU = ["--device", "cpu"]
+SMALL = [*CPU, "--H", 32, "--W", 32, "--steps", 2]
 UNET_PARAMS = "model.params.unet_config.params"
 RECORD: dict[str, Any] = {
     **{"prompt": "a red star", "negative_prompt": "", "seed": 7, "height": 32, "width": 32, "steps": 2},
@@ -177,7 +178,7 @@ def test_numbers_that_are_none_stop_the_run_with_the_likely_cause(
     assert outcome.code == 2 and not outcome.pictures() and len(outcome.err.splitlines()) == 1
     assert "checkpoint is damaged" in outcome.err and "model.diffusion_model.out.2.bias" in outcome.err
     half = txt2img("--ckpt", tmp_path / "nan.safetensors", "--precision", "bf16")
-    assert half.code == 2 and "--precision full" in half.err
+    assert half.code == 2 and "checkpoint is damaged" in half.err
 
 
 @pytest.mark.parametrize("blocked", ["", "below", "samples"])
@@ -230,6 +231,21 @@ def test_unknown_words_are_named_in_one_line_with_the_way_to_draw_them(txt2img: 
         assert f" {word}" in line
     command = line.partition("python scripts/txt2img.py")[2].split()
     assert command[:2] == ["--config", "freeu_sd21.yaml"]
+
+
+def test_a_hundred_thousand_prompts_are_taken_in_within_seconds_and_warned_of_in_few_lines(
+    txt2img: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("".join(f"a red star {'and a blue ring ' * 7}number {k}\n" for k in range(100_000)))
+    monkeypatch.setattr("ldm.txt2img.Run.draw", lambda _: None)
+    start = time.process_time()
+    outcome = txt2img("--from-file", path)
+    assert outcome.code == 0 and time.process_time() - start < 20
+    *_, cut, unknown = outcome.err.splitlines()
+    assert len(outcome.err.splitlines()) == 12
+    assert cut == "warning: 99990 more prompts are too long"
+    assert "does not know number, 0, 1, 2, 3, 4, 5, 6, 7, 8 and 99991 more words; it knows a on " in unknown
 
 
 def test_a_picture_without_settings_or_damaged_is_named(txt2img: Run, tmp_path: Path) -> None:
@@ -302,25 +318,13 @@ def test_a_picture_cannot_have_foreign_code_run(
     assert "code of another package" in message and not marker.exists()
 
 
-def test_ctrl_c_keeps_every_finished_picture_and_leaves_nothing_half_written(
-    tmp_path: Path, tiny_checkpoint: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_keeps_every_finished_picture_and_says_how_to_go_on(
+    number: signal.Signals, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
-    argv = [
-        "--ckpt",
-        tiny_checkpoint,
-        "--outdir",
-        tmp_path,
-        "--steps",
-        2,
-        "--H",
-        32,
-        "--W",
-        32,
-        "--n_iter",
-        10_000,
-    ]
+    argv = ["--ckpt", tiny_checkpoint, "--outdir", tmp_path, *SMALL, "--n_iter", 10_000]
     process = subprocess.Popen(
-        [sys.executable, ROOT / "scripts" / "txt2img.py", *map(str, argv), *CPU],
+        [sys.executable, ROOT / "scripts" / "txt2img.py", *map(str, argv)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -331,12 +335,12 @@ def test_ctrl_c_keeps_every_finished_picture_and_leaves_nothing_half_written(
     deadline = time.monotonic() + 300
     while len(list(tmp_path.glob("samples/*.png"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=300)
-    assert process.returncode == 130
-    assert err.split("\n") == ["", "stopped; every finished picture is kept", ""]
+    assert process.returncode == 128 + number
+    assert err.split("\n") == ["", "stopped; every finished picture is kept, --resume makes the rest", ""]
 
-    finished = sorted(tmp_path.rglob("*.*"))
+    finished = sorted(path for path in tmp_path.rglob("*.*") if path.name != "manifest.jsonl")
     assert len(finished) >= 3
     assert [str(path.relative_to(tmp_path)) for path in finished] == [
         f"samples/{i:05}.png" for i in range(len(finished))

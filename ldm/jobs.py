@@ -1,0 +1,40 @@
+"""Which pictures a run makes, from which prompts and seeds."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ldm.errors import InputError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to make."""
+
+    prompt: str
+    seed: int
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts in a file, one a line, blank lines left out. Raises InputError where there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as fault:
+        raise InputError(f"The prompt file {path} cannot be read: {fault.strerror}.") from None
+    except UnicodeDecodeError:
+        raise InputError(f"The prompt file {path} is not UTF-8 text: save it as UTF-8.") from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise InputError(f"There is no prompt in {path}: write one a line.")
+    return prompts
+
+
+def plan(prompts: list[str], n_iter: int, n_samples: int, seed: int, fixed_code: bool) -> list[Job]:
+    """The pictures of a run: all prompts in order, `n_iter` times over.
+
+    Picture k takes the seed `seed + k`, or with `fixed_code` its place among `n_samples` instead of k.
+    """
+    jobs: list[Job] = []
+    for _ in range(n_iter):
+        for i, prompt in enumerate(prompts):
+            jobs.append(Job(prompt, seed + (i % n_samples if fixed_code else len(jobs))))
+    return jobs

@@ -1,0 +1,177 @@
+"""What runs have finished: a file of JSON lines beside their pictures, from which a broken run goes on.
+
+Each run begins with a line of its settings and of the numbers that its files take. A line follows for every
+file as soon as it is on disk, with its hash. Lines are appended and never changed. What a kill may leave is a
+torn last line, which the next run cuts off, or a picture without its line, which the next run knows by the
+settings in it.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm.errors import InputError
+from ldm.image_io import next_number
+
+NAME = "manifest.jsonl"
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of a run, by paths relative to the manifest's folder."""
+
+    folder: str  # of the pictures
+    first: int  # number of the first picture
+    pictures: int
+    first_sheet: int
+    sheets: int
+
+    def picture(self, k: int) -> str:
+        return f"{self.folder}/{self.first + k:05}.png"
+
+    def sheet(self, i: int) -> str:
+        return f"grid-{self.first_sheet + i:04}.png"
+
+    def names(self) -> set[str]:
+        return {
+            *(self.picture(k) for k in range(self.pictures)),
+            *(self.sheet(i) for i in range(self.sheets)),
+        }
+
+
+class Manifest:
+    """The manifest of a folder; nothing is written before a run begins. Raises InputError on a sick disk."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.path = folder, folder / NAME
+        self.runs: list[tuple[Files, Settings]] = []
+        self.known: dict[str, str] = {}  # the sha256 of each finished file
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            content = b""
+        except OSError as fault:
+            raise InputError(f"{self.path} cannot be read: {fault.strerror or fault}.") from None
+        *lines, torn = content.split(b"\n")
+        self.size, self.torn = len(content), len(torn)  # the latter are behind the last whole line
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                continue  # a disk that lost its power may keep a hole in the place of a line
+            match entry:
+                case {
+                    "run": {
+                        "folder": "samples" | "comparisons" as pictures_folder,
+                        "first": int(first),
+                        "pictures": int(pictures),
+                        "first_sheet": int(first_sheet),
+                        "sheets": int(sheets),
+                    },
+                    "settings": dict(settings),
+                }:
+                    files = Files(pictures_folder, first, pictures, first_sheet, sheets)
+                    self.runs.append((files, settings))
+                case {"file": str(name), "sha256": str(digest)}:
+                    self.known[name] = digest
+
+    def begin(self, folder: str, pictures: int, sheets: int, settings: Settings) -> Files:
+        """A new run, whose numbers lie above those of all files that are there or promised to another run."""
+        promised = [files for files, _ in self.runs]
+        ends = [files.first + files.pictures for files in promised if files.folder == folder]
+        sheet_ends = [files.first_sheet + files.sheets for files in promised]
+        files = Files(
+            folder,
+            max([next_number(self.folder / folder), *ends]),
+            pictures,
+            max([next_number(self.folder, "grid-"), *sheet_ends]),
+            sheets,
+        )
+        if pictures or sheets:
+            self.append({"run": asdict(files), "settings": settings})
+        return files
+
+    def resume(self, settings: Settings) -> Files | None:
+        """The last run of these settings, rid of what a kill left half-written; None where no run began.
+
+        Raises InputError, with what differs, where the runs that are there are all others.
+        """
+        settings = json.loads(json.dumps(settings, default=str))
+        for files, then in reversed(self.runs):
+            if then == settings:
+                self._sweep(files)
+                return files
+        if not self.runs:
+            return None
+        changes = [*differences(self.runs[-1][1], settings)]
+        named = "; ".join(changes[:2]) + (" and more" if len(changes) > 2 else "")
+        raise InputError(
+            f"--resume: {self.path} is of a run with other settings: {named}. "
+            "Give the same again, or another --outdir."
+        )
+
+    def holds(self, name: str) -> bool:
+        """Whether the file is there as it was finished: neither removed nor changed since."""
+        return name in self.known and self._digest(name) == self.known[name]
+
+    def add(self, name: str, **details: Any) -> None:
+        """Writes down that a file is finished: its name, these details and its hash."""
+        digest = self._digest(name)
+        if digest is None:
+            return  # removed again already: it has to be made once more
+        self.append({"file": name, **details, "sha256": digest})
+        self.known[name] = digest
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Puts a line to the end, whole or not at all, and onto the disk."""
+        content = json.dumps(entry, default=str).encode() + b"\n"
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                end = file.tell()
+                if self.torn and end == self.size:
+                    end -= self.torn
+                    file.truncate(end)
+                self.torn = 0
+                try:
+                    while content:
+                        content = content[file.write(content) :]
+                    os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(end)
+                    raise
+        except OSError as fault:
+            raise InputError(f"{self.path} cannot be written: {fault.strerror or fault}.") from None
+
+    def _digest(self, name: str) -> str | None:
+        """The sha256 of a file, None where there is none."""
+        try:
+            return hashlib.sha256((self.folder / name).read_bytes()).hexdigest()
+        except FileNotFoundError:
+            return None
+        except OSError as fault:
+            raise InputError(f"{self.folder / name} cannot be read: {fault.strerror or fault}.") from None
+
+    def _sweep(self, files: Files) -> None:
+        """Removes the unfinished files that a kill left under temporary names (see `written_whole`)."""
+        names = files.names()
+        for folder in (self.folder, self.folder / files.folder):
+            for part in folder.glob(".*.png.*"):
+                final = part.with_name(part.stem.removeprefix("."))
+                if final.relative_to(self.folder).as_posix() in names:
+                    part.unlink(missing_ok=True)
+
+
+def differences(then: Settings, now: Settings, prefix: str = "") -> Iterator[str]:
+    """What changed between two runs' settings, as `steps is 4, was 2`; nested names are joined by dots."""
+    for name in dict.fromkeys([*then, *now]):
+        before, after = then.get(name), now.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            yield f"{prefix}{name} is {json.dumps(after):.80}, was {json.dumps(before):.80}"

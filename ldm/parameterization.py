@@ -1,0 +1,66 @@
+"""Whether a network foretells the noise (eps) or the velocity (v): asked of the network itself, once.
+
+Checkpoints do not say it, and a model used the wrong way draws noise. But at the noisiest step there is
+nothing but noise in the latents, so that an eps-model gives back its input, while a v-model answers with the
+picture it expects, which hardly follows the input. Earlier, at little noise over plain grey, both answer with
+the noise: a network that does not has learnt neither, and nothing is said of it.
+"""
+
+from typing import Final, Literal
+
+import torch
+
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
+
+# The embedded model, a v-model, follows the noise at a quarter of the timesteps with a correlation of 0.93 to
+# 0.97, and gives back 0.04 to 0.08 of it at the last one. An eps-model does so with nearly all of it at both,
+# random weights with nothing.
+TRAINED: Final = 0.6  # correlation with the noise at a quarter of the timesteps, least
+IS_EPS: Final = 0.8  # share of the noise that comes back at the last timestep, least
+IS_V: Final = 0.5  # the same, most
+NEARLY_NOISE: Final = 0.2  # how much of the picture may be left at the last timestep for this to hold
+
+STABLE_DIFFUSION_2: Final = {"eps": "freeu_sd21_base.yaml", "v": "freeu_sd21.yaml"}
+
+
+@torch.no_grad()
+def foretells(model: LatentDiffusion) -> Literal["eps", "v"] | None:
+    """What the network foretells, by one pass on a small latent; None where its answers do not tell."""
+    unet, T = model.model.diffusion_model, model.num_timesteps
+    usual = model.model.conditioning_key == "crossattn" and unet.in_channels == model.channels
+    if not usual or model.sqrt_alphas_cumprod[-1] > NEARLY_NOISE:
+        return None
+    side = 4 * unet.downsampling
+    noise = torch.randn(1, model.channels, side, side, generator=torch.Generator().manual_seed(0))
+    noise = noise.to(model.device)
+    t = torch.tensor([T // 4, T - 1], device=model.device)
+    context = model.get_learned_conditioning(["", ""])
+
+    # Whatever FreeU is told to do says nothing about the weights.
+    settings = unet.freeu if isinstance(unet, Free_UNetModel) else None
+    try:
+        if settings is not None:
+            unet.freeu = settings.off()
+        answers = model.apply_model(model.q_sample(torch.zeros_like(noise), t, noise), t, context)
+    finally:
+        if settings is not None:
+            unet.freeu = settings
+    early, late, x = (it.cpu().double().flatten() for it in (*answers, noise))
+    if not early @ x > TRAINED * early.norm() * x.norm():
+        return None
+    share = late @ x / (x @ x)
+    return "eps" if share > IS_EPS else "v" if share < IS_V else None
+
+
+def mix_up(model: LatentDiffusion) -> str | None:
+    """What is wrong and the remedy, where the config takes the network for the other kind."""
+    found = foretells(model)
+    if found is None or found == model.parameterization:
+        return None
+    what = {"eps": "the noise (eps)", "v": "the velocity (v)"}
+    return (
+        f"the checkpoint is of a model that foretells {what[found]}, the config takes it for "
+        f"{what[model.parameterization]}: add model.params.parameterization={found}, "
+        f"or for Stable Diffusion 2.1 --config {STABLE_DIFFUSION_2[found]}"
+    )
