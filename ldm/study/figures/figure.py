@@ -1,0 +1,114 @@
+"""What a figure is made of, what comes of it, and the files it becomes."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.figure
+import numpy as np
+from numpy.typing import NDArray
+
+from ldm.freeu import DecoderStage, FreeUSettings
+from ldm.image_io import written_whole
+from ldm.study.claims import Check
+from ldm.study.pairs import Pair
+from ldm.study.watch import Kept
+
+Row = dict[str, str | int | float]
+Variants = dict[str, FreeUSettings | None]  # None is the plain model
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a figure's variants are made from."""
+
+    freeu: FreeUSettings  # the config's
+    stages: tuple[DecoderStage, ...]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a figure is drawn from: for each variant what was kept of every pair, in the pairs' order."""
+
+    pairs: Sequence[Pair]
+    stages: tuple[DecoderStage, ...]
+    kept: dict[str, list[Kept]]
+
+    def all(self, variant: str, name: str) -> NDArray[Any]:
+        """One array of all pairs, (pairs, ...)."""
+        return np.stack([kept[name] for kept in self.kept[variant]])
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A drawn figure, the numbers in it, and what became of its claims."""
+
+    sheet: matplotlib.figure.Figure
+    rows: list[Row]
+    checks: list[Check]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of the paper, by its number there (CVPR)."""
+
+    number: int
+    title: str
+    caption: str
+    variants: Callable[[Setup], Variants]
+    draw: Callable[[Material], Drawing]
+    watched: bool = False  # whether it looks at what happens on the way
+    again: int | None = None  # the number under which the supplement shows it with more pictures
+
+    @property
+    def label(self) -> str:
+        return str(self.number) if self.again is None else f"{self.number}/{self.again}"
+
+    @property
+    def stem(self) -> str:
+        """How its files are called."""
+        return f"figure{self.number:02}"
+
+
+def save(
+    figure: Figure, drawing: Drawing, variants: Variants, settings: dict[str, Any], folder: Path
+) -> None:
+    """Writes a figure as PNG and PDF, its numbers as CSV, its settings and the outcome of its checks as JSON.
+
+    The JSON comes last, so that where it lies the others do. Raises InputError where the disk refuses.
+    """
+    # Without dates the same numbers give the same bytes.
+    for kind, metadata in {"png": {}, "pdf": {"CreationDate": None}}.items():
+        with written_whole(folder / f"{figure.stem}.{kind}") as file:
+            drawing.sheet.savefig(file, format=kind, metadata=metadata)
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(drawing.rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(drawing.rows)
+    record = {
+        "figure": figure.label,
+        "title": figure.title,
+        "caption": figure.caption,
+        "checks": [asdict(check) for check in drawing.checks],
+        "variants": {name: None if freeu is None else asdict(freeu) for name, freeu in variants.items()},
+        **settings,
+    }
+    for kind, content in {
+        "csv": text.getvalue(),
+        "json": json.dumps(finite(record), indent=1) + "\n",
+    }.items():
+        with written_whole(folder / f"{figure.stem}.{kind}") as file:
+            file.write(content.encode())
+
+
+def finite(value: Any) -> Any:
+    """The same with None for what JSON has no number for: the ends of an interval of one pair."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

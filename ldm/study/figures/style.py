@@ -1,0 +1,138 @@
+"""How the figures look: type, colours, axes, grids of pictures."""
+
+import textwrap
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
+from matplotlib.figure import Figure, FigureBase, SubFigure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from numpy.typing import NDArray
+
+from ldm.study.claims import half_width
+
+PAGE = 7.0  # inches, the width of both columns of a page; type is read at that size
+
+INK, FAINT = "#28282e", "#d9d9d4"
+# Okabe and Ito's colours, told apart by all kinds of eyes; each comes with dashes of its own besides.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000")
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+# From light to dark, even in lightness, without the yellow end that paper swallows.
+SEQUENCE = LinearSegmentedColormap.from_list(
+    "sequence", matplotlib.colormaps["viridis_r"](np.linspace(0.12, 1, 64))
+)
+MAPS: ListedColormap = matplotlib.colormaps["cividis"]  # type: ignore[assignment]
+
+STYLE: Any = {
+    **{"font.family": "DejaVu Sans", "font.size": 7.5, "mathtext.fontset": "dejavusans"},
+    **{"axes.titlesize": 7.5, "axes.labelsize": 7.5, "xtick.labelsize": 7, "ytick.labelsize": 7},
+    **{"legend.fontsize": 7, "legend.frameon": False, "legend.handlelength": 2.6},
+    **{
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+    },
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6},
+    **{"axes.grid": True, "axes.grid.axis": "y", "grid.color": FAINT, "grid.linewidth": 0.5},
+    **{"axes.axisbelow": True, "axes.titlelocation": "left", "axes.titlepad": 4},
+    **{"xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 0},
+    **{"lines.linewidth": 1.3, "image.interpolation": "nearest"},
+    **{"savefig.dpi": 220, "figure.facecolor": "white", "pdf.fonttype": 42},
+}
+
+
+def style() -> AbstractContextManager[None]:
+    """The context in which figures are drawn and saved."""
+    return matplotlib.rc_context(STYLE)
+
+
+def new_sheet(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches, whose parts make room for each other's labels."""
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.03))
+
+
+def new_halves(upper: float, lower: float) -> tuple[Figure, SubFigure, SubFigure]:
+    """A page-wide empty figure of two parts, one over the other, heights in inches; with these parts."""
+    sheet = new_sheet(PAGE, upper + lower)
+    parts: Any = sheet.subfigures(2, 1, height_ratios=[upper, lower])
+    return sheet, parts[0], parts[1]
+
+
+def draw_curves(
+    axes: Axes,
+    frequencies: NDArray[Any],
+    curves: NDArray[Any],
+    label: str,
+    colour: Any,
+    dashes: Any = "-",
+    marker: str = "",
+    band: bool = True,
+) -> None:
+    """The mean of curves (pairs, n), and as a band its 95 % interval where there are several."""
+    mean, half = curves.mean(0), half_width(curves)
+    axes.plot(frequencies, mean, color=colour, linestyle=dashes, label=label, marker=marker, markersize=2.5)
+    if band and len(curves) > 1:
+        axes.fill_between(frequencies, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0)
+
+
+def frequency_axis(axes: Axes, label: bool = True) -> None:
+    """Frequencies from 0 to pi, in quarters of pi."""
+    axes.set_xlim(0, np.pi)
+    axes.set_xticks(np.linspace(0, np.pi, 5), ["0", "π/4", "π/2", "3π/4", "π"])
+    if label:
+        axes.set_xlabel("frequency (radians a pixel)")
+
+
+def amplitude_axis(axes: Axes) -> None:
+    axes.set_ylabel("relative log amplitude (nats)")
+
+
+def legend_above(sheet: FigureBase, axes: Axes, columns: int) -> None:
+    """One legend for all panels, over them and so over no curve."""
+    handles, labels = axes.get_legend_handles_labels()
+    sheet.legend(handles, labels, loc="outside upper center", ncols=columns)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Pictures (H, W, 3), or maps (H, W) from 0 to 1, in rows and columns that have names."""
+
+    pictures: Sequence[Sequence[NDArray[Any]]]
+    row_names: Sequence[str]
+    column_names: Sequence[str]
+
+    @property
+    def height(self) -> float:
+        """In inches, where the grid is as wide as a page."""
+        letters = max(len(line) for name in self.row_names for line in name.split("\n"))
+        lines = max(name.count("\n") + 1 for name in self.column_names)
+        width = (PAGE - 0.3 - 0.052 * letters) / len(self.column_names)
+        first = self.pictures[0][0]
+        return len(self.pictures) * width * first.shape[0] / first.shape[1] + 0.12 + 0.13 * lines
+
+    def draw(self, sheet: FigureBase) -> NDArray[Any]:
+        """Draws the grid into a sheet or a part of one; returns its axes."""
+        grid = sheet.subplots(len(self.pictures), len(self.column_names), squeeze=False)
+        for axes_row, row, name in zip(grid, self.pictures, self.row_names, strict=True):
+            for axes, picture in zip(axes_row, row, strict=True):
+                axes.imshow(picture, cmap=MAPS, vmin=0, vmax=1)
+                axes.set(xticks=[], yticks=[])
+                axes.grid(False)
+                axes.spines[:].set_visible(False)
+            axes_row[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=4, fontsize=6.5)
+        long = any("\n" in name for name in self.column_names)
+        for axes, name in zip(grid[0], self.column_names, strict=True):
+            axes.set_title(name, loc="center", fontsize=6.5 if long else None)
+        return grid
+
+
+def in_lines(text: str, width: int = 20, lines: int = 6) -> str:
+    """A prompt in lines short enough to stand beside pictures."""
+    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …"))

@@ -1,0 +1,71 @@
+"""Which prompt and seed pairs a study is made over."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from numpy.random import default_rng
+from torch import nn
+
+from ldm.data.scenes import describe, draw_scene
+from ldm.errors import InputError
+from ldm.jobs import read_prompts
+from ldm.modules.encoders.words import WordEmbedder
+
+PAIRS = 16  # at least, unless told otherwise
+FIRST_SEED = 42
+SCENES_SEED = 2309_11497  # of captions; training counts its seeds from zero
+
+# The paper's prompts, of pictures and of videos.
+PAPER_PROMPTS = (
+    "A squirrel eating a burger",
+    "A synthwave style sunset above the reflecting water of the sea, digital art",
+    "Flying through fantasy landscapes, 4k, high resolution.",
+    "a blue car is being filmed",
+    "a photo of action figure riding a motorcycle",
+    "A toy on a beach",
+    "A cinematic view of the ocean, from a cave.",
+    "An astronaut flying in space.",
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What to draw, and the noise to begin from."""
+
+    prompt: str
+    seed: int
+
+
+def usual_prompts(text_encoder: nn.Module, count: int | None) -> list[str]:
+    """The prompts a model is studied on: captions of scenes for the embedded one, else the paper's.
+
+    Raises InputError where more are asked for than the paper has.
+    """
+    if isinstance(text_encoder, WordEmbedder):
+        return [
+            describe(draw_scene(default_rng((SCENES_SEED, k))))
+            for k in range(PAIRS if count is None else count)
+        ]
+    if count is not None and count > len(PAPER_PROMPTS):
+        raise InputError(
+            f"--prompts is {count}, but the paper names {len(PAPER_PROMPTS)}: give a file, a prompt a line."
+        )
+    return list(PAPER_PROMPTS[:count])
+
+
+def plan_pairs(prompts: str | None, seeds: int | None, text_encoder: nn.Module) -> list[Pair]:
+    """The pairs of a study: each prompt with `seeds` seeds, no seed twice, so that pairs are independent.
+
+    `prompts` is a file with a prompt a line, or how many of the usual ones to take. Without `seeds` there are
+    as many as it takes to have 16 pairs. Raises InputError where there are none.
+    """
+    if prompts is not None and not prompts.isdecimal():
+        texts = read_prompts(Path(prompts))
+    elif prompts is not None and int(prompts) == 0:
+        raise InputError("--prompts is 0: give a number from 1 up, or a file with a prompt a line.")
+    else:
+        texts = usual_prompts(text_encoder, None if prompts is None else int(prompts))
+    if seeds is not None and seeds < 1:
+        raise InputError(f"--seeds is {seeds}: give how many to take with each prompt, 1 or more.")
+    each = -(-PAIRS // len(texts)) if seeds is None else seeds
+    return [Pair(text, FIRST_SEED + each * i + k) for i, text in enumerate(texts) for k in range(each)]

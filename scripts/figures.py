@@ -1,0 +1,77 @@
+"""The paper's figures, from any model this project loads, with its claims checked.
+
+    python scripts/figures.py --all
+    python scripts/figures.py --figure 3 4 7 --config freeu_sd21.yaml
+
+Each figure becomes a PNG and a PDF, with its numbers as CSV and its settings and checks as JSON; figures.html
+shows all of them. What was sampled is kept in runs/, so that a run that was stopped goes on where it was.
+Trailing arguments change the config: sampling.height=256
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s (--all | --figure N ...) [further options] [key=value ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--all", action="store_true", help="every figure there is")
+    add("--figure", nargs="+", default=[], metavar="N", help="by their numbers in the paper (CVPR)")
+    add("--config", default="freeu_tiny.yaml", help="a file, here or in configs/ (default: the small model)")
+    add("--ckpt", help="weights, .safetensors or .ckpt, here or in checkpoints/ (default: the config's)")
+    add("--download", action="store_true", help="fetch the config's checkpoint if it is not there")
+    add("--prompts", metavar="FILE or N", help="a file with a prompt a line, or how many of the usual ones: "
+        "captions the small model knows, the paper's prompts for others")  # fmt: skip
+    add("--seeds", type=int, metavar="N", help="seeds with each prompt (default: 16 pairs or just above)")
+    add("--steps", type=int, help="of denoising, by DDIM (default: the config's or 50)")
+    add("--device", default="auto", help="auto, cuda, mps or cpu")
+    add("--outdir", type=Path, default=Path("outputs/figures"), help="(default: %(default)s)")
+    add("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    arguments = parser.parse_intermixed_args(argv)
+    # Numbers take what stands behind them, changes to the config too.
+    arguments.overrides += [word for word in arguments.figure if "=" in word]
+    arguments.figure = [word for word in arguments.figure if "=" not in word]
+    if arguments.all == bool(arguments.figure):
+        parser.error("give --all, or --figure with one or more numbers")
+    return arguments
+
+
+def run(arguments: argparse.Namespace) -> None:
+    # What takes long to import comes after what answers at once.
+    try:
+        from ldm.study.figures import FIGURES, find_figures
+    except ModuleNotFoundError as fault:
+        if str(fault.name).partition(".")[0] != "matplotlib":
+            raise
+        from ldm.errors import InputError
+
+        raise InputError('Figures are drawn with matplotlib: pip install -e ".[figures]"') from None
+    figures = list(FIGURES.values()) if arguments.all else find_figures(arguments.figure)
+
+    from ldm.study.figures.study import Study
+
+    print(Study(figures, arguments).draw(), end="")
+    print(f"{arguments.outdir / 'figures.html'} shows the figures")
+
+
+def main(argv: list[str]) -> int:
+    from ldm.errors import InputError
+
+    try:
+        run(parse_arguments(argv))
+    except InputError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
