@@ -1,0 +1,197 @@
+"""The user study's kit: pairs of pictures without and with FreeU, a page to vote on them, and its key.
+
+The page is made of what a voter may know, a list of `Shown`, and of nothing else: no key, seed or setting
+reaches the functions that write it.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from numpy import arange
+from numpy.random import default_rng
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from ldm.checkpoint import fingerprint, load_model
+from ldm.errors import InputError
+from ldm.generate import Sampling, check, generate
+from ldm.image_io import Picture, writable_folder, written_whole
+from ldm.jobs import Job, read_prompts
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
+from ldm.modules.encoders.words import WordEmbedder
+from ldm.study.pairs import PAIRS, usual_prompts
+from ldm.study.votes import KEY, SIDES, Side
+from ldm.txt2img import say, usual_settings
+from ldm.util import load_config
+
+PAGE, KEY_FILE = "study.html", "key.json"
+TEMPLATE: Final = Path(__file__).with_name("user_study.html")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two pictures of one prompt from the same noise."""
+
+    prompt: str
+    seed: int
+    plain: Picture
+    freeu: Picture
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a voter sees of a pair."""
+
+    prompt: str
+    left: Picture
+    right: Picture
+
+
+def make_study(
+    *,
+    config: str,
+    ckpt: str | None,
+    prompts: Path | None,
+    pairs: int | None,
+    seed: int,
+    shuffle_seed: int | None,
+    steps: int | None,
+    scale: float | None,
+    device: str,
+    outdir: Path,
+) -> Path:
+    """Draws the pairs, writes page and key into `outdir`, and returns the page's path.
+
+    Pair k takes prompt k, over again from the first where there are fewer, and the noise of `seed` + k.
+    Without a `shuffle_seed` the sides are drawn by a lot that nobody can repeat without the key. Raises
+    InputError, also where `outdir` holds another study's key, which its votes could not be counted without.
+    """
+    if pairs is not None and pairs < 1:
+        raise InputError(f"--pairs is {pairs}: give 1 or more.")
+    for name, value in {"seed": seed, "shuffle-seed": shuffle_seed}.items():
+        if value is not None and not 0 <= value < 2**62:
+            raise InputError(f"--{name} is {value}: give a whole number from 0 to 2**62 - 1.")
+    if (outdir / KEY_FILE).exists():
+        raise InputError(f"{outdir} holds the key of another study: choose another --outdir.")
+    texts = None if prompts is None else read_prompts(prompts)
+    loaded = load_config(config)
+    usual = usual_settings(loaded)
+    usual.pop("prompt", None)
+    asked = {name: value for name, value in {"steps": steps, "scale": scale}.items() if value is not None}
+    sampling = Sampling(**(usual | asked))
+
+    model = load_model(loaded, ckpt, device)
+    if not isinstance(model, LatentDiffusion) or isinstance(model.cond_stage_model, nn.Identity):
+        raise InputError("The config's model draws no prompts; its target has to be LatentDiffusion.")
+    unet = model.model.diffusion_model
+    if not isinstance(unet, Free_UNetModel) or not unet.hit_blocks():
+        raise InputError(f"{config} has no FreeU to compare with: take one of the freeu_ configs.")
+    check(sampling, model)
+    writable_folder(outdir)
+
+    encoder = model.cond_stage_model
+    count = pairs or len(texts or range(PAIRS))
+    texts = texts or usual_prompts(encoder, None)
+    jobs = [Job(texts[k % len(texts)], seed + k) for k in range(count)]
+    warn(encoder, [job.prompt for job in jobs])
+    drawn = list(tqdm(draw_pairs(model, jobs, sampling), total=count, unit="pair", disable=None))
+    settings = {
+        "config": config,
+        "ckpt": ckpt or loaded.checkpoint,
+        "weights": fingerprint(model),
+        "device": str(model.device),
+        "precision": str(model.dtype).removeprefix("torch."),
+        **asdict(sampling),
+        "freeu": asdict(unet.freeu),
+    }
+    lot = secrets.randbits(62) if shuffle_seed is None else shuffle_seed
+    return write_study(outdir, drawn, lot, settings)
+
+
+def warn(encoder: Any, prompts: Sequence[str]) -> None:
+    """Says which words voters will read and the model will not."""
+    for prompt in dict.fromkeys(prompts):
+        unknown = encoder.unknown(prompt) if isinstance(encoder, WordEmbedder) else []
+        if unknown:
+            say(f"warning: this small model does not know {', '.join(unknown)}, in {prompt!r}")
+        if cut := encoder.truncated(prompt):
+            say(f"warning: the prompt is too long for the text encoder, which leaves out: {cut}")
+
+
+def draw_pairs(model: LatentDiffusion, jobs: Sequence[Job], sampling: Sampling) -> Iterator[Pair]:
+    """A pair for each job: FreeU off, then on."""
+    unet: Any = model.model.diffusion_model
+    on = unet.freeu
+    for job in jobs:
+        pictures = []
+        for settings in (on.off(), on):
+            unet.freeu = settings
+            pictures += generate(model, [job.prompt], [job.seed], sampling)
+        yield Pair(job.prompt, job.seed, *pictures)
+
+
+def freeu_sides(count: int, shuffle_seed: int) -> list[Side]:
+    """The side of FreeU's picture in each pair, by lot.
+
+    Left and right come equally often, or one of them by lot once more, so that a voter's liking for a side
+    favours nobody.
+    """
+    rng = default_rng(shuffle_seed)
+    return [SIDES[i] for i in rng.permutation((arange(count) + rng.integers(2)) % 2)]
+
+
+def blinded(pair: Pair, freeu: Side) -> Shown:
+    """The pair with FreeU's picture on that side."""
+    if freeu == "left":
+        return Shown(pair.prompt, pair.freeu, pair.plain)
+    return Shown(pair.prompt, pair.plain, pair.freeu)
+
+
+def data_uri(picture: Picture) -> str:
+    """The picture as a PNG without any text or date in it, inside a data URI."""
+    png = io.BytesIO()
+    Image.fromarray(picture).save(png, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+
+
+def page_data(shown: Sequence[Shown]) -> dict[str, Any]:
+    """All that the page knows. The study's name is a digest of what is shown, so it gives nothing away."""
+    pairs = [{"prompt": it.prompt, "left": data_uri(it.left), "right": data_uri(it.right)} for it in shown]
+    digest = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+    height, width = shown[0].left.shape[:2]
+    return {"study": digest[:16], "width": width, "height": height, "pairs": pairs}
+
+
+def page(data: dict[str, Any]) -> str:
+    """The voting page as one HTML file, with the data in its block of JSON."""
+    block = json.dumps(data).replace("<", "\\u003c")  # so that no prompt can end the block
+    return TEMPLATE.read_text(encoding="utf-8").replace("{{study}}", block, 1)
+
+
+def write_study(folder: Path, pairs: Sequence[Pair], shuffle_seed: int, settings: dict[str, Any]) -> Path:
+    """Writes the key, then the page, and returns the page's path. Raises InputError."""
+    sides = freeu_sides(len(pairs), shuffle_seed)
+    data = page_data([blinded(pair, side) for pair, side in zip(pairs, sides, strict=True)])
+    key = {
+        "kind": KEY,
+        "study": data["study"],
+        "shuffle_seed": shuffle_seed,
+        "settings": settings,
+        "pairs": [
+            {"prompt": pair.prompt, "seed": pair.seed, "freeu": side}
+            for pair, side in zip(pairs, sides, strict=True)
+        ],
+    }
+    for name, text in {KEY_FILE: json.dumps(key, indent=1) + "\n", PAGE: page(data)}.items():
+        with written_whole(folder / name) as file:
+            file.write(text.encode())
+    return folder / PAGE

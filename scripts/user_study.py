@@ -1,0 +1,81 @@
+"""The paper's user study on any model: a blinded page to vote on, and the count of the votes.
+
+    python scripts/user_study.py make
+    python scripts/user_study.py tally outputs/user-study/key.json votes-*.json
+
+study.html goes to the voters; it works offline and sends nothing, each voter hands in the file that it offers
+at the end. key.json says which pictures are FreeU's: keep it to yourself.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    about = "pairs of pictures, plain and with FreeU from the same noise, as a page to vote on"
+    add = commands.add_parser("make", help=about, description=about).add_argument
+    add("--config", default="freeu_tiny.yaml", help="a file, here or in configs/ (default: the small model)")
+    add("--ckpt", help="weights, .safetensors or .ckpt, here or in checkpoints/ (default: the config's)")
+    add("--prompts", type=Path, metavar="FILE", help="a prompt a line (default: captions that the small "
+        "model knows; the paper's prompts for others)")  # fmt: skip
+    add("--pairs", type=int, metavar="N", help="how many (default: one for each prompt in FILE, else 16)")
+    add("--seed", type=int, default=42, help="of the first pair's noise; the others count on (default 42)")
+    add("--shuffle-seed", type=int, metavar="SEED", help="of the lot for left and right (default: by chance)")
+    add("--steps", type=int, help="of denoising (default: the config's or 50)")
+    add("--scale", type=float, help="of guidance; 1 is none (default: the config's or 7.5)")
+    add("--device", default="auto", help="auto, cuda, mps or cpu")
+    add("--outdir", type=Path, default=Path("outputs/user-study"), help="(default: %(default)s)")
+
+    about = "the share of votes for FreeU, as a table, tally.csv and tally.json"
+    add = commands.add_parser("tally", help=about, description=about).add_argument
+    add("key", type=Path, metavar="KEY", help="the study's key.json")
+    add("votes", type=Path, nargs="+", metavar="VOTES", help="the voters' files")
+    add("--outdir", type=Path, help="(default: the key's folder)")
+    return parser.parse_args(argv)
+
+
+def make(arguments: argparse.Namespace) -> None:
+    # What takes long to import comes after what answers at once.
+    from ldm.study.user_study import KEY_FILE, make_study
+
+    options = {name: value for name, value in vars(arguments).items() if name != "command"}
+    page = make_study(**options)
+    print(f"{page} ({page.stat().st_size / 1e6:.1f} MB) is for the voters")
+    print(f"{page.with_name(KEY_FILE)} says which pictures are FreeU's: keep it to yourself")
+
+
+def tally(arguments: argparse.Namespace) -> None:
+    from ldm.image_io import writable_folder
+    from ldm.study.votes import read_ballots, read_key, save_tally, table
+    from ldm.study.votes import tally as count
+
+    key = read_key(arguments.key)
+    rows = count(key, read_ballots(arguments.votes, key))
+    files = save_tally(writable_folder(arguments.outdir or arguments.key.parent), rows)
+    print(table(rows))
+    print(f"\n{' and '.join(map(str, files))} hold these numbers")
+
+
+def main(argv: list[str]) -> int:
+    from ldm.errors import InputError
+
+    arguments = parse_arguments(argv)
+    try:
+        make(arguments) if arguments.command == "make" else tally(arguments)
+    except InputError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
