@@ -31,7 +31,7 @@ def agreement(asked: Scene, seen: Findings) -> dict[str, list[bool]]:
 
 
 def assigned(asked: Scene, things: tuple[Found, ...]) -> tuple[Found | None, ...]:
-    """The found thing that each asked one is taken for, so that most comes out right; None for a missing one."""
+    """The found thing that each asked one is taken for, so that most is right; None for a missing one."""
 
     def right(order: tuple[Found | None, ...]) -> int:
         pairs = [(a, b) for a, b in zip(asked.things, order, strict=True) if b is not None]
