@@ -1,0 +1,56 @@
+"""The Fréchet distance between two sets of features, each taken for a Gaussian (arXiv 1706.08500).
+
+    d² = |m1 - m2|² + Tr(C1 + C2 - 2 (C1 C2)^½)
+
+It comes out too large for few pictures, the more so the fewer there are; from the difference of two settings
+with equally many pictures most of that falls out.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldm.study.evaluation.bootstrap import Numbers
+
+
+class Reference:
+    """What features are compared with: the mean and the covariance of others, (N, F)."""
+
+    def __init__(self, features: Numbers):
+        features = features.astype(np.float64)
+        self.mean = features.mean(0)  # (F,)
+        covariance = np.atleast_2d(np.cov(features, rowvar=False))  # (F, F)
+        self.trace = float(covariance.trace())
+        values, vectors = np.linalg.eigh(covariance)
+        self.root = vectors * np.sqrt(values.clip(0)) @ vectors.T  # (F, F), C2^½
+
+
+class FrechetDistance:
+    """The distance d² of features, S for each of P prompts, (P, S, F), to a reference."""
+
+    def __init__(self, features: Numbers, reference: Reference):
+        self.pictures = features.shape[1]  # of each prompt
+        self.reference = reference
+        self.features = features.reshape(-1, features.shape[-1]).astype(np.float64)  # (P S, F)
+        self.rooted = self.features @ reference.root  # (P S, F)
+
+    def at(self, counts: NDArray[Any]) -> Numbers:
+        return np.array([self._distance(np.repeat(row, self.pictures)) for row in counts])
+
+    def _distance(self, weights: NDArray[Any]) -> float:
+        """d² where each picture comes `weights` times, (P S,); NaN where that is but one picture."""
+        there = weights > 0
+        weights, total = weights[there].astype(np.float64), float(weights.sum())
+        if total < 2:
+            return np.nan
+        mean = weights @ self.features[there] / total  # (F,)
+        share = np.sqrt(weights / (total - 1))[:, None]
+        apart = share * (self.features[there] - mean)  # (n, F), whose square is C1
+        trace = np.square(apart).sum()
+
+        # (C1 C2)^½ has the trace of (C2^½ C1 C2^½)^½: the singular values of `apart` times C2^½.
+        rooted = share * (self.rooted[there] - mean @ self.reference.root)  # (n, F)
+        gram = rooted @ rooted.T if len(rooted) < rooted.shape[1] else rooted.T @ rooted
+        cross = np.sqrt(np.linalg.eigvalsh(gram).clip(0)).sum()
+        return float(np.square(mean - self.reference.mean).sum() + trace + self.reference.trace - 2 * cross)

@@ -1,0 +1,190 @@
+"""The measures of an evaluation: which there are, which can be had, and how pictures come out in them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.random import default_rng
+from tqdm import tqdm
+
+from ldm.data.render import render
+from ldm.data.scenes import Scene, draw_scene
+from ldm.errors import InputError
+from ldm.image_io import Picture, read_picture
+from ldm.study import alignment
+from ldm.study.evaluation.asked import Asked
+from ldm.study.evaluation.bootstrap import Mean, Numbers, Statistic
+from ldm.study.evaluation.clip import AestheticHead, Clip, clip_scores
+from ldm.study.evaluation.frechet import FrechetDistance, Reference
+from ldm.study.evaluation.pictures import Pictures, measured
+from ldm.study.judge import SIDE, Judge, load_judge
+from ldm.study.pairs import SCENES_SEED
+from ldm.util import CHECKPOINTS
+
+RENDERS = 1024  # true ones, that the embedded model's pictures are compared with
+AT_ONCE = 64  # pictures before the judge
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What tables say of a measure."""
+
+    title: str
+    better: Literal["higher", "lower"] | None = None  # None where neither is
+    percent: bool = False
+    decimals: int | None = None  # None where they follow from the values
+
+
+PLAIN = {
+    "energy": Measure("energy above 0.5 pi, %", percent=True),
+    "saturation": Measure("saturation, %", percent=True),
+    "clipped": Measure("clipped pixels, %", percent=True),
+    "diversity": Measure("diversity, grey levels"),
+}
+JUDGED = {name: Measure(f"{name} right, %", "higher", True, 1) for name in alignment.MEASURES}
+MEASURES = {
+    **PLAIN,
+    **JUDGED,
+    "frechet": Measure("Frechet distance", "lower"),
+    "clip": Measure("CLIP score", "higher"),
+    "aesthetic": Measure("aesthetic score", "higher"),
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the user gave by path for measures that need it."""
+
+    clip: Path | None = None  # a folder
+    aesthetic: Path | None = None
+    reference: Path | None = None  # a folder of true pictures
+
+
+def check_names(names: Sequence[str], weights: Weights) -> None:
+    """Raises InputError for measures that there are not, and for paths at which nothing is."""
+    for name in names:
+        if name not in MEASURES:
+            raise InputError(f"There is no metric {name!r}: there are {', '.join(MEASURES)}.")
+    if weights.clip is None and (weights.aesthetic or weights.reference):
+        raise InputError("--aesthetic and --reference work on CLIP's embeddings: give --clip too.")
+    for path in (weights.clip, weights.reference):
+        if path is not None and not path.is_dir():
+            raise InputError(f"There is no folder {path}.")
+
+
+def choose(names: Sequence[str], asked: Asked, side: tuple[int, int], weights: Weights) -> list[str]:
+    """The measures of these names, or where there are none all that can be had.
+
+    Raises InputError for one that cannot be had with these prompts, pictures of these sides and weights.
+    """
+    unjudged = None
+    if asked.scenes is None:
+        unjudged = "the judge knows the embedded model's pictures alone, and what its own captions ask for"
+    elif side != (SIDE, SIDE):
+        unjudged = f"the judge looks at pictures of {SIDE}x{SIDE} pixels, not {side[1]}x{side[0]}"
+    lacks = {
+        "diversity": "it needs --seeds 2 or more" if len(asked.pairs[0]) == 1 else None,
+        **dict.fromkeys(JUDGED, unjudged),
+        "frechet": unjudged and (None if weights.reference else f"{unjudged}; give --clip and --reference"),
+        "clip": None if weights.clip else "it needs --clip, a folder with a CLIP model",
+        "aesthetic": None if weights.aesthetic else "it needs --clip and --aesthetic, LAION's weights",
+    }
+    for name in names:
+        if lack := lacks.get(name):
+            raise InputError(f"--metrics {name}: {lack}.")
+    return [name for name in MEASURES if name in names or (not names and not lacks.get(name))]
+
+
+class Meter:
+    """Measures the pictures of one evaluation. Raises InputError where weights are missing or unfit."""
+
+    def __init__(
+        self, names: Sequence[str], asked: Asked, held_out: bool, weights: Weights, device: torch.device
+    ):
+        self.names, self.asked = names, asked
+        self.judge: Judge | None = None
+        self.clip: Clip | None = None
+        self.head: AestheticHead | None = None
+        self.reference: Reference | None = None
+        # Without pictures to compare with, the judge's features are compared with those of true renders.
+        self.by_judge = "frechet" in names and weights.reference is None
+        if self.by_judge or any(name in JUDGED for name in names):
+            path = CHECKPOINTS / "judge.safetensors"
+            if not path.is_file():
+                raise InputError(f"The judge's weights are not there: {path}. Choose other --metrics.")
+            self.judge = load_judge()
+        if weights.aesthetic is not None:
+            self.head = AestheticHead(weights.aesthetic)
+        if weights.clip is not None:
+            self.clip = Clip(weights.clip, device)
+        if "frechet" in names and weights.reference is not None and self.clip is not None:
+            true = read_pictures(weights.reference)
+            self.reference = Reference(self.clip.embed(true, [""] * len(true))[0])
+        if self.by_judge and self.judge is not None:
+            scenes = (draw_scene(default_rng((SCENES_SEED + 1, k)), held_out) for k in range(RENDERS))
+            bar = tqdm(scenes, "true renders", RENDERS, unit="picture", disable=None)
+            self.reference = Reference(pooled(self.judge, [render(scene, SIDE) for scene in bar]))
+
+    def measure(self, pictures: Pictures) -> dict[str, Statistic]:
+        """Each measure of pictures (P, S, H, W, 3), those of prompt p with its seeds."""
+        shape, flat = pictures.shape[:2], list(pictures.reshape(-1, *pictures.shape[2:]))
+        made: dict[str, Statistic] = {
+            name: Mean(measured(name, pictures)) for name in self.names if name in PLAIN
+        }
+        features: Numbers | None = None
+        if self.judge is not None and self.asked.scenes is not None:
+            made |= judged(self.judge, flat, self.asked.scenes, shape[1])
+            features = pooled(self.judge, flat) if self.by_judge else None
+        if self.clip is not None:
+            prompts = [pair.prompt for pairs in self.asked.pairs for pair in pairs]
+            images, texts = self.clip.embed(flat, prompts)
+            made["clip"] = Mean(clip_scores(images, texts).reshape(shape))
+            if self.head is not None:
+                made["aesthetic"] = Mean(self.head.scores(images).reshape(shape))
+            features = features if self.by_judge else images
+        if self.reference is not None and features is not None:
+            made["frechet"] = FrechetDistance(features.reshape(*shape, -1), self.reference)
+        return {name: made[name] for name in self.names}
+
+
+def judged(judge: Judge, pictures: Sequence[Picture], scenes: Sequence[Scene], seeds: int) -> dict[str, Mean]:
+    """The shares of what was asked that the judge finds right: of things, of relations, of pictures.
+
+    `pictures` holds as many as `seeds` for each scene in turn.
+    """
+    found = [one for batch in batched(pictures) for one in judge.find(batch)]
+    right = [alignment.agreement(scenes[i // seeds], one) for i, one in enumerate(found)]
+    means = {}
+    for name in alignment.MEASURES:
+        asked = np.array([len(one[name]) for one in right], np.float64)
+        share = np.array([np.mean(one[name]) if one[name] else np.nan for one in right])
+        means[name] = Mean(share.reshape(-1, seeds), asked.reshape(-1, seeds))
+    return means
+
+
+@torch.no_grad()
+def pooled(judge: Judge, pictures: Sequence[Picture]) -> Numbers:
+    """What the judge's last layers see of pictures (128, 128, 3), averaged over each: (N, width)."""
+    features = []
+    for batch in batched(pictures):
+        pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        features.append(judge.body(pixels).mean((2, 3)))  # (n, width)
+    return torch.cat(features).numpy()
+
+
+def batched(pictures: Sequence[Picture]) -> list[Sequence[Picture]]:
+    return [pictures[start : start + AT_ONCE] for start in range(0, len(pictures), AT_ONCE)]
+
+
+def read_pictures(folder: Path) -> list[Picture]:
+    """The PNG and JPEG pictures in a folder. Raises InputError where there are not two."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    if len(paths) < 2:
+        raise InputError(f"There are no pictures to compare with in {folder}: put PNGs or JPEGs there.")
+    try:
+        return [read_picture(path) for path in paths]
+    except OSError as fault:
+        raise InputError(f"A picture in {folder} cannot be read: {fault}.") from None

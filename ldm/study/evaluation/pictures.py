@@ -1,0 +1,63 @@
+"""What is measured in pictures themselves, (..., H, W, 3) of bytes each, without any network."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from ldm.freeu.spectrum import band_split
+from ldm.study.evaluation.bootstrap import Numbers
+
+Pictures = NDArray[np.uint8]
+
+QUARTER = 0.25  # cycles a pixel, which is 0.5 pi radians
+THUMBNAIL = 16  # pixels of a side
+
+
+def energies(pictures: Pictures) -> Numbers:
+    """The share of each picture's power about its mean that lies above 0.5 pi radians a pixel: (...).
+
+    Frequencies are taken by their distance from zero in the plane, in red, green and blue alike; the picture
+    is taken for one tile of a periodic one. A picture of one colour has no power: its share is 0.
+    """
+    maps = torch.from_numpy(pictures).movedim(-1, -3).float() / 255  # (..., 3, H, W)
+    maps = maps - maps.mean((-2, -1), keepdim=True)
+    _, high = band_split(maps, radius=QUARTER)
+    power = maps.square().sum((-3, -2, -1)).clamp(min=1e-9)
+    return (high.square().sum((-3, -2, -1)) / power).numpy()
+
+
+def saturations(pictures: Pictures) -> Numbers:
+    """The mean of (max - min) / max of red, green and blue over each picture's pixels: (...). Black has 0."""
+    highest, lowest = pictures.max(-1).astype(np.float64), pictures.min(-1)  # (..., H, W)
+    return ((highest - lowest) / np.maximum(highest, 1)).mean((-2, -1))
+
+
+def clipped_shares(pictures: Pictures) -> Numbers:
+    """The share of each picture's pixels in which red, green or blue is 0 or 255: (...)."""
+    return ((pictures == 0) | (pictures == 255)).any(-1).mean((-2, -1))
+
+
+def diversities(pictures: Pictures) -> Numbers:
+    """How far each picture is from the others of its prompt, in grey levels: (P, S, H, W, 3) to (P, S).
+
+    The distance of two pictures is the root mean square difference of their thumbnails of 16x16 pixels, so it
+    tells other layouts and colours and not other details. NaN where a prompt has one picture.
+    """
+    prompts, seeds = pictures.shape[:2]
+    maps = torch.from_numpy(pictures).flatten(0, 1).movedim(-1, 1).float()  # (P S, 3, H, W)
+    small = F.adaptive_avg_pool2d(maps, THUMBNAIL).reshape(prompts, seeds, -1).numpy()  # (P, S, F)
+    apart = np.sqrt(np.square(small[:, :, None] - small[:, None]).mean(-1))  # (P, S, S)
+    return apart.sum(2) / (seeds - 1) if seeds > 1 else np.full((prompts, seeds), np.nan)
+
+
+def measured(name: str, pictures: NDArray[Any]) -> Numbers:
+    """One of these measures by its name in tables, of pictures (P, S, H, W, 3): (P, S)."""
+    return {
+        "energy": energies,
+        "saturation": saturations,
+        "clipped": clipped_shares,
+        "diversity": diversities,
+    }[name](pictures)

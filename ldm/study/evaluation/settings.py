@@ -1,0 +1,91 @@
+"""The settings of FreeU that are compared, by the names that the command line knows them by."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from ldm.errors import InputError
+from ldm.freeu import FreeUSettings, find_preset
+from ldm.util import FACTORS, FREE_UNET, FREEU, unet_section
+
+# Whose published factors V1 and V2 are, by the checkpoint's file; SD1.4 is the paper's own model.
+MODELS = {
+    "sd-v1-4.ckpt": "sd14",
+    "v1-5-pruned-emaonly.safetensors": "sd15",
+    "v2-1_512-ema-pruned.safetensors": "sd21",
+    "v2-1_768-ema-pruned.safetensors": "sd21",
+}
+NAMES = tuple(name for name in FREEU if name != "stages")
+
+
+def read_settings(names: Sequence[str] | None, config: DictConfig, ckpt: str) -> dict[str, FreeUSettings]:
+    """The settings of these names beside "off", which is always there; by default V1, V2 and the config's.
+
+    A name is off, V1, V2 (the factors published for the checkpoint's model, or for SD1.4), config, or values
+    such as `b1=1.2,s1=0.9,version=2`, of which the factors left out are one. Raises InputError for others.
+    """
+    own = freeu_of(config)
+    model = MODELS.get(Path(ckpt).name, "sd14")
+    published = {f"V{version}": find_preset(model, version) for version in (1, 2)}
+    if names is None:
+        return published | ({} if own is None or own in published.values() else {"config": own})
+
+    settings: dict[str, FreeUSettings] = {}
+    for name in names:
+        if name.lower() == "config":
+            if own is None:
+                raise InputError("--settings config: the config has no FreeU. Give its factors instead.")
+            settings["config"] = own
+        elif name.upper() in published:
+            settings[name.upper()] = published[name.upper()]
+        elif name.lower() != "off":
+            settings[name] = parse(name)
+    if not settings:
+        raise InputError("--settings has nothing to compare with off: add V1, V2, config or b1=1.2,s1=0.9.")
+    return settings
+
+
+def freeu_of(config: DictConfig) -> FreeUSettings | None:
+    """FreeU as a config has it. Raises InputError for values that mean nothing."""
+    unet = unet_section(config)
+    if unet.get("target") != FREE_UNET:
+        return None
+    params: Any = OmegaConf.to_container(unet.params)
+    try:
+        return FreeUSettings(**{name: params[name] for name in FREEU if params.get(name) is not None})
+    except (TypeError, ValueError) as fault:
+        raise InputError(f"The config's FreeU cannot be read: {fault}") from None
+
+
+def parse(text: str) -> FreeUSettings:
+    """The settings of a text such as `b1=1.2,s1=0.9,version=2`. Raises InputError."""
+    values: dict[str, Any] = dict.fromkeys(FACTORS, 1.0)
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(f"There is no setting {part!r}: give off, V1, V2, config or b1=1.2,s1=0.9.")
+        if name not in NAMES:
+            raise InputError(f"FreeU has no setting {name!r}: it has {', '.join(NAMES)}.")
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"The setting {part!r} cannot be read: give a number or a word.") from None
+    try:
+        return FreeUSettings(**values)
+    except ValueError as fault:
+        raise InputError(str(fault)) from None
+
+
+def in_words(freeu: FreeUSettings) -> str:
+    """The settings in a few words: the version, the factors, and what else is not as usual."""
+    usual = FreeUSettings(1.0, 1.0, 1.0, 1.0)
+    others = [
+        f"{name} {value}"
+        for name in FREEU
+        if name not in (*FACTORS, "version") and (value := getattr(freeu, name)) != getattr(usual, name)
+    ]
+    factors = f"b {freeu.b1:g}, {freeu.b2:g}; s {freeu.s1:g}, {freeu.s2:g}"
+    return "; ".join([f"version {freeu.version}, {factors}", *others])

@@ -1,0 +1,266 @@
+"""scripts/evaluate.py on the embedded model, and what its settings and measures are made of."""
+
+import csv
+import importlib.util
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.random import default_rng
+from PIL import Image
+from torch import nn
+
+from ldm.data.scenes import HELD_OUT, draw_scene
+from ldm.errors import InputError
+from ldm.freeu import FreeUSettings, find_preset
+from ldm.modules.encoders.words import WordEmbedder
+from ldm.study.alignment import MEASURES as JUDGED
+from ldm.study.evaluation import measures
+from ldm.study.evaluation.asked import plan
+from ldm.study.evaluation.bootstrap import Mean, resamples
+from ldm.study.evaluation.measures import judged
+from ldm.study.evaluation.settings import parse, read_settings
+from ldm.study.judge import Findings, Found
+from ldm.util import ROOT, load_config
+from tests.conftest import Outcome
+
+CUSTOM = "b1=1.3,s1=0.6,version=2"
+PLAIN = ("energy", "saturation", "clipped", "diversity")
+
+
+@pytest.fixture
+def evaluate(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Outcome]:
+    """Runs scripts/evaluate.py on the embedded model, in two steps, into the same folder each time."""
+    spec = importlib.util.spec_from_file_location("evaluate", ROOT / "scripts" / "evaluate.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(measures, "RENDERS", 40)
+
+    def run(*argv: object) -> Outcome:
+        folder = tmp_path / "out"
+        usual = ("--outdir", folder, "--ckpt", tiny_checkpoint, "--device", "cpu", "--precision", "full")
+        try:
+            code = script.main([str(word) for word in (*usual, "--steps", 2, *argv)])
+        except SystemExit as stop:
+            code = stop.code
+        return Outcome(code, *capsys.readouterr(), folder)
+
+    return run
+
+
+def by_hand(lines: list[dict[str, str]], name: str, prompts: list[str]) -> float:
+    """A measure's mean over the lines of these prompts, each as often as it comes."""
+    total = weight = 0.0
+    for prompt in prompts:
+        for line in lines:
+            if line["prompt"] == prompt and line[name]:
+                asked = float(line.get(f"{name}_asked", 1))
+                total += asked * float(line[name])
+                weight += asked
+    return total / weight if weight else math.nan
+
+
+def test_one_command_leaves_a_table_the_numbers_and_a_picture(evaluate: Callable[..., Outcome]) -> None:
+    done = evaluate("--prompts", 4, "--settings", "off", "v2", CUSTOM)
+    assert done.code == 0, done.err
+    assert max(map(len, done.out.partition("Every number")[0].splitlines())) <= 100
+    summary = json.loads((done.folder / "evaluation.json").read_text())
+    lines = list(csv.DictReader((done.folder / "evaluation.csv").open()))
+
+    # Off, and each setting at the same guidance and at the matched one.
+    variants = summary["variants"]
+    of_variant: dict[int, list[dict[str, str]]] = {}
+    for i, variant in enumerate(variants):
+        key = (variant["setting"], str(int(variant["matched"])), str(variant["guidance"]))
+        of_variant[i] = [
+            line for line in lines if (line["setting"], line["matched"], line["guidance"]) == key
+        ]
+        assert [line["seed"] for line in of_variant[i]] == [str(42 + k) for k in range(8)]
+        if variant["matched"]:
+            assert variant["guidance"] == pytest.approx(5 / variant["guidance_ratio"], abs=1e-3)
+        assert (variant["freeu"] is None) == (variant["setting"] == "off")
+    names = [(variant["setting"], variant["matched"]) for variant in variants]
+    assert names == [
+        ("off", False),
+        *((name, matched) for name in ("V2", CUSTOM) for matched in (False, True)),
+    ]
+    assert len(lines) == 5 * 8
+
+    # Every number and every interval comes out of the CSV once more.
+    assert tuple(variants[0]["measures"]) == (*PLAIN, *JUDGED, "frechet")
+    prompts = list(dict.fromkeys(line["prompt"] for line in lines))
+    drawn = [
+        list(np.repeat(prompts, row))
+        for row in resamples(4, summary["bootstrap"]["draws"], summary["bootstrap"]["seed"])
+    ]
+    for i, variant in enumerate(variants):
+        for name in (*PLAIN, *JUDGED):
+            told = variant["measures"][name]
+            assert told["value"] == pytest.approx(by_hand(of_variant[i], name, prompts))
+            if i > 0:
+                off = by_hand(of_variant[0], name, prompts)
+                assert told["difference"] == pytest.approx(told["value"] - off, abs=1e-12)
+    for name in ("saturation", "shape", "relation"):
+        apart = [by_hand(of_variant[1], name, d) - by_hand(of_variant[0], name, d) for d in drawn]
+        ends = np.nanquantile(apart, [0.025, 0.975])
+        told = variants[1]["measures"][name]
+        assert [told["low"], told["high"]] == pytest.approx(ends, abs=1e-12)
+    assert any(variants[1]["measures"][name]["difference"] != 0 for name in PLAIN)
+
+    # Three prompts below each other, five variants beside each other.
+    width, height = Image.open(done.folder / "evaluation.png").size
+    assert width > 5 * 384
+    assert height > 3 * 384
+
+
+def test_a_second_command_samples_nothing_again_and_prints_the_same(evaluate: Callable[..., Outcome]) -> None:
+    argv = ("--prompts", 2, "--seeds", 1, "--settings", "V1", "--metrics", "energy", "saturation")
+    first = evaluate(*argv)
+    made = {path: path.stat().st_mtime_ns for path in (first.folder / "runs").iterdir()}
+    assert len(made) == 3 * 2
+    again = evaluate(*argv)
+    assert (again.code, again.out) == (0, first.out)
+    assert {path: path.stat().st_mtime_ns for path in (first.folder / "runs").iterdir()} == made
+
+
+def test_without_guidance_there_is_nothing_to_match_and_the_table_says_so(
+    evaluate: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a red star\na blue ring\n")
+    done = evaluate(
+        "sampling.height=64", "--prompts", tmp_path / "prompts.txt", "--scale", 1, "--settings", "config"
+    )
+    assert done.code == 0, done.err
+    assert "not guided at scale 1" in done.out
+    summary = json.loads((done.folder / "evaluation.json").read_text())
+    assert [variant["setting"] for variant in summary["variants"]] == ["off", "config"]
+    assert tuple(summary["variants"][0]["measures"]) == PLAIN  # the prompts are no captions of known scenes
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--settings", "V3"], "There is no setting 'V3'"),
+        (["--settings", "b7=1.2"], "FreeU has no setting 'b7': it has b1, b2, s1, s2, version"),
+        (["--settings", "b1=-1"], "FreeU's b1 is -1"),
+        (["--settings", "off"], "nothing to compare with off"),
+        (["--config", "tiny.yaml", "--settings", "config"], "the config has no FreeU"),
+        (["--metrics", "beauty"], "There is no metric 'beauty': there are energy,"),
+        (["--metrics", "clip"], "--metrics clip: it needs --clip"),
+        (["--metrics", "diversity", "--seeds", "1"], "it needs --seeds 2 or more"),
+        (["--clip", "/no/clip"], "There is no folder /no/clip"),
+        (["--clip", "."], "There is no CLIP model in ."),
+        (["--reference", "."], "give --clip too"),
+        (["--ckpt", "/no/model.ckpt"], "There is no checkpoint at /no/model.ckpt"),
+        (["--prompts", "0"], "--prompts is 0"),
+        (["--prompts", "/no/prompts"], "/no/prompts cannot be read"),
+        (["--prompts", "{captions}", "--metrics", "shape"], "the judge knows the embedded model's"),
+        (["--prompts", "{captions}", "--held-out"], "--held-out chooses among the embedded model's captions"),
+        (["sampling.height=64", "--metrics", "shape"], "pictures of 128x128 pixels, not 128x64"),
+        (["--seeds", "0"], "--seeds is 0"),
+        (["--scale", "nan"], "The guidance scale is nan"),
+        (["--steps", "0"], "0"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_one_clear_line(
+    argv: list[str], told: str, evaluate: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    (tmp_path / "captions").write_text("a red star\n")
+    done = evaluate(*(word.format(captions=tmp_path / "captions") for word in argv))
+    assert done.code == 2
+    assert done.err.startswith("error: ") and done.err.count("\n") <= 2
+    assert told in done.err
+
+
+def test_missing_weights_of_the_judge_are_named(
+    evaluate: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(measures, "CHECKPOINTS", tmp_path)
+    done = evaluate("--metrics", "colour", "--prompts", 1)
+    assert done.code == 2
+    assert f"The judge's weights are not there: {tmp_path / 'judge.safetensors'}" in done.err
+
+
+def test_settings_are_the_models_published_factors_the_configs_or_any_given() -> None:
+    tiny, sd21 = load_config("freeu_tiny.yaml"), load_config("freeu_v2_sd21.yaml")
+    assert read_settings(None, sd21, sd21.checkpoint) == {
+        "V1": find_preset("sd21"),
+        "V2": find_preset("sd21", 2),
+    }
+    assert read_settings(None, tiny, tiny.checkpoint) == {
+        "V1": find_preset("sd14"),
+        "V2": find_preset("sd14", 2),
+        "config": FreeUSettings(1.1, 1.2, 0.9, 0.6),
+    }
+    given = parse("b1=1.3,s2=0,version=2,channels=alternate,match=resolution,stop=0.5")
+    assert given == FreeUSettings(1.3, 1, 1, 0, 2, channels="alternate", match="resolution", stop=0.5)
+
+
+def text_encoder() -> WordEmbedder:
+    return WordEmbedder(("a", "red", "star"), max_length=5, width=8, heads=1, layers=1)
+
+
+def test_captions_are_asked_for_with_their_scenes_and_no_seed_twice() -> None:
+    asked = plan("5", False, 3, text_encoder())
+    assert len({pair.seed for pairs in asked.pairs for pair in pairs}) == 15
+    assert len(set(asked.prompts)) == 5
+    for prompt, scene in zip(asked.prompts, asked.scenes, strict=True):
+        assert all(f"{thing.size} {thing.colour}" in prompt for thing in scene.things)
+    with pytest.raises(InputError, match="paper names 8"):
+        plan("9", False, 1, nn.Identity())
+
+
+def test_held_out_captions_hold_only_pairs_that_training_never_showed() -> None:
+    usual, held_out = (
+        {
+            (thing.shape, thing.colour)
+            for scene in plan("64", flag, 1, text_encoder()).scenes
+            for thing in scene.things
+        }
+        for flag in (False, True)
+    )
+    assert held_out == HELD_OUT
+    assert not usual & HELD_OUT
+
+
+class HandMade:
+    """Stands in for the judge: it finds what it is given, one picture after the other."""
+
+    def __init__(self, findings: list[Findings]):
+        self.findings = findings
+
+    def find(self, pictures: list[Any]) -> list[Findings]:
+        found, self.findings = self.findings[: len(pictures)], self.findings[len(pictures) :]
+        return found
+
+
+def as_seen(scene: Any, **changes: str) -> Findings:
+    """A scene's true findings, with changes to its first thing."""
+    things = [Found(it.shape, it.colour, it.texture, it.x, it.y) for it in scene.things]
+    things[0] = Found(**{**vars(things[0]), **changes})
+    return Findings(tuple(things), scene.background, scene.background_texture)
+
+
+def test_the_judges_findings_count_once_for_each_thing_relation_and_picture() -> None:
+    drawn = [draw_scene(default_rng(k)) for k in range(20)]
+    two = next(scene for scene in drawn if len(scene.things) == 2)
+    one = next(scene for scene in drawn if len(scene.things) == 1)
+    wrong = next(shape for shape in ("star", "ring", "heart") if shape not in {t.shape for t in two.things})
+    findings = [as_seen(two), as_seen(two, shape=wrong), as_seen(one), as_seen(one, texture="none")]
+    means = judged(HandMade(findings), [np.zeros(1)] * 4, [two, one], seeds=2)
+
+    # Things: 2 + 2 with one shape wrong, 1 + 1 with one texture wrong. Two pictures have a relation.
+    together = np.ones((1, 2), int)
+    values = {name: mean.at(together)[0] for name, mean in means.items()}
+    assert values == pytest.approx(
+        {"number": 1, "shape": 5 / 6, "colour": 1, "texture": 5 / 6, "relation": 1, "background": 1}
+    )
+    assert means["relation"].weights.tolist() == [[1, 1], [0, 0]]
+    assert isinstance(means["shape"], Mean) and means["shape"].values.tolist() == [[1, 0.5], [1, 1]]

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+from numpy.random import default_rng
+
+from ldm.study.evaluation.bootstrap import Mean, compare, resamples, spread
+
+
+def test_every_resample_has_as_many_prompts_and_the_seed_decides_it() -> None:
+    counts = resamples(7, draws=50, seed=3)
+    assert counts.shape == (50, 7)
+    assert (counts.sum(1) == 7).all()
+    assert (counts == resamples(7, draws=50, seed=3)).all()
+    assert (counts != resamples(7, draws=50, seed=4)).any()
+
+
+def test_the_mean_counts_each_value_by_its_weight_and_each_prompt_as_often_as_it_comes() -> None:
+    # The first prompt asks for two things a picture, the second for one, the third for none.
+    mean = Mean([[0.5, 1.0], [0.0, 1.0], [np.nan, np.nan]], [[2, 2], [1, 1], [0, 0]])
+    counts = np.array([[1, 1, 1], [2, 1, 0], [0, 3, 0], [0, 0, 3]])
+    expected = [(1 + 2 + 0 + 1) / 6, (2 * 3 + 1) / (2 * 4 + 2), 1 / 2, np.nan]
+    np.testing.assert_allclose(mean.at(counts), expected)
+
+
+def test_the_estimate_is_the_difference_with_the_percentiles_of_the_resampled_ones() -> None:
+    # Twenty-one resamples of two prompts, of which k bring the first one k / 20 of the time.
+    counts = np.array([[k, 20 - k] for k in range(21)])
+    on, off = Mean([[3.0], [1.0]]), Mean([[1.0], [1.0]])
+    estimate = compare(spread(on, counts), spread(off, counts))
+    assert estimate.value == 2.0
+    assert estimate.difference == 1.0
+    # The resampled differences are 2 k / 20; a fortieth of them lies outside on either side.
+    assert estimate.low == pytest.approx(2 * 0.5 / 20)
+    assert estimate.high == pytest.approx(2 * 19.5 / 20)
+    assert estimate.leaves_out_zero
+
+
+def test_what_both_settings_share_is_no_part_of_the_interval() -> None:
+    prompts = 50 * default_rng(0).standard_normal((12, 2))
+    counts = resamples(12)
+    estimate = compare(spread(Mean(prompts + 0.25), counts), spread(Mean(prompts), counts))
+    np.testing.assert_allclose([estimate.difference, estimate.low, estimate.high], 0.25)
+
+
+def test_one_prompt_has_a_difference_and_no_interval() -> None:
+    counts = resamples(1)
+    estimate = compare(spread(Mean([[2.0, 4.0]]), counts), spread(Mean([[1.0, 1.0]]), counts))
+    assert (estimate.value, estimate.difference) == (3.0, 2.0)
+    assert np.isnan([estimate.low, estimate.high]).all()
+    assert not estimate.leaves_out_zero
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says_though_pictures_of_a_prompt_are_alike() -> (
+    None
+):
+    # Each prompt has a difference of its own, by which the mean of all is 0.3; its four pictures hardly vary.
+    rng, covered, trials = default_rng(5), 0, 400
+    for trial in range(trials):
+        off = rng.standard_normal((40, 4))
+        own = 0.3 + rng.standard_normal((40, 1))
+        on = off + own + 0.1 * rng.standard_normal((40, 4))
+        counts = resamples(40, draws=400, seed=trial)
+        estimate = compare(spread(Mean(on), counts), spread(Mean(off), counts))
+        covered += estimate.low <= 0.3 <= estimate.high
+    # 94 % are expected of 40 prompts; resampling the pictures would cover about 65 %.
+    assert 0.90 <= covered / trials <= 0.98
