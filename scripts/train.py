@@ -1,9 +1,10 @@
 """Trains a stage of the embedded model with Lightning.
 
     python scripts/train.py --config configs/train/tiny_autoencoder.yaml --outdir runs/autoencoder
+    python scripts/train.py --config configs/train/tiny_words.yaml --outdir runs/words
     python scripts/train.py --config configs/train/tiny.yaml --outdir runs/diffusion
 
-The folder gets checkpoints, the loss as CSV, sample pictures and, at the end, the weights for inference
+The folder gets checkpoints, the losses as CSV, sample pictures and, at the end, the weights for inference
 (model.safetensors). A run whose folder holds a checkpoint goes on from it. Trailing arguments change the
 config; `trainer.*` are Lightning's own options: `trainer.devices=8 trainer.num_nodes=2` trains on two
 machines of eight GPUs.
@@ -41,7 +42,7 @@ def train(config_name: str, outdir: Path, overrides: list[str]) -> None:
     trainer = pl.Trainer(
         max_epochs=-1,
         default_root_dir=outdir,
-        logger=CSVLogger(outdir, name="", version=""),
+        logger=CSVLogger(outdir, name="metrics"),  # a new file each time, so that no loss is lost
         callbacks=[
             ModelCheckpoint(
                 outdir,

@@ -31,9 +31,12 @@ DIFFUSION = [*QUICK, "params.side=64", "params.compile=false", "trainer.val_chec
 
 
 def losses(outdir: Path) -> dict[int, float]:
-    """The logged losses by step."""
-    with (outdir / "metrics.csv").open() as file:
-        return {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file) if row["loss"]}
+    """The logged losses by step, of all times that a run was started."""
+    rows: list[dict[str, str]] = []
+    for path in sorted(outdir.glob("metrics/*/metrics.csv")):
+        with path.open() as file:
+            rows += csv.DictReader(file)
+    return {int(row["step"]): float(row["loss"]) for row in rows if row["loss"]}
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_stage_leaves_checkpoints_losses_and_weights(stages: Path) -> None:
     for stage in ("autoencoder", "words", "diffusion"):
-        assert {"config.yaml", "last.ckpt", "metrics.csv", "model.safetensors"} <= {
+        assert {"config.yaml", "last.ckpt", "metrics", "model.safetensors"} <= {
             path.name for path in (stages / stage).iterdir()
         }
         logged = losses(stages / stage)
@@ -91,6 +94,7 @@ def test_a_run_whose_folder_holds_a_checkpoint_goes_on_from_it(tmp_path: Path) -
     assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] == 2
     train("train/tiny_autoencoder.yaml", tmp_path, [*arguments, "trainer.max_steps=3"])
     assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] == 3
+    assert sorted(losses(tmp_path)) == [0, 1, 2]
 
 
 def test_the_exported_weights_are_the_averaged_ones(stages: Path) -> None:
