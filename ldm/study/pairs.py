@@ -1,6 +1,5 @@
 """Which prompt and seed pairs a study is made over."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from numpy.random import default_rng
@@ -8,7 +7,7 @@ from torch import nn
 
 from ldm.data.scenes import describe, draw_scene
 from ldm.errors import InputError
-from ldm.jobs import read_prompts
+from ldm.jobs import Job, read_prompts
 from ldm.modules.encoders.words import WordEmbedder
 
 PAIRS = 16  # at least, unless told otherwise
@@ -28,14 +27,6 @@ PAPER_PROMPTS = (
 )
 
 
-@dataclass(frozen=True)
-class Pair:
-    """What to draw, and the noise to begin from."""
-
-    prompt: str
-    seed: int
-
-
 def usual_prompts(text_encoder: nn.Module, count: int | None) -> list[str]:
     """The prompts a model is studied on: captions of scenes for the embedded one, else the paper's.
 
@@ -53,7 +44,7 @@ def usual_prompts(text_encoder: nn.Module, count: int | None) -> list[str]:
     return list(PAPER_PROMPTS[:count])
 
 
-def plan_pairs(prompts: str | None, seeds: int | None, text_encoder: nn.Module) -> list[Pair]:
+def plan_pairs(prompts: str | None, seeds: int | None, text_encoder: nn.Module) -> list[Job]:
     """The pairs of a study: each prompt with `seeds` seeds, no seed twice, so that pairs are independent.
 
     `prompts` is a file with a prompt a line, or how many of the usual ones to take. Without `seeds` there are
@@ -68,4 +59,4 @@ def plan_pairs(prompts: str | None, seeds: int | None, text_encoder: nn.Module) 
     if seeds is not None and seeds < 1:
         raise InputError(f"--seeds is {seeds}: give how many to take with each prompt, 1 or more.")
     each = -(-PAIRS // len(texts)) if seeds is None else seeds
-    return [Pair(text, FIRST_SEED + each * i + k) for i, text in enumerate(texts) for k in range(each)]
+    return [Job(text, FIRST_SEED + each * i + k) for i, text in enumerate(texts) for k in range(each)]

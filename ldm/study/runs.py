@@ -14,8 +14,8 @@ from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling
 from ldm.image_io import writable_folder, written_whole
+from ldm.jobs import Job
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.study.pairs import Pair
 from ldm.study.watch import Kept, sample
 
 LAYOUT = 1  # of the files; with another number all of them are made anew
@@ -26,7 +26,7 @@ AT_ONCE = 4096  # positions of a batch's latents: one picture of Stable Diffusio
 class Run:
     """One picture to sample: all that decides it but the model. `freeu` is None for the plain model."""
 
-    pair: Pair
+    pair: Job
     freeu: FreeUSettings | None
     sampling: Sampling
     watched: bool  # whether what happens on the way is kept too
@@ -65,7 +65,7 @@ class Runs:
         groups: dict[str, list[Run]] = defaultdict(list)
         for run in lacking.values():
             if run.watched or self.path(replace(run, watched=True)) not in lacking:
-                groups[json.dumps(asdict(replace(run, pair=Pair("", 0))))].append(run)
+                groups[json.dumps(asdict(replace(run, pair=Job("", 0))))].append(run)
         return [batch for group in groups.values() for batch in self._split(group)]
 
     def _split(self, group: list[Run]) -> list[list[Run]]:

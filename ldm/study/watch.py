@@ -13,8 +13,8 @@ from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.freeu.spectrum import relative_log_amplitude
 from ldm.generate import SAMPLERS, Sampling, decode, denoise, seeded_noise
+from ldm.jobs import Job
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.study.pairs import Pair
 from ldm.study.record import Concatenation, recorded
 
 POSITIONS = 10  # how many of a run's latents are kept
@@ -35,7 +35,7 @@ def positions(total: int) -> list[int]:
 
 def sample(
     model: LatentDiffusion,
-    pairs: Sequence[Pair],
+    pairs: Sequence[Job],
     sampling: Sampling,
     freeu: FreeUSettings | None,
     watched: bool,

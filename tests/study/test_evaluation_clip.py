@@ -13,10 +13,10 @@ from torch import nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from ldm.errors import InputError
+from ldm.jobs import Job
 from ldm.study.evaluation.asked import Asked
 from ldm.study.evaluation.clip import AestheticHead, Clip, clip_scores
 from ldm.study.evaluation.measures import Meter, Weights
-from ldm.study.pairs import Pair
 from tests.study.test_evaluation_frechet import by_definition
 
 CPU = torch.device("cpu")
@@ -96,7 +96,7 @@ def test_a_meter_scores_each_picture_with_its_own_prompt_and_the_set_against_tru
     true = default_rng(3).integers(0, 256, (6, 40, 40, 3)).astype(np.uint8)
     for i, picture in enumerate(true):
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
-    asked = Asked([[Pair("a cat", 0), Pair("a cat", 1)], [Pair("a cab", 2), Pair("a cab", 3)]], scenes=None)
+    asked = Asked([[Job("a cat", 0), Job("a cat", 1)], [Job("a cab", 2), Job("a cab", 3)]], scenes=None)
     meter = Meter(["frechet", "clip"], asked, False, Weights(clip=folder, reference=tmp_path), CPU)
     statistics = meter.measure(PICTURES.reshape(2, 2, *PICTURES.shape[1:]))
 

@@ -11,12 +11,12 @@ from ldm.checkpoint import load_model
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling, denoise, seeded_noise
+from ldm.jobs import Job
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.study.evaluation.guidance import guidance_ratios
-from ldm.study.pairs import Pair
 
 SAMPLING = Sampling(height=32, width=32, steps=4, scale=4.0)
-PAIRS = [Pair("a small red circle", 1), Pair("a large blue star on a white background", 2)]
+PAIRS = [Job("a small red circle", 1), Job("a large blue star on a white background", 2)]
 V1, V2 = FreeUSettings(1.3, 1.4, 0.9, 0.2), FreeUSettings(1.3, 1.4, 0.9, 0.2, version=2)
 
 
@@ -74,4 +74,4 @@ def test_afterwards_the_model_is_the_plain_one_without_a_hook(model: LatentDiffu
 
 def test_prompts_that_say_nothing_to_the_model_are_an_error(model: LatentDiffusion) -> None:
     with pytest.raises(InputError, match="knows none of their words"):
-        guidance_ratios(model, [[Pair("zeppelin", 1)]], SAMPLING, [V1])
+        guidance_ratios(model, [[Job("zeppelin", 1)]], SAMPLING, [V1])

@@ -17,14 +17,14 @@ from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.freeu.spectrum import relative_log_amplitude
 from ldm.generate import Sampling, denoise, generate
-from ldm.study.pairs import Pair
+from ldm.jobs import Job
 from ldm.study.record import recorded
 from ldm.study.runs import Run, Runs
 from ldm.study.watch import positions
 from ldm.util import ROOT
 from tests.study.conftest import PIXELS, SMALL
 
-PAIRS = (Pair("a red star", 1), Pair("a blue ring on a green background", 2))
+PAIRS = (Job("a red star", 1), Job("a blue ring on a green background", 2))
 SAMPLING = Sampling(64, 64, steps=4, scale=5.0)
 FREEU = FreeUSettings(1.2, 1.4, 0.9, 0.2)
 
@@ -125,7 +125,7 @@ def test_all_that_decides_a_run_decides_its_file(runs, model, tmp_path):
     run = Run(PAIRS[0], FREEU, SAMPLING, False)
     others = [
         replace(run, pair=PAIRS[1]),
-        replace(run, pair=Pair(PAIRS[0].prompt, 3)),
+        replace(run, pair=Job(PAIRS[0].prompt, 3)),
         replace(run, freeu=None),
         replace(run, freeu=replace(FREEU, channels="all")),
         replace(run, freeu=replace(FREEU, stages={64: (1.2, 0.9)})),

@@ -8,9 +8,9 @@ from torch import nn
 
 from ldm.data.scenes import Scene, describe, draw_scene
 from ldm.errors import InputError
-from ldm.jobs import read_prompts
+from ldm.jobs import Job, read_prompts
 from ldm.modules.encoders.words import WordEmbedder
-from ldm.study.pairs import FIRST_SEED, SCENES_SEED, Pair, usual_prompts
+from ldm.study.pairs import FIRST_SEED, SCENES_SEED, usual_prompts
 
 CAPTIONS = 64  # for the embedded model, unless told otherwise
 
@@ -19,7 +19,7 @@ CAPTIONS = 64  # for the embedded model, unless told otherwise
 class Asked:
     """Prompts, each with several seeds, no seed twice; `scenes` are what captions were made of."""
 
-    pairs: list[list[Pair]]  # (P, S)
+    pairs: list[list[Job]]  # (P, S)
     scenes: list[Scene] | None
 
     @property
@@ -51,5 +51,5 @@ def plan(prompts: str | None, held_out: bool, seeds: int, text_encoder: nn.Modul
         texts = [describe(scene) for scene in scenes]
     else:
         texts = usual_prompts(text_encoder, count)
-    pairs = [[Pair(text, FIRST_SEED + seeds * i + k) for k in range(seeds)] for i, text in enumerate(texts)]
+    pairs = [[Job(text, FIRST_SEED + seeds * i + k) for k in range(seeds)] for i, text in enumerate(texts)]
     return Asked(pairs, scenes)

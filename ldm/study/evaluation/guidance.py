@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling, denoise
+from ldm.jobs import Job
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.study.pairs import Pair
 
 
 def guidance_ratios(
     model: LatentDiffusion,
-    batches: Sequence[Sequence[Pair]],
+    batches: Sequence[Sequence[Job]],
     sampling: Sampling,
     settings: Sequence[FreeUSettings],
     on_step: Callable[[], object] = lambda: None,

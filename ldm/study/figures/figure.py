@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ldm.freeu import DecoderStage, FreeUSettings
 from ldm.image_io import written_whole
+from ldm.jobs import Job
 from ldm.study.claims import Check
-from ldm.study.pairs import Pair
 from ldm.study.watch import Kept
 
 Row = dict[str, str | int | float]
@@ -34,7 +34,7 @@ class Setup:
 class Material:
     """What a figure is drawn from: for each variant what was kept of every pair, in the pairs' order."""
 
-    pairs: Sequence[Pair]
+    pairs: Sequence[Job]
     stages: tuple[DecoderStage, ...]
     kept: dict[str, list[Kept]]
 
