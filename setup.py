@@ -3,7 +3,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EXTRAS = {
-    "diffusers": ["diffusers>=0.42", "transformers>=5", "accelerate"],
+    "diffusers": ["diffusers>=0.35.2", "transformers>=5", "accelerate", "peft>=0.17"],
     "demo": ["gradio>=5"],
     "figures": ["matplotlib>=3.8"],
 }

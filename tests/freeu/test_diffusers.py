@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import torch
-from accelerate import cpu_offload
 from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet1DModel, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
@@ -168,15 +167,6 @@ def test_half_precision_and_channels_last(dtype):
         assert relative_error(run(unet, given).float(), expected) < 8 * torch.finfo(dtype).eps
 
 
-def test_weights_that_are_offloaded(given):
-    unet = sd1()
-    with enable(unet, **FACTORS):
-        expected = run(unet, given)
-    cpu_offload(unet, execution_device="cpu")
-    with enable(unet, **FACTORS):
-        assert torch.equal(run(unet, given), expected)
-
-
 @pytest.mark.parametrize("settings", [PRESETS["sd14", 1], PRESETS["sd21", 2]], ids=["V1", "V2"])
 @pytest.mark.parametrize("match", ["channels", "resolution"])
 def test_a_converted_checkpoint_gives_what_free_unet_model_gives(settings, match):
@@ -209,9 +199,10 @@ def test_a_compiled_unet_notices_each_change(given):
         expected = run(unet, given)
     compiled = torch.compile(unet, fullgraph=True, backend="aot_eager")
     assert relative_error(run(compiled, given), without) < 1e-5
-    with enable(compiled, **FACTORS):
-        assert relative_error(run(compiled, given), expected) < 1e-5
-    assert relative_error(run(compiled, given), without) < 1e-5
+    for _ in range(2):
+        with enable(compiled, **FACTORS):
+            assert relative_error(run(compiled, given), expected) < 1e-5
+        assert relative_error(run(compiled, given), without) < 1e-5
 
 
 @pytest.mark.parametrize(

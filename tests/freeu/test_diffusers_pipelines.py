@@ -189,12 +189,8 @@ BUILD = {
 }
 
 
-@pytest.fixture(scope="module", params=BUILD)
-def pipeline(request):
-    """A pipeline, and a function that runs it from the same noise."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        pipe, arguments = BUILD[request.param]()
+def sampler(pipe, arguments):
+    """A function that runs a pipeline from the same noise."""
     pipe.set_progress_bar_config(disable=True)
 
     def sample(**more):
@@ -202,6 +198,16 @@ def pipeline(request):
         generator = torch.Generator().manual_seed(1)
         return torch.as_tensor(pipe(generator=generator, **(given | arguments | more))[0])
 
+    return sample
+
+
+@pytest.fixture(scope="module", params=BUILD)
+def pipeline(request):
+    """A pipeline, a function that runs it, and what that gives without FreeU."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipe, arguments = BUILD[request.param]()
+    sample = sampler(pipe, arguments)
     with torch.no_grad():
         return pipe, sample, sample()
 
@@ -250,4 +256,8 @@ def test_pipelines_without_a_unet_are_told_why():
     transformer = DiTTransformer2DModel(2, 4, 4, num_layers=1, sample_size=8, norm_num_groups=4)
     pipe = DiTPipeline(transformer, autoencoder(), ddim())
     with pytest.raises(ValueError, match="DiTPipeline: it denoises with a transformer"):
+        enable(pipe, "sd14")
+    pipe, _ = image_to_image()
+    pipe.unet = None
+    with pytest.raises(ValueError, match="StableDiffusionImg2ImgPipeline: it has no U-Net"):
         enable(pipe, "sd14")

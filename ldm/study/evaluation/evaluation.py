@@ -24,8 +24,8 @@ from ldm.study.evaluation.asked import plan
 from ldm.study.evaluation.bootstrap import Estimate, Numbers, Statistic, compare, resamples, spread
 from ldm.study.evaluation.guidance import guidance_ratios
 from ldm.study.evaluation.measures import RENDERS, Meter, Weights, check_names, choose
-from ldm.study.evaluation.pictures import Pictures
 from ldm.study.evaluation.settings import read_settings
+from ldm.study.pictures import Pictures
 from ldm.study.runs import AT_ONCE, Run, Runs
 from ldm.study.watch import total_steps
 from ldm.txt2img import DTYPES, usual_settings

@@ -19,9 +19,9 @@ from ldm.study.evaluation.asked import Asked
 from ldm.study.evaluation.bootstrap import Mean, Numbers, Statistic
 from ldm.study.evaluation.clip import AestheticHead, Clip, clip_scores
 from ldm.study.evaluation.frechet import FrechetDistance, Reference
-from ldm.study.evaluation.pictures import Pictures, measured
 from ldm.study.judge import SIDE, Judge, load_judge
 from ldm.study.pairs import SCENES_SEED
+from ldm.study.pictures import Pictures, measured
 from ldm.util import CHECKPOINTS
 
 RENDERS = 1024  # true ones, that the embedded model's pictures are compared with

@@ -7,12 +7,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ldm.freeu.spectrum import band_split, diagonal_frequencies, high_end, relative_log_amplitude
+from ldm.freeu.spectrum import diagonal_frequencies, high_end, relative_log_amplitude
 from ldm.study.claims import half_width
 from ldm.study.figures.figure import Material, Row
+from ldm.study.pictures import energies, saturations
 
 Pictures = NDArray[np.uint8]
 Numbers = NDArray[np.floating[Any]]
+
+DISC = 0.1  # cycles a pixel, the radius of low frequencies in the paper's figure 3
 
 
 def as_maps(pictures: Pictures) -> Tensor:
@@ -46,18 +49,8 @@ def picture_high_ends(pictures: Pictures) -> Numbers:
 
 
 def high_shares(pictures: Pictures) -> Numbers:
-    """The share of each picture's power about its mean that lies above 0.1 cycles a pixel, (n,)."""
-    maps = as_maps(pictures)
-    maps = maps - maps.mean((2, 3), keepdim=True)
-    _, high = band_split(maps)
-    power = maps.square().sum((1, 2, 3)).clamp(min=1e-12)
-    return (high.square().sum((1, 2, 3)) / power).numpy()
-
-
-def saturations(pictures: Pictures) -> Numbers:
-    """The mean saturation (max - min) / max of red, green and blue over each picture's pixels: (n,)."""
-    highest, lowest = pictures.max(-1).astype(float), pictures.min(-1).astype(float)  # (n, H, W)
-    return ((highest - lowest) / np.maximum(highest, 1)).mean((1, 2))  # black has none
+    """The share of each picture's power about its mean that lies outside the disc, (n,)."""
+    return energies(pictures, DISC)
 
 
 def changes(pictures: Pictures, others: Pictures) -> Numbers:

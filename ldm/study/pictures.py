@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ldm.freeu.spectrum import band_split
-from ldm.study.evaluation.bootstrap import Numbers
+
+Numbers = NDArray[np.floating[Any]]
 
 Pictures = NDArray[np.uint8]
 
@@ -16,15 +17,15 @@ QUARTER = 0.25  # cycles a pixel, which is 0.5 pi radians
 THUMBNAIL = 16  # pixels of a side
 
 
-def energies(pictures: Pictures) -> Numbers:
-    """The share of each picture's power about its mean that lies above 0.5 pi radians a pixel: (...).
+def energies(pictures: Pictures, radius: float = QUARTER) -> Numbers:
+    """The share of each picture's power about its mean that lies above `radius` cycles a pixel: (...).
 
     Frequencies are taken by their distance from zero in the plane, in red, green and blue alike; the picture
     is taken for one tile of a periodic one. A picture of one colour has no power: its share is 0.
     """
     maps = torch.from_numpy(pictures).movedim(-1, -3).float() / 255  # (..., 3, H, W)
     maps = maps - maps.mean((-2, -1), keepdim=True)
-    _, high = band_split(maps, radius=QUARTER)
+    _, high = band_split(maps, radius)
     power = maps.square().sum((-3, -2, -1)).clamp(min=1e-9)
     return (high.square().sum((-3, -2, -1)) / power).numpy()
 

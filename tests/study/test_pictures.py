@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.random import default_rng
 
-from ldm.study.evaluation.pictures import clipped_shares, diversities, energies, saturations
+from ldm.study.pictures import clipped_shares, diversities, energies, saturations
 
 N = 64
 
