@@ -79,7 +79,7 @@ def download(name: str, into: Path) -> Path:
             )
         part = _part(into / name, f"{told} {there.size}")
         _fetch(url, part, name, there.size)
-        sha256 = _sha256(part)
+        digest = sha256(part)
     except (OSError, HTTPError) as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
         kept = any(part.stat().st_size for part in _parts(into / name))
@@ -89,12 +89,12 @@ def download(name: str, into: Path) -> Path:
         ) from None
 
     # A wrong file is kept under a name that nothing looks up, for it may have taken hours to come.
-    right = sha256 == known.sha256
+    right = digest == known.sha256
     path = into / (name if right else f"{name}.wrong-hash")
     part.replace(path)
     if not right:
         raise InputError(
-            f"{name} came damaged, or is another file: its sha256 is {sha256}, not {known.sha256}.\n"
+            f"{name} came damaged, or is another file: its sha256 is {digest}, not {known.sha256}.\n"
             f"It is set aside as {path}; the next try starts anew."
         )
     return path
@@ -136,7 +136,8 @@ def _fetch(url: str, part: Path, name: str, size: int | None) -> None:
             )
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The digest of a file's content."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

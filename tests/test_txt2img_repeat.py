@@ -16,6 +16,7 @@ from PIL import Image
 from ldm.freeu import FreeUSettings
 from ldm.image_io import save_png
 from ldm.recipe import Recipe, fits, read_recipe
+from ldm.util import load_config
 
 Run = Callable[..., "Outcome"]  # noqa: F821 (see conftest)
 CPU = ["--device", "cpu"]
@@ -116,7 +117,7 @@ def test_a_picture_s_record_has_every_setting(txt2img: Run, tiny_checkpoint: Pat
         "height": 32,
         "width": 32,
         "steps": 2,
-        "scale": 5.0,
+        "scale": load_config("freeu_tiny.yaml").sampling.scale,
         "sampler": "ddim",
         "eta": 0.0,
         "config": "freeu_tiny.yaml",

@@ -1,6 +1,5 @@
 """A study: the figures asked for, drawn from runs that they share."""
 
-import hashlib
 import json
 from argparse import Namespace
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from ldm.checkpoint import find_checkpoint, load_model
 from ldm.device import pick_device, pick_dtype
+from ldm.download import sha256
 from ldm.errors import InputError
 from ldm.freeu import find_preset
 from ldm.generate import Sampling, check
@@ -139,12 +139,3 @@ def add_freeu(config: DictConfig) -> None:
     if target == UNET:
         preset = asdict(find_preset("sd14"))
         set_freeu(config, {name: preset[name] for name in FACTORS})
-
-
-def sha256(path: Path) -> str:
-    """The digest of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
