@@ -3,6 +3,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EXTRAS = {
+    # The oldest and the newest diffusers that the tests ran on: 0.35.2 and 0.42.1.
     "diffusers": ["diffusers>=0.35.2", "transformers>=5", "accelerate", "peft>=0.17"],
     "demo": ["gradio>=5"],
     "figures": ["matplotlib>=3.8"],
