@@ -1,5 +1,25 @@
-"""Faults that a user can mend."""
+"""Faults that a user can mend, and what a script makes of them."""
+
+import signal
+import sys
+from collections.abc import Callable
 
 
 class InputError(ValueError):
     """Bad input: the message names the value and the remedy. Scripts print it and exit with code 2."""
+
+
+def exit_code(work: Callable[[], object], stopped: str) -> int:
+    """Does a script's work and returns what the script exits with; `stopped` is said after Ctrl-C.
+
+    0, or 2 on bad input, or 128 and the number of the signal that stopped it.
+    """
+    try:
+        work()
+    except InputError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as asked:
+        print(f"\n{stopped}", file=sys.stderr)
+        return 128 + (asked.args[0] if asked.args else signal.SIGINT)
+    return 0

@@ -69,17 +69,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    from ldm.errors import InputError
+    from ldm.errors import exit_code
 
-    try:
-        run(parse_arguments(argv))
-    except InputError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: run(parse_arguments(argv)), "stopped; the same command goes on from here")
 
 
 if __name__ == "__main__":

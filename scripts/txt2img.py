@@ -148,17 +148,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    from ldm.errors import InputError
+    from ldm.errors import exit_code
 
-    try:
-        run(parse_arguments(argv))
-    except InputError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as asked:
-        print("\nstopped; every finished picture is kept, --resume makes the rest", file=sys.stderr)
-        return 128 + (asked.args[0] if asked.args else signal.SIGINT)
-    return 0
+    return exit_code(
+        lambda: run(parse_arguments(argv)), "stopped; every finished picture is kept, --resume makes the rest"
+    )
 
 
 def stop(number: int, _: object) -> None:

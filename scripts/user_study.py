@@ -63,18 +63,11 @@ def tally(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    from ldm.errors import InputError
+    from ldm.errors import exit_code
 
     arguments = parse_arguments(argv)
-    try:
-        make(arguments) if arguments.command == "make" else tally(arguments)
-    except InputError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    command = make if arguments.command == "make" else tally
+    return exit_code(lambda: command(arguments), "stopped; nothing was written")
 
 
 if __name__ == "__main__":
