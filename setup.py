@@ -27,6 +27,7 @@ setup(
         "einops",
         "open-clip-torch>=3.0",
         "safetensors>=0.4",
+        "filelock>=3.12",
         "huggingface-hub>=1.0",
         "numpy>=1.26",
         "pillow>=10.1",

@@ -2,10 +2,13 @@
 
 Each run begins with a line of its settings and of the numbers that its files take. A line follows for every
 file as soon as it is on disk, with its hash. Lines are appended and never changed. What a kill may leave is a
-torn last line, which the next run cuts off, or a picture without its line, which the next run knows by the
-settings in it.
+torn last line, which the next line's writer cuts off, or a picture without its line, which the next run knows
+by the settings in it.
+
+Any number of processes may write one manifest, each under a lock that the system takes from it when it dies.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,10 +17,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from ldm.errors import InputError
 from ldm.image_io import next_number
 
 NAME = "manifest.jsonl"
+LOCK = ".manifest.lock"
 
 Settings = dict[str, Any]
 
@@ -52,14 +58,22 @@ class Manifest:
         self.folder, self.path = folder, folder / NAME
         self.runs: list[tuple[Files, Settings]] = []
         self.known: dict[str, str] = {}  # the sha256 of each finished file
+        self.end = 0  # of the lines that were read
+        self.catch_up()
+
+    def catch_up(self) -> list[str]:
+        """Reads the lines that were added since, here or by others: the names of the files they tell of."""
         try:
-            content = self.path.read_bytes()
+            with self.path.open("rb") as file:
+                file.seek(self.end)
+                content = file.read()
         except FileNotFoundError:
             content = b""
         except OSError as fault:
             raise InputError(f"{self.path} cannot be read: {fault.strerror or fault}.") from None
         *lines, torn = content.split(b"\n")
-        self.size, self.torn = len(content), len(torn)  # the latter are behind the last whole line
+        self.end += len(content) - len(torn)
+        names = []
         for line in lines:
             try:
                 entry = json.loads(line)
@@ -80,21 +94,26 @@ class Manifest:
                     self.runs.append((files, settings))
                 case {"file": str(name), "sha256": str(digest)}:
                     self.known[name] = digest
+                    names.append(name)
+        return names
 
     def begin(self, folder: str, pictures: int, sheets: int, settings: Settings) -> Files:
         """A new run, whose numbers lie above those of all files that are there or promised to another run."""
-        promised = [files for files, _ in self.runs]
-        ends = [files.first + files.pictures for files in promised if files.folder == folder]
-        sheet_ends = [files.first_sheet + files.sheets for files in promised]
-        files = Files(
-            folder,
-            max([next_number(self.folder / folder), *ends]),
-            pictures,
-            max([next_number(self.folder, "grid-"), *sheet_ends]),
-            sheets,
-        )
-        if pictures or sheets:
-            self.append({"run": asdict(files), "settings": settings})
+        if not pictures and not sheets:
+            return Files(folder, 0, 0, 0, 0)
+        with self._locked():
+            self.catch_up()
+            promised = [files for files, _ in self.runs]
+            ends = [files.first + files.pictures for files in promised if files.folder == folder]
+            sheet_ends = [files.first_sheet + files.sheets for files in promised]
+            files = Files(
+                folder,
+                max([next_number(self.folder / folder), *ends]),
+                pictures,
+                max([next_number(self.folder, "grid-"), *sheet_ends]),
+                sheets,
+            )
+            self._append({"run": asdict(files), "settings": settings})
         return files
 
     def resume(self, settings: Settings) -> Files | None:
@@ -120,33 +139,40 @@ class Manifest:
         """Whether the file is there as it was finished: neither removed nor changed since."""
         return name in self.known and self._digest(name) == self.known[name]
 
-    def add(self, name: str, **details: Any) -> None:
-        """Writes down that a file is finished: its name, these details and its hash."""
-        digest = self._digest(name)
-        if digest is None:
-            return  # removed again already: it has to be made once more
-        self.append({"file": name, **details, "sha256": digest})
-        self.known[name] = digest
+    def add(self, name: str, **details: Any) -> list[str]:
+        """Writes down that a file is finished: its name, these details and its hash.
 
-    def append(self, entry: dict[str, Any]) -> None:
-        """Puts a line to the end, whole or not at all, and onto the disk."""
-        content = json.dumps(entry, default=str).encode() + b"\n"
+        Returns the names of all files finished since the manifest was read last, this one the last of them;
+        it is left out where it was removed again already and has to be made once more.
+        """
+        digest = self._digest(name)
+        with self._locked():
+            names = self.catch_up()
+            if digest is not None:
+                self._append({"file": name, **details, "sha256": digest})
+                names += self.catch_up()
+        return names
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
         try:
-            with self.path.open("ab", buffering=0) as file:
-                end = file.tell()
-                if self.torn and end == self.size:
-                    end -= self.torn
-                    file.truncate(end)
-                self.torn = 0
-                try:
-                    while content:
-                        content = content[file.write(content) :]
-                    os.fsync(file.fileno())
-                except OSError:
-                    file.truncate(end)
-                    raise
+            with FileLock(self.folder / LOCK):
+                yield
         except OSError as fault:
             raise InputError(f"{self.path} cannot be written: {fault.strerror or fault}.") from None
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        """Puts a line behind those read, whole or not at all, and onto the disk; the lock has to be held."""
+        content = json.dumps(entry, default=str).encode() + b"\n"
+        with self.path.open("ab", buffering=0) as file:
+            file.truncate(self.end)  # half a line is what a killed process left
+            try:
+                while content:
+                    content = content[file.write(content) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(self.end)
+                raise
 
     def _digest(self, name: str) -> str | None:
         """The sha256 of a file, None where there is none."""

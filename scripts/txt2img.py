@@ -10,10 +10,8 @@ import argparse
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from ldm.freeu_flags import add_freeu_flags, make_config
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -52,23 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--H", type=int, dest="height", help="height in pixels (default: the config's or 512)")
     add("--W", type=int, dest="width", help="width in pixels (default: the config's or 512)")
 
-    add = parser.add_argument_group("FreeU (default: the config's)").add_argument
-    add("--b1", type=float, help="factor of the backbone at the first stage (1280 channels in SD)")
-    add("--b2", type=float, help="factor of the backbone at the second stage (640 channels)")
-    add("--s1", type=float, help="factor of the skip's low frequencies at the first stage")
-    add("--s2", type=float, help="factor of the skip's low frequencies at the second stage")
-    add("--freeu-version", type=int, choices=(1, 2), dest="version", help="2: structure-related factor")
-    add("--strength", type=float, help="moves all factors from one, at 0, to their values, at 1")
-    add("--start", type=float, help="where in the denoising run FreeU begins to act, 0 to 1")
-    add("--stop", type=float, help="where it ends")
-    add("--ramp", type=float, help="over how much of the run it fades in and out")
-    add("--threshold", type=int, help="half-width of the skip filter's window of frequencies")
-    add("--channels", type=fraction_or_name, help="scaled ones: first, second, alternate, all, or a fraction")
-    add("--match", help="tell the stages by their channels, as the paper does, or by their resolution")
-    add("--stage", nargs=3, type=float, action="append", dest="stages", metavar=("WIDTH", "B", "S"),
-        help="factors for any other stage: 320 1.1 0.9")  # fmt: skip
-    add("--no-freeu", action="store_true", help="the plain model")
-    add("--compare", action="store_true", help="FreeU off and on from the same noise, in one picture")
+    add_freeu_flags(parser)
 
     add = parser.add_argument_group("output").add_argument
     add("--outdir", type=Path, default=Path("outputs/txt2img-samples"), help="(default: %(default)s)")
@@ -78,14 +60,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--n_rows", type=int, default=0, help="pictures in a row of the sheet (default: n_samples)")
     add("--print-config", action="store_true", help="print the config as YAML, whole, and stop")
     return parser
-
-
-def fraction_or_name(text: str) -> float | str:
-    """A number where the text is one."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -102,31 +76,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         arguments = parser.parse_intermixed_args(argv)
         arguments.overrides = under + written
 
-    from ldm.util import FREEU
-
-    arguments.factors = {name: value for name in FREEU if (value := getattr(arguments, name)) is not None}
-    if arguments.stages:
-        arguments.factors["stages"] = {int(width): [b, s] for width, b, s in arguments.stages}
-    if arguments.from_image is not None and not recorded and not arguments.factors:
-        arguments.no_freeu = True
     arguments.recorded, arguments.written = recorded, written
     return arguments
-
-
-def make_config(arguments: argparse.Namespace) -> "DictConfig":
-    """The config of a run; FreeU as a picture records it lies under overrides, and these under flags."""
-    from ldm.util import load_config, remove_freeu, set_freeu
-
-    config = load_config(arguments.config, arguments.overrides)
-    if arguments.no_freeu:
-        remove_freeu(config)
-        return config
-    if arguments.recorded:
-        set_freeu(config, arguments.recorded)
-        config.merge_with_dotlist(arguments.written)
-    if arguments.factors:
-        set_freeu(config, arguments.factors)
-    return config
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import ldm.txt2img as txt2img_module
+import ldm.painter as painter_module
 from ldm.checkpoint import load_model
 from ldm.image_io import save_png
 from ldm.manifest import Manifest, differences
@@ -36,7 +36,7 @@ def prompts(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ldm.txt2img.SHEET", 4)
+    monkeypatch.setattr("ldm.gallery.SHEET", 4)
 
 
 @pytest.fixture
@@ -49,6 +49,7 @@ def loaded_once(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def tree(folder: Path) -> Tree:
     """Every file with its content; the manifest's lines sorted, as their order is that of the finishing."""
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files.pop(".manifest.lock", None)
     if "manifest.jsonl" in files:
         files["manifest.jsonl"] = b"\n".join(sorted(files["manifest.jsonl"].split(b"\n")))
     return files
@@ -375,11 +376,13 @@ def test_a_batch_with_a_hole_is_drawn_whole(
 ) -> None:
     """On a GPU, where pictures are drawn in batches, the company of a picture may show in its last bits."""
     batches: list[int] = []
-    generate = txt2img_module.generate
+    generate = painter_module.generate
     monkeypatch.setattr(
-        txt2img_module, "generate", lambda *a, **k: batches.append(len(a[1])) or generate(*a, **k)
+        painter_module, "generate", lambda *a, **k: batches.append(len(a[1])) or generate(*a, **k)
     )
-    monkeypatch.setattr(txt2img_module.Run, "at_once", property(lambda _: 3, lambda *_: None), raising=False)
+    monkeypatch.setattr(
+        painter_module.Painter, "at_once", property(lambda _: 3, lambda *_: None), raising=False
+    )
     command = ("--from-file", prompts, "--resume")
     folder = txt2img(*command).folder
     whole = tree(folder)

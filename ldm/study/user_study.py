@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
+from ldm.caveats import warn
 from ldm.checkpoint import fingerprint, load_model
 from ldm.errors import InputError
 from ldm.generate import Sampling, check, generate
@@ -28,9 +29,9 @@ from ldm.jobs import Job, read_prompts
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
 from ldm.modules.encoders.words import WordEmbedder
+from ldm.request import usual_settings
 from ldm.study.pairs import PAIRS, usual_prompts
 from ldm.study.votes import KEY, SIDES, Side
-from ldm.txt2img import say, usual_settings
 from ldm.util import load_config
 
 PAGE, KEY_FILE = "study.html", "key.json"
@@ -102,7 +103,7 @@ def make_study(
     count = pairs or len(texts or range(PAIRS))
     texts = texts or usual_prompts(encoder, None)
     jobs = [Job(texts[k % len(texts)], seed + k) for k in range(count)]
-    warn(encoder, [job.prompt for job in jobs])
+    warn_of_words(encoder, [job.prompt for job in jobs])
     drawn = list(tqdm(draw_pairs(model, jobs, sampling), total=count, unit="pair", disable=None))
     settings = {
         "config": config,
@@ -117,14 +118,14 @@ def make_study(
     return write_study(outdir, drawn, lot, settings)
 
 
-def warn(encoder: Any, prompts: Sequence[str]) -> None:
+def warn_of_words(encoder: Any, prompts: Sequence[str]) -> None:
     """Says which words voters will read and the model will not."""
     for prompt in dict.fromkeys(prompts):
         unknown = encoder.unknown(prompt) if isinstance(encoder, WordEmbedder) else []
         if unknown:
-            say(f"warning: this small model does not know {', '.join(unknown)}, in {prompt!r}")
+            warn(f"this small model does not know {', '.join(unknown)}, in {prompt!r}")
         if cut := encoder.truncated(prompt):
-            say(f"warning: the prompt is too long for the text encoder, which leaves out: {cut}")
+            warn(f"the prompt is too long for the text encoder, which leaves out: {cut}")
 
 
 def draw_pairs(model: LatentDiffusion, jobs: Sequence[Job], sampling: Sampling) -> Iterator[Pair]:

@@ -19,6 +19,7 @@ from ldm.generate import Sampling, check
 from ldm.image_io import writable_folder
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
+from ldm.request import DTYPES, usual_settings
 from ldm.study.evaluation import bootstrap
 from ldm.study.evaluation.asked import plan
 from ldm.study.evaluation.bootstrap import Estimate, Numbers, Statistic, compare, resamples, spread
@@ -28,7 +29,6 @@ from ldm.study.evaluation.settings import read_settings
 from ldm.study.pictures import Pictures
 from ldm.study.runs import AT_ONCE, Run, Runs
 from ldm.study.watch import total_steps
-from ldm.txt2img import DTYPES, usual_settings
 from ldm.util import load_config, remove_freeu, set_freeu
 
 PROBES = 16  # prompts over which a setting's ratio of guidance is measured, with one seed each

@@ -20,13 +20,13 @@ from ldm.generate import Sampling, check
 from ldm.image_io import writable_folder
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
+from ldm.request import usual_settings
 from ldm.study.figures.figure import Figure, Material, Setup, save
 from ldm.study.figures.report import Drawn, write_claims, write_page
 from ldm.study.figures.style import style
 from ldm.study.pairs import plan_pairs
 from ldm.study.runs import Run, Runs
 from ldm.study.watch import total_steps
-from ldm.txt2img import usual_settings
 from ldm.util import FACTORS, UNET, get_class, load_config, remove_freeu, set_freeu, unet_section
 
 

@@ -1,0 +1,46 @@
+"""Warnings before a run: what of the model, the prompts and the factors will not work as one might think."""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
+from ldm.modules.encoders.words import WordEmbedder
+from ldm.parameterization import mix_up
+
+NAMED = 10  # prompts or words that a warning names; the rest it counts
+
+
+def caveats(model: LatentDiffusion, texts: list[str]) -> Iterator[str]:
+    """A line for each; `texts` are all that the text encoder will read."""
+    if wrong := mix_up(model):
+        yield wrong
+    yield from _about_texts(model.cond_stage_model, texts)
+    unet = model.model.diffusion_model
+    if isinstance(unet, Free_UNetModel) and unet.hit_blocks():
+        yield from unet.freeu.outside_published_range()
+
+
+def _about_texts(encoder: Any, texts: list[str]) -> Iterator[str]:
+    cut = [end for text in texts if (end := encoder.truncated(text))]
+    for end in cut[:NAMED]:
+        yield f"the prompt is too long for the text encoder, which leaves out: {end}"
+    if len(cut) > NAMED:
+        yield f"{len(cut) - NAMED} more prompts are too long"
+    if isinstance(encoder, WordEmbedder):
+        unknown = [*dict.fromkeys(word for text in texts for word in encoder.unknown(text))]
+        if unknown:
+            more = f" and {len(unknown) - NAMED} more words" if len(unknown) > NAMED else ""
+            yield (
+                f"this small model does not know {', '.join(unknown[:NAMED])}{more}; it knows "
+                f"{' '.join(encoder.words)}. For all else there is Stable Diffusion: "
+                "python scripts/txt2img.py --config freeu_sd21.yaml --prompt ..."
+            )
+
+
+def warn(line: str) -> None:
+    """To the terminal, beside the progress bars."""
+    tqdm.write(f"warning: {line}", file=sys.stderr)

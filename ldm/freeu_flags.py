@@ -1,0 +1,59 @@
+"""FreeU on the command line: its flags, and what they make of a config. Imports no torch."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def add_freeu_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("FreeU (default: the config's)").add_argument
+    add("--b1", type=float, help="factor of the backbone at the first stage (1280 channels in SD)")
+    add("--b2", type=float, help="factor of the backbone at the second stage (640 channels)")
+    add("--s1", type=float, help="factor of the skip's low frequencies at the first stage")
+    add("--s2", type=float, help="factor of the skip's low frequencies at the second stage")
+    add("--freeu-version", type=int, choices=(1, 2), dest="version", help="2: structure-related factor")
+    add("--strength", type=float, help="moves all factors from one, at 0, to their values, at 1")
+    add("--start", type=float, help="where in the denoising run FreeU begins to act, 0 to 1")
+    add("--stop", type=float, help="where it ends")
+    add("--ramp", type=float, help="over how much of the run it fades in and out")
+    add("--threshold", type=int, help="half-width of the skip filter's window of frequencies")
+    add("--channels", type=fraction_or_name, help="scaled ones: first, second, alternate, all, or a fraction")
+    add("--match", help="tell the stages by their channels, as the paper does, or by their resolution")
+    add("--stage", nargs=3, type=float, action="append", dest="stages", metavar=("WIDTH", "B", "S"),
+        help="factors for any other stage: 320 1.1 0.9")  # fmt: skip
+    add("--no-freeu", action="store_true", help="the plain model")
+    add("--compare", action="store_true", help="FreeU off and on from the same noise, in one picture")
+
+
+def fraction_or_name(text: str) -> float | str:
+    """A number where the text is one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def make_config(arguments: argparse.Namespace) -> "DictConfig":
+    """The config that parsed arguments ask for. Raises InputError.
+
+    FreeU as a picture records it (`recorded`) lies under what the command line itself overrides (`written`),
+    and both under FreeU's flags.
+    """
+    from ldm.util import FREEU, load_config, remove_freeu, set_freeu
+
+    config = load_config(arguments.config, arguments.overrides)
+    factors = {name: value for name in FREEU if (value := getattr(arguments, name)) is not None}
+    if arguments.stages:
+        factors["stages"] = {int(width): [b, s] for width, b, s in arguments.stages}
+    was_plain = arguments.from_image is not None and not arguments.recorded
+    if arguments.no_freeu or (was_plain and not factors):
+        remove_freeu(config)
+        return config
+    if arguments.recorded:
+        set_freeu(config, arguments.recorded)
+        config.merge_with_dotlist(arguments.written)
+    if factors:
+        set_freeu(config, factors)
+    return config

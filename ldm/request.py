@@ -1,0 +1,69 @@
+"""What a run of txt2img is asked for, checked before any model is read."""
+
+from argparse import Namespace
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+import torch
+from omegaconf import DictConfig
+
+from ldm.errors import InputError
+from ldm.generate import Sampling
+from ldm.jobs import Job, plan, read_prompts
+from ldm.recipe import fits
+
+DEFAULT_PROMPT = "a professional photograph of an astronaut riding a horse"
+DTYPES = {"full": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+SIZES = {name: get_type_hints(Sampling)[name] for name in ("height", "width", "steps", "scale")}
+
+
+@dataclass(frozen=True)
+class Request:
+    """The pictures to make, and how to sample them."""
+
+    sampling: Sampling
+    jobs: list[Job]
+    texts: list[str]  # each that the text encoder has to read
+
+
+def usual_settings(config: DictConfig) -> dict[str, Any]:
+    """The `sampling:` section of a config: height, width, steps, scale and prompt. Raises InputError."""
+    usual = config.get("sampling") or {}
+    hints = SIZES | {"prompt": str}
+    if not isinstance(usual, DictConfig | dict):
+        raise InputError(f"The config's sampling section is {usual!r}; it may hold {', '.join(hints)}.")
+    for name, value in usual.items():
+        if name not in hints:
+            raise InputError(f"The config's sampling section has {name!r}; it may hold {', '.join(hints)}.")
+        if not fits(value, hints[name]):
+            raise InputError(f"The config's sampling.{name} is {value!r}: give a {hints[name].__name__}.")
+    return dict(usual)
+
+
+def read_request(arguments: Namespace, config: DictConfig) -> Request:
+    """What txt2img's parsed arguments and a config ask for. Raises InputError."""
+    for name, least in {"n_samples": 1, "n_iter": 1, "repeat": 1, "n_rows": 0}.items():
+        if getattr(arguments, name) < least:
+            raise InputError(f"--{name} is {getattr(arguments, name)}: give {least} or more.")
+    if not 0 <= arguments.seed < 2**63:
+        raise InputError(f"--seed is {arguments.seed}: give a whole number from 0 to 2**63 - 1.")
+    if arguments.precision not in (*DTYPES, "auto", "autocast"):
+        raise InputError(f"--precision is {arguments.precision!r}: give auto, {', '.join(DTYPES)}.")
+
+    # What is not asked for comes from the config, then from what Stable Diffusion usually takes.
+    usual = usual_settings(config)
+    default_prompt = usual.pop("prompt", DEFAULT_PROMPT)
+    asked = {name: value for name in SIZES if (value := getattr(arguments, name)) is not None}
+    sampling = Sampling(**(usual | asked), sampler=arguments.sampler, eta=arguments.eta)
+    if arguments.from_file is None:
+        prompts = [default_prompt if arguments.prompt is None else arguments.prompt] * arguments.n_samples
+    else:
+        prompts = [p for p in read_prompts(arguments.from_file) for _ in range(arguments.repeat)]
+    texts = list(dict.fromkeys([*prompts, arguments.negative_prompt]))
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"The prompt {text!r} is not valid Unicode: give it in UTF-8.") from None
+    jobs = plan(prompts, arguments.n_iter, arguments.n_samples, arguments.seed, arguments.fixed_code)
+    return Request(sampling, jobs, texts)
