@@ -121,7 +121,7 @@ def gadgets(folder: Path) -> dict[str, bytes]:
         "OBJ": b"(" + system + touch + b"o",
         "NEWOBJ": a_global("builtins", "tuple") + lazily + b"\x85\x81",
         "NEWOBJ_EX": a_global("builtins", "tuple") + lazily + b"\x85}\x92",
-        "dotted STACK_GLOBAL": call(stack_global("pathlib", "os.system"), touch),
+        "dotted STACK_GLOBAL": call(stack_global("logging", "os.system"), touch),
         "dunder STACK_GLOBAL": call(stack_global("builtins", "print.__self__.eval"), code),
         "method by STACK_GLOBAL": call(
             stack_global("pathlib", "Path.touch"), call(a_global("pathlib", "Path"), literal(canary))
