@@ -20,6 +20,7 @@ from ldm.download import download as fetch
 from ldm.errors import InputError
 from ldm.misfit import likely_nature, misfit
 from ldm.torch_file import LEGACY_START, ZIP_START, read_torch_file
+from ldm.trust import trusting
 from ldm.util import CHECKPOINTS, instantiate_from_config, load_config, resolved
 
 # Some releases of transformers leave a level out of the names of CLIP's text tower; the model has it.
@@ -46,6 +47,7 @@ def load_model(
     dtype: Literal["auto"] | torch.dtype = "auto",
     overrides: Iterable[str] = (),
     download: bool = False,
+    trust_config: bool = False,
 ) -> nn.Module:
     """The model of a config with the weights of a checkpoint, in eval mode.
 
@@ -56,9 +58,11 @@ def load_model(
         dtype: of the weights; "auto" is what the device does fast and safely.
         overrides: `key=value` entries that change the config.
         download: fetch a known checkpoint that is not there. Nothing is fetched otherwise.
+        trust_config: build what the config names from any package, and so run its code.
 
     Raises:
-        InputError: something is not there, damaged, or does not fit the config.
+        InputError: something is not there, damaged, or does not fit the config, or the config names a class
+            that only a trusted one may.
     """
     config = resolved(config, overrides) if isinstance(config, DictConfig) else load_config(config, overrides)
     if "model" not in config:
@@ -70,7 +74,8 @@ def load_model(
     path = find_checkpoint(str(name), download)
     device = pick_device(device)
     tensors = read_tensors(path)
-    model = build_on_meta(config.model)
+    with trusting(trust_config):
+        model = build_on_meta(config.model)
     try:
         fill(model, tensors, pick_dtype(device) if dtype == "auto" else dtype, device)
     except InputError as error:

@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import GenericAlias, UnionType
@@ -94,17 +93,3 @@ def fits(value: Any, hint: type | UnionType | GenericAlias) -> bool:
     if hint is float:
         return type(value) in (int, float) and abs(value) <= sys.float_info.max
     return type(value) is hint
-
-
-def refuse_foreign_code(config: Any, path: Path) -> None:
-    """Raises InputError where a config that a picture asks for names classes of other packages.
-
-    Naming a class is enough to run code, which nobody expects of a picture that came by mail.
-    """
-    if isinstance(config, Mapping):
-        target = config.get("target")
-        if target is not None and not str(target).startswith(("ldm.", "torch.nn.")):
-            raise InputError(f"The settings in {path} name code of another package: {target}. It is not run.")
-    if isinstance(config, Mapping | list):
-        for part in config.values() if isinstance(config, Mapping) else config:
-            refuse_foreign_code(part, path)

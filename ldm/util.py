@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ldm.errors import InputError
+from ldm.trust import refuse_foreign_class, refuse_foreign_name, trusting
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -141,14 +142,17 @@ def unet_section(config: DictConfig) -> DictConfig:
 
 
 def get_class(target: str) -> type:
-    """The class that a config's `target:` names. Raises InputError."""
+    """The class that a config's `target:` names. Raises InputError, also where only `trusting` would do."""
     module, _, name = str(target).rpartition(".")
+    if module:
+        refuse_foreign_name(str(target))
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
         found = None
     if not isinstance(found, type):
         raise InputError(f"The config's target {target!r} is no class; this project's begin with 'ldm.'.")
+    refuse_foreign_class(str(target), found)
     return found
 
 
@@ -165,11 +169,21 @@ def accepted_parameters(cls: type) -> set[str]:
     return names
 
 
-def instantiate_from_config(config: Mapping[str, Any]) -> Any:
-    """An object of the class that `target` names, made with `params`. Raises InputError."""
+def instantiate_from_config(config: Mapping[str, Any], trust_config: bool = False) -> Any:
+    """An object of the class that `target` names, made with `params`. Raises InputError.
+
+    Only networks of this project and of torch are built, here and in the sections below, unless
+    `trust_config` says that any code the config names may run.
+    """
     if not isinstance(config, Mapping) or "target" not in config:
         raise InputError(f"A section of the config has no `target:`; it is {str(config)[:99]}.")
     target, params = config["target"], config.get("params") or {}
+    with trusting(trust_config):
+        return _build(target, params)
+
+
+def _build(target: str, params: Any) -> Any:
+    """An object of the class that `target` names, made with `params`."""
     cls = get_class(target)
     if not isinstance(params, Mapping):
         raise InputError(f"The params of {target} are {params!r}; they have to be `key: value` lines.")

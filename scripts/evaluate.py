@@ -43,6 +43,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--config", default="freeu_tiny.yaml", help="a file, here or in configs/ (default: the small model)")
     add("--ckpt", help="weights, .safetensors or .ckpt, here or in checkpoints/ (default: the config's)")
     add("--download", action="store_true", help="fetch the config's checkpoint if it is not there")
+    add("--trust-config", action="store_true", help="run code of other packages that the config names")
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--precision", choices=("auto", "full", "fp16", "bf16"), default="auto",
         help="auto: what the device does fast and safely; full: float32")  # fmt: skip

@@ -25,6 +25,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--config", default="freeu_tiny.yaml", help="a file, here or in configs/ (default: the small model)")
     add("--ckpt", help="weights, .safetensors or .ckpt, here or in checkpoints/ (default: the config's)")
     add("--download", action="store_true", help="fetch the config's checkpoint if it is not there")
+    add("--trust-config", action="store_true", help="run code of other packages that the config names")
     add("--prompts", metavar="FILE or N", help="a file with a prompt a line, or how many of the usual ones: "
         "captions the small model knows, the paper's prompts for others")  # fmt: skip
     add("--seeds", type=int, metavar="N", help="seeds with each prompt (default: 16 pairs or just above)")

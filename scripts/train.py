@@ -19,21 +19,24 @@ from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 
-from ldm.errors import InputError
+from ldm.errors import exit_code
 from ldm.util import instantiate_from_config, load_config
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="what to train, a file of configs/train")
     parser.add_argument("--outdir", type=Path, required=True, help="where everything goes")
+    parser.add_argument(
+        "--trust-config", action="store_true", help="run code of other packages that the config names"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    return parser.parse_intermixed_args()
+    return parser.parse_intermixed_args(argv)
 
 
-def train(config_name: str, outdir: Path, overrides: list[str]) -> None:
+def train(config_name: str, outdir: Path, overrides: list[str], trust_config: bool = False) -> None:
     config = load_config(config_name, overrides)
     outdir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, outdir / "config.yaml")
@@ -58,7 +61,7 @@ def train(config_name: str, outdir: Path, overrides: list[str]) -> None:
         **OmegaConf.to_container(config.trainer),
     )
     module = instantiate_from_config(
-        {"target": config.target, "params": OmegaConf.to_container(config.params)}
+        {"target": config.target, "params": OmegaConf.to_container(config.params)}, trust_config
     )
     trainer.fit(module, ckpt_path=last if last.is_file() else None)
 
@@ -67,10 +70,13 @@ def train(config_name: str, outdir: Path, overrides: list[str]) -> None:
         module.export(outdir / "model.safetensors")
 
 
+def main(argv: list[str]) -> int:
+    asked = parse_arguments(argv)
+    return exit_code(
+        lambda: train(asked.config, asked.outdir, asked.overrides, asked.trust_config),
+        "stopped; the same command goes on from the last checkpoint",
+    )
+
+
 if __name__ == "__main__":
-    arguments = parse_arguments()
-    try:
-        train(arguments.config, arguments.outdir, arguments.overrides)
-    except InputError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main(sys.argv[1:]))

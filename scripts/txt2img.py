@@ -35,6 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--config", default="freeu_tiny.yaml", help="a file, here or in configs/ (default: the small model)")
     add("--ckpt", help="weights, .safetensors or .ckpt, here or in checkpoints/ (default: the config's)")
     add("--download", action="store_true", help="fetch the config's checkpoint if it is not there")
+    add("--trust-config", action="store_true", help="run code of other packages that the config names")
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--precision", choices=("auto", "full", "autocast", "fp16", "bf16"), default="auto",
         help="auto and autocast: what the device does fast and safely; full: float32")  # fmt: skip
@@ -85,10 +86,6 @@ def run(arguments: argparse.Namespace) -> None:
     from omegaconf import OmegaConf
 
     config = make_config(arguments)
-    if arguments.from_image is not None:
-        from ldm.recipe import refuse_foreign_code
-
-        refuse_foreign_code(OmegaConf.to_container(config).get("model"), arguments.from_image)
     if arguments.print_config:
         print(OmegaConf.to_yaml(config), end="")
         return

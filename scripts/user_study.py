@@ -22,6 +22,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add = commands.add_parser("make", help=about, description=about).add_argument
     add("--config", default="freeu_tiny.yaml", help="a file, here or in configs/ (default: the small model)")
     add("--ckpt", help="weights, .safetensors or .ckpt, here or in checkpoints/ (default: the config's)")
+    add("--trust-config", action="store_true", help="run code of other packages that the config names")
     add("--prompts", type=Path, metavar="FILE", help="a prompt a line (default: captions that the small "
         "model knows; the paper's prompts for others)")  # fmt: skip
     add("--pairs", type=int, metavar="N", help="how many (default: one for each prompt in FILE, else 16)")

@@ -1,7 +1,6 @@
 """Configs: how they are found, laid over each other and built, and which ones ship."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -262,7 +261,7 @@ def test_freeu_is_put_in_and_taken_out_again() -> None:
         (["model.target=nowhere.Model"], "nowhere.Model"),
         (["model.target=Model"], "'Model' is no class"),
         (["model.target=7"], "7 is no class"),
-        (["model.target=os.system"], "no class"),
+        (["model.target=ldm.models.diffusion.ddpm.make_schedule"], "no class"),
         (["model.params.unet_config.params.treshold=2"], "no parameter treshold. Is threshold meant"),
         (["model.params.unet_config.params.zzz=2"], "no parameter zzz. Remove it"),
         (["model.params.unet_config.target=" + UNET], f"no parameter b1, b2, s1, s2. .* {FREE_UNET}"),
@@ -301,13 +300,12 @@ def test_what_is_missing_in_a_config_is_named() -> None:
         build_on_meta(config.model)
 
 
-def test_classes_of_other_packages_are_built_too() -> None:
+def test_networks_of_torch_are_built_too() -> None:
     config = {"target": "torch.nn.Linear", "params": {"in_features": 2, "out_features": 3}}
     assert instantiate_from_config(config).weight.shape == (3, 2)
     assert isinstance(instantiate_from_config({"target": "torch.nn.Identity"}), torch.nn.Identity)
     with pytest.raises(InputError, match="Linear cannot be made"):
         instantiate_from_config({"target": "torch.nn.Linear", "params": {"in": 2}})
-    assert get_class("collections.OrderedDict").__name__ == "OrderedDict" and "collections" in sys.modules
 
 
 def test_the_linear_schedule_of_the_original_by_hand() -> None:

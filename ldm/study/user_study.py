@@ -61,6 +61,7 @@ def make_study(
     *,
     config: str,
     ckpt: str | None,
+    trust_config: bool,
     prompts: Path | None,
     pairs: int | None,
     seed: int,
@@ -90,7 +91,7 @@ def make_study(
     asked = {name: value for name, value in {"steps": steps, "scale": scale}.items() if value is not None}
     sampling = Sampling(**(usual | asked))
 
-    model = load_model(loaded, ckpt, device)
+    model = load_model(loaded, ckpt, device, trust_config=trust_config)
     if not isinstance(model, LatentDiffusion) or isinstance(model.cond_stage_model, nn.Identity):
         raise InputError("The config's model draws no prompts; its target has to be LatentDiffusion.")
     unet = model.model.diffusion_model

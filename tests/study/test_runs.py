@@ -155,7 +155,14 @@ def test_a_study_that_was_killed_goes_on_where_it_was(tiny_checkpoint, tmp_path)
     words = ["--figure", "17", "--ckpt", tiny_checkpoint, "--outdir", tmp_path, *SMALL, *PIXELS]
     words[words.index("--steps") + 1] = "15"
     command = [sys.executable, ROOT / "scripts" / "figures.py", *words]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background the interrupt is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     folder, deadline = tmp_path / "runs", time.monotonic() + 60
     while not list(folder.glob("*.npz")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)

@@ -78,7 +78,14 @@ class Evaluation:
         set_freeu(config, {})  # so that a plain U-Net takes settings too
         device = pick_device(arguments.device)
         dtype = DTYPES.get(arguments.precision) or pick_dtype(device)
-        model = load_model(config, arguments.ckpt, device, dtype, download=arguments.download)
+        model = load_model(
+            config,
+            arguments.ckpt,
+            device,
+            dtype,
+            download=arguments.download,
+            trust_config=arguments.trust_config,
+        )
         self.model = checked(model, self.settings)
         check(self.sampling, self.model)
         self.asked = plan(arguments.prompts, arguments.held_out, arguments.seeds, self.model.cond_stage_model)

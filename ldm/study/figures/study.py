@@ -27,6 +27,7 @@ from ldm.study.figures.style import style
 from ldm.study.pairs import plan_pairs
 from ldm.study.runs import Run, Runs
 from ldm.study.watch import total_steps
+from ldm.trust import trusting
 from ldm.util import FACTORS, UNET, get_class, load_config, remove_freeu, set_freeu, unet_section
 
 
@@ -36,11 +37,12 @@ class Study:
     def __init__(self, figures: Sequence[Figure], arguments: Namespace):
         self.figures = figures
         config = load_config(arguments.config, arguments.overrides)
-        add_freeu(config)
         device = pick_device(arguments.device)
         dtype = pick_dtype(device)
         name = arguments.ckpt or config.get("checkpoint")
-        model = load_model(config, name, device, dtype, download=arguments.download)
+        with trusting(arguments.trust_config):
+            add_freeu(config)
+            model = load_model(config, name, device, dtype, download=arguments.download)
         if not isinstance(model, LatentDiffusion) or isinstance(model.cond_stage_model, nn.Identity):
             raise InputError("The config's model draws no prompts; its target has to be LatentDiffusion.")
         self.model, self.unet = model, model.model.diffusion_model
