@@ -31,8 +31,8 @@ class Axis:
 
     @property
     def labels(self) -> list[str]:
-        """Each value under its setting's name, as `b1 1.2`."""
-        return [f"{self.name} {shown(value)}" for value in self.values]
+        """Each value under its setting's name, as `b1 = 1.2`."""
+        return [f"{self.name} = {shown(value)}" for value in self.values]
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Measure:
 
 JUDGED = {
     **{name: Measure(f"{name} right, %", "higher", True, 1) for name in alignment.MEASURES},
-    "alignment": Measure("all of it right, %", "higher", True, 1),
+    "alignment": Measure("alignment, %", "higher", True, 1),
 }
 MEASURES = {
     "energy": Measure("energy above 0.5 pi, %", percent=True, of=energies),

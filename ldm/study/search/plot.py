@@ -15,8 +15,8 @@ from ldm.settings_grid import shown
 from ldm.study.evaluation.measures import MEASURES
 from ldm.study.figures.style import COLOURS, INK, PAGE, SEQUENCE, new_sheet, style
 from ldm.study.search.goals import Goal
-from ldm.study.search.search import FOUND, Outcome
-from ldm.study.search.space import Choice, Space
+from ldm.study.search.search import FOUND, Outcome, called
+from ldm.study.search.space import Choice, Range, Space
 from ldm.study.search.trials import NAME
 
 COLUMNS = 5  # panels beside each other
@@ -65,7 +65,10 @@ def draw_panel(axes: Axes, name: str, space: Space, goal: Goal, g: int, outcome:
         best = (np.maximum if goal.better == "higher" else np.minimum).accumulate(values)
         order = [trial.number for trial in outcome.trials]
         axes.step(order, best, where="post", color=INK, linewidth=0.8, label="best so far")
-    elif isinstance(kind, Choice):
+    elif isinstance(kind, Range):
+        beside = 0.04 * (kind.high - kind.low)
+        axes.set_xlim(kind.low - beside, kind.high + beside)
+    else:
         axes.set_xticks(range(len(kind.values)), [shown(value) for value in kind.values])
         axes.set_xlim(-0.5, len(kind.values) - 0.5)
     for trial, value in zip(outcome.trials, values, strict=True):
@@ -80,7 +83,7 @@ def draw_points(axes: Axes, x: Sequence[float], y: Any, outcome: Outcome) -> Non
     axes.scatter(x, y, c=order, cmap=SEQUENCE, s=9, linewidths=0, label="trials, late ones dark", zorder=2)
     named = [(i, name) for i, it in enumerate(outcome.trials) if (name := it.user_attrs.get(NAME))]
     for (i, name), marker in zip(named, MARKERS, strict=False):
-        label = {"off": "FreeU off", "config": "the config's"}.get(name, f"published {name}")
+        label = "FreeU off" if name == "off" else called(name)
         axes.scatter(x[i], y[i], color=COLOURS[1], marker=marker, s=16, linewidths=0, label=label, zorder=3)
     i = [trial.number for trial in outcome.trials].index(outcome.best.number)
     axes.scatter(

@@ -13,11 +13,11 @@ from omegaconf import OmegaConf
 from ldm.checkpoint import find_checkpoint
 from ldm.image_io import written_whole
 from ldm.study.evaluation.measures import MEASURES
-from ldm.study.evaluation.report import WIDTH, difference, digits, number, summary, table
+from ldm.study.evaluation.report import WIDTH, difference, digits, number, summary
 from ldm.study.evaluation.settings import in_words
 from ldm.study.search.goals import Goal
 from ldm.study.search.plot import save_plot
-from ldm.study.search.search import FOUND, Outcome, Search
+from ldm.study.search.search import FOUND, Outcome, Search, called
 from ldm.study.search.trials import NAME
 from ldm.util import CONFIGS, FACTORS, FREE_UNET, FREEU, find_config
 
@@ -25,17 +25,26 @@ PRESET = "found.yaml"
 
 
 def told(search: Search, outcome: Outcome) -> str:
-    """The outcome in 100 columns: the trials worth naming, the check's table and what it says."""
-    pictures = sum(map(len, search.asked.pairs))
+    """The outcome in 100 columns: the trials worth naming, the check of what was found and what it says."""
+    facts, prompts, fresh = search.check.facts, search.asked.prompts, search.check.asked.prompts
+    seeds = len(search.asked.pairs[0])
     goals = " and ".join(f"{goal.metric} ({goal.better} is better)" for goal in search.goals)
     head = (
-        f"Tried {len(outcome.trials)} settings of FreeU, over {search.space}, for {goals}: each on the same "
-        f"{pictures} pictures of {len(search.asked.pairs)} prompts in {search.steps} steps."
+        f"Tried {len(outcome.trials)} settings of FreeU, over {search.space}, for {goals}, on "
+        f"{Path(facts['checkpoint']).name}: each on the same {len(prompts)} prompts x {seeds} "
+        f"{'seed' if seeds == 1 else 'seeds'}, in {search.steps} {facts['sampling']['sampler']} steps at "
+        f"guidance {facts['sampling']['scale']:g}."
     )
-    lines = [*textwrap.wrap(head, WIDTH), "", *trial_lines(search, outcome), ""]
-    lines += ["What was found, on prompts and noise that the search did not see:", ""]
-    lines += [table(outcome.results, {}, search.check.facts), *textwrap.wrap(verdict(search, outcome), WIDTH)]
-    return "\n".join(lines)
+    check = (
+        f"What was found, on {len(fresh)} prompts x {seeds} that the search did not see, with fresh noise, in "
+        f"{facts['sampling']['steps']} steps. Behind each value is its difference to off with the 95 % "
+        f"interval ({facts['bootstrap']['draws']} bootstrap draws of the prompts); a star where it leaves out "
+        "zero."
+    )
+    lines = [*textwrap.wrap(head, WIDTH), "", *trial_lines(search, outcome), "", *textwrap.wrap(check, WIDTH)]
+    return "\n".join(
+        [*lines, "", *check_lines(search, outcome), "", *textwrap.wrap(verdict(search, outcome), WIDTH)]
+    )
 
 
 def trial_lines(search: Search, outcome: Outcome) -> list[str]:
@@ -63,23 +72,36 @@ def trial_lines(search: Search, outcome: Outcome) -> list[str]:
     return lines
 
 
+def check_lines(search: Search, outcome: Outcome) -> list[str]:
+    """A line for FreeU off, for what was found and for published factors, with every goal in columns."""
+    off, *others = outcome.results
+    lines = [f"{'':10}" + "".join(f"{MEASURES[goal.metric].title:<34}" for goal in search.goals)]
+    for result in (off, *others):
+        cells = []
+        for goal in search.goals:
+            measure, decimals = MEASURES[goal.metric], places(goal, outcome)
+            estimate = result.estimates[goal.metric]
+            apart = "" if result is off else difference(estimate, measure, decimals)
+            cells.append(f"{number(estimate.value, measure, decimals):>7}  {apart:<25}")
+        lines.append(f"{result.variant.setting:<10}{''.join(cells)}")
+    return [line.rstrip() for line in lines]
+
+
 def verdict(search: Search, outcome: Outcome) -> str:
     """What the check says: whether what was found beats off, and whether published factors beat it."""
     said = {
         "better": "What was found beats FreeU off beyond the noise",
-        "worse": "What was found is worse than FreeU off: nothing that was tried beats it",
+        "worse": "Nothing that was tried beats FreeU off, and what was found is worse",
         "mixed": "What was found beats FreeU off in one goal and is worse in another",
         "undecided": "Nothing that was tried beats FreeU off beyond the noise",
     }
     sentences = [f"{said[outcome.gain_over('off', search.goals)]}: {differences(search, outcome, 'off')}."]
-    for name in outcome.against:
-        if name != "off":
-            worse = outcome.gain_over(name, search.goals) in ("worse", "mixed")
-            than = "the config's factors" if name == "config" else f"{name}, published"
-            sentences.append(
-                f"It is {'worse' if worse else 'no worse'} than {than}, by "
-                f"{differences(search, outcome, name)}."
-            )
+    others = {name: outcome.gain_over(name, search.goals) in ("worse", "mixed") for name in outcome.against}
+    for worse in (False, True):
+        names = [name for name in others if name != "off" and others[name] == worse]
+        than = "; ".join(f"{called(name)}, {differences(search, outcome, name)}" for name in names)
+        if names:
+            sentences.append(f"It is {'worse' if worse else 'no worse'} than {than}.")
     return " ".join(sentences)
 
 

@@ -110,8 +110,8 @@ class Search:
             trials = min(trials, (pictures - checked) // each)
         if trials < least:
             raise InputError(
-                f"The search would have {max(trials, 0)} trials: give --trials {least} or more, and --pictures "
-                f"{least * each + checked} or more, as each trial takes {each} and the check of the best {checked}."
+                f"That makes {max(trials, 0)} trials: give --trials {least} or more, and --pictures "
+                f"{least * each + checked} or more, as a trial takes {each} and the last check {checked}."
             )
         return trials
 
@@ -182,8 +182,8 @@ class Search:
         tried = [trial for trial in trials if trial.user_attrs.get(NAME) != "off"]
         best = self.best(tried)
         found = self.space.settings(best.params)
-        published = {name: freeu for name, freeu in self.check.settings.items() if name != FOUND}
-        self.check.settings = {FOUND: found, **published}
+        others = {name: freeu for name, freeu in self.named.items() if name != "off" and freeu != found}
+        self.check.settings = {FOUND: found, **others}
         results, _ = self.check.run()
 
         off, ours, *others = results
@@ -219,3 +219,8 @@ def search_steps(asked: int | None, steps: int, model: LatentDiffusion) -> int:
 
 def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def called(name: str) -> str:
+    """A setting's name in a sentence."""
+    return "the config's factors" if name == "config" else f"published {name}"

@@ -93,7 +93,7 @@ class Space:
 
     def settings(self, params: Mapping[str, Any]) -> FreeUSettings:
         """FreeU with the values of a trial, rounded."""
-        values = {
+        values: dict[str, Any] = {
             name: round(value, DECIMALS) if isinstance(value, float) else value
             for name, value in params.items()
         }
