@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     outcome = search.run()
     print(told(search, outcome))
     preset, *others = write(search, outcome)
-    print(f"\n{preset} is the preset. What was tried is in {', '.join(map(str, others))}")
+    print(f"\n{preset} is the preset; beside it {', '.join(path.name for path in others)} hold what was tried")
     print(f"At matched guidance too: python scripts/evaluate.py --config {preset}")
 
 

@@ -36,10 +36,10 @@ def told(search: Search, outcome: Outcome) -> str:
         f"guidance {facts['sampling']['scale']:g}."
     )
     check = (
-        f"What was found, on {len(fresh)} prompts x {seeds} that the search did not see, with fresh noise, in "
-        f"{facts['sampling']['steps']} steps. Behind each value is its difference to off with the 95 % "
-        f"interval ({facts['bootstrap']['draws']} bootstrap draws of the prompts); a star where it leaves out "
-        "zero."
+        f"What was found, on {len(fresh)} prompts x {seeds} that the search did not see, with fresh noise, "
+        f"in {facts['sampling']['steps']} steps. Behind each value is its difference to off with the 95 % "
+        f"interval ({facts['bootstrap']['draws']} bootstrap draws of the prompts), and a star where that "
+        "leaves out zero."
     )
     lines = [*textwrap.wrap(head, WIDTH), "", *trial_lines(search, outcome), "", *textwrap.wrap(check, WIDTH)]
     return "\n".join(

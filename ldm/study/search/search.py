@@ -186,10 +186,10 @@ class Search:
         self.check.settings = {FOUND: found, **others}
         results, _ = self.check.run()
 
-        off, ours, *others = results
+        off, ours, *compared = results
         counts = resamples(len(self.check.asked.pairs))
         against = {}
-        for other in (off, *others):
+        for other in (off, *compared):
             against[other.variant.setting] = {
                 name: compare(spread(statistic, counts), spread(other.statistics[name], counts))
                 for name, statistic in ours.statistics.items()
