@@ -7,6 +7,7 @@ EXTRAS = {
     "diffusers": ["diffusers>=0.35.2", "transformers>=5", "accelerate", "peft>=0.17"],
     "demo": ["gradio>=5"],
     "figures": ["matplotlib>=3.8"],
+    "search": ["optuna>=4", "matplotlib>=3.8"],
 }
 
 setup(

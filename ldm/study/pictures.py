@@ -52,13 +52,3 @@ def diversities(pictures: Pictures) -> Numbers:
     small = F.adaptive_avg_pool2d(maps, THUMBNAIL).reshape(prompts, seeds, -1).numpy()  # (P, S, F)
     apart = np.sqrt(np.square(small[:, :, None] - small[:, None]).mean(-1))  # (P, S, S)
     return apart.sum(2) / (seeds - 1) if seeds > 1 else np.full((prompts, seeds), np.nan)
-
-
-def measured(name: str, pictures: NDArray[Any]) -> Numbers:
-    """One of these measures by its name in tables, of pictures (P, S, H, W, 3): (P, S)."""
-    return {
-        "energy": energies,
-        "saturation": saturations,
-        "clipped": clipped_shares,
-        "diversity": diversities,
-    }[name](pictures)

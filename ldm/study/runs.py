@@ -68,9 +68,13 @@ class Runs:
                 groups[json.dumps(asdict(replace(run, pair=Job("", 0))))].append(run)
         return [batch for group in groups.values() for batch in self._split(group)]
 
+    def at_once(self, sampling: Sampling) -> int:
+        """How many pictures are sampled together."""
+        f = self.model.first_stage_model.downsampling
+        return max(1, AT_ONCE // (sampling.height // f * (sampling.width // f)))
+
     def _split(self, group: list[Run]) -> list[list[Run]]:
-        sampling, f = group[0].sampling, self.model.first_stage_model.downsampling
-        size = max(1, AT_ONCE // (sampling.height // f * (sampling.width // f)))
+        size = self.at_once(group[0].sampling)
         return [group[start : start + size] for start in range(0, len(group), size)]
 
     def make(self, batch: Sequence[Run], on_step: Callable[[], object]) -> None:

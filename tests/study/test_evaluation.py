@@ -18,11 +18,10 @@ from ldm.data.scenes import HELD_OUT, draw_scene
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings, find_preset
 from ldm.modules.encoders.words import WordEmbedder
-from ldm.study.alignment import MEASURES as JUDGED
 from ldm.study.evaluation import measures
 from ldm.study.evaluation.asked import plan
 from ldm.study.evaluation.bootstrap import Mean, resamples
-from ldm.study.evaluation.measures import judged
+from ldm.study.evaluation.measures import JUDGED, judged
 from ldm.study.evaluation.settings import parse, read_settings
 from ldm.study.judge import Findings, Found
 from ldm.util import ROOT, load_config
@@ -263,6 +262,8 @@ def test_the_judges_findings_count_once_for_each_thing_relation_and_picture() ->
     values = {name: mean.at(together)[0] for name, mean in means.items()}
     assert values == pytest.approx(
         {"number": 1, "shape": 5 / 6, "colour": 1, "texture": 5 / 6, "relation": 1, "background": 1}
+        # Asked of the first picture of two are 2 * 3 things' facts and 3 more, of one 3 and 2 more.
+        | {"alignment": 26 / 28}
     )
     assert means["relation"].weights.tolist() == [[1, 1], [0, 0]]
     assert isinstance(means["shape"], Mean) and means["shape"].values.tolist() == [[1, 0.5], [1, 1]]

@@ -97,8 +97,8 @@ def test_a_meter_scores_each_picture_with_its_own_prompt_and_the_set_against_tru
     for i, picture in enumerate(true):
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
     asked = Asked([[Job("a cat", 0), Job("a cat", 1)], [Job("a cab", 2), Job("a cab", 3)]], scenes=None)
-    meter = Meter(["frechet", "clip"], asked, False, Weights(clip=folder, reference=tmp_path), CPU)
-    statistics = meter.measure(PICTURES.reshape(2, 2, *PICTURES.shape[1:]))
+    meter = Meter(["frechet", "clip"], False, Weights(clip=folder, reference=tmp_path), CPU)
+    statistics = meter.measure(PICTURES.reshape(2, 2, *PICTURES.shape[1:]), asked)
 
     images, texts = meter.clip.embed(PICTURES, ["a cat", "a cat", "a cab", "a cab"])
     assert statistics["clip"].values.ravel() == pytest.approx(clip_scores(images, texts))

@@ -1,6 +1,8 @@
 """What the pictures of an evaluation are asked to show."""
 
 from dataclasses import dataclass
+from itertools import count as count_up
+from itertools import islice
 from pathlib import Path
 
 from numpy.random import default_rng
@@ -27,11 +29,19 @@ class Asked:
         return [pairs[0].prompt for pairs in self.pairs]
 
 
-def plan(prompts: str | None, held_out: bool, seeds: int, text_encoder: nn.Module) -> Asked:
+def plan(
+    prompts: str | None,
+    held_out: bool,
+    seeds: int,
+    text_encoder: nn.Module,
+    usual: int = CAPTIONS,
+    apart: Asked | None = None,
+) -> Asked:
     """What is asked for: a file with a prompt a line, or how many of the usual ones.
 
-    These are captions of scenes for the embedded model, with `held_out` those of shape and colour pairs that
-    training never showed, and the paper's prompts for others. Raises InputError where there are none.
+    These are captions of scenes for the embedded model, `usual` of them unless told otherwise, with
+    `held_out` those of shape and colour pairs that training never showed, and the paper's prompts for others.
+    No seed is one of those that are `apart`, and no caption. Raises InputError where there are none.
     """
     if seeds < 1:
         raise InputError(f"--seeds is {seeds}: give how many to take with each prompt, 1 or more.")
@@ -47,9 +57,38 @@ def plan(prompts: str | None, held_out: bool, seeds: int, text_encoder: nn.Modul
     if prompts is not None and from_file:
         texts = read_prompts(Path(prompts))
     elif embedded:
-        scenes = [draw_scene(default_rng((SCENES_SEED, k)), held_out) for k in range(count or CAPTIONS)]
+        known = apart.prompts if apart else []
+        drawn = (draw_scene(default_rng((SCENES_SEED, k)), held_out) for k in count_up(len(known)))
+        scenes = list(islice((scene for scene in drawn if describe(scene) not in known), count or usual))
         texts = [describe(scene) for scene in scenes]
     else:
         texts = usual_prompts(text_encoder, count)
-    pairs = [[Job(text, FIRST_SEED + seeds * i + k) for k in range(seeds)] for i, text in enumerate(texts)]
-    return Asked(pairs, scenes)
+    return Asked(paired(texts, seeds, apart), scenes)
+
+
+def plan_apart(
+    prompts: str | None, fresh: str | None, seeds: int, text_encoder: nn.Module, usual: tuple[int, int]
+) -> tuple[Asked, Asked]:
+    """What a search is made on, and what its outcome is checked on: no prompt and no noise is in both.
+
+    Both are as in `plan`, with `usual` numbers of captions. Where `fresh` is not given for prompts that are
+    no captions, every second one is kept for the check. Raises InputError where that leaves none, or where
+    the two name the same prompt.
+    """
+    first = plan(prompts, False, seeds, text_encoder, usual[0])
+    if fresh is None and first.scenes is None:
+        texts = first.prompts
+        if len(texts) < 2:
+            raise InputError("One prompt cannot be halved for search and check: give --fresh-prompts too.")
+        first = Asked(paired(texts[::2], seeds), None)
+        return first, Asked(paired(texts[1::2], seeds, first), None)
+    second = plan(fresh, False, seeds, text_encoder, usual[1], apart=first)
+    if common := set(first.prompts) & set(second.prompts):
+        raise InputError(f"--fresh-prompts has what the search is made on: {min(common)!r}. Take it out.")
+    return first, second
+
+
+def paired(texts: list[str], seeds: int, apart: Asked | None = None) -> list[list[Job]]:
+    """Each text with so many seeds, counted on from those that are `apart`: (P, S)."""
+    first = FIRST_SEED + (sum(map(len, apart.pairs)) if apart else 0)
+    return [[Job(text, first + seeds * i + k) for k in range(seeds)] for i, text in enumerate(texts)]

@@ -1,6 +1,6 @@
 """The measures of an evaluation: which there are, which can be had, and how pictures come out in them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ from ldm.study.evaluation.clip import AestheticHead, Clip, clip_scores
 from ldm.study.evaluation.frechet import FrechetDistance, Reference
 from ldm.study.judge import SIDE, Judge, load_judge
 from ldm.study.pairs import SCENES_SEED
-from ldm.study.pictures import Pictures, measured
+from ldm.study.pictures import Pictures, clipped_shares, diversities, energies, saturations
 from ldm.util import CHECKPOINTS
 
 RENDERS = 1024  # true ones, that the embedded model's pictures are compared with
@@ -30,23 +30,24 @@ AT_ONCE = 64  # pictures before the judge
 
 @dataclass(frozen=True)
 class Measure:
-    """What tables say of a measure."""
+    """A measure: what tables say of it, and how it is taken where pictures alone tell it."""
 
     title: str
     better: Literal["higher", "lower"] | None = None  # None where neither is
     percent: bool = False
     decimals: int | None = None  # None where they follow from the values
+    of: Callable[[Pictures], Numbers] | None = None  # (P, S, H, W, 3) to (P, S)
 
 
-PLAIN = {
-    "energy": Measure("energy above 0.5 pi, %", percent=True),
-    "saturation": Measure("saturation, %", percent=True),
-    "clipped": Measure("clipped pixels, %", percent=True),
-    "diversity": Measure("diversity, grey levels"),
+JUDGED = {
+    **{name: Measure(f"{name} right, %", "higher", True, 1) for name in alignment.MEASURES},
+    "alignment": Measure("alignment, %", "higher", True, 1),
 }
-JUDGED = {name: Measure(f"{name} right, %", "higher", True, 1) for name in alignment.MEASURES}
 MEASURES = {
-    **PLAIN,
+    "energy": Measure("energy above 0.5 pi, %", percent=True, of=energies),
+    "saturation": Measure("saturation, %", percent=True, of=saturations),
+    "clipped": Measure("clipped pixels, %", percent=True, of=clipped_shares),
+    "diversity": Measure("diversity, grey levels", of=diversities),
     **JUDGED,
     "frechet": Measure("Frechet distance", "lower"),
     "clip": Measure("CLIP score", "higher"),
@@ -99,12 +100,13 @@ def choose(names: Sequence[str], asked: Asked, side: tuple[int, int], weights: W
 
 
 class Meter:
-    """Measures the pictures of one evaluation. Raises InputError where weights are missing or unfit."""
+    """Takes the measures of these names; `held_out` tells which true renders pictures are compared with.
 
-    def __init__(
-        self, names: Sequence[str], asked: Asked, held_out: bool, weights: Weights, device: torch.device
-    ):
-        self.names, self.asked = names, asked
+    Raises InputError where weights are missing or unfit.
+    """
+
+    def __init__(self, names: Sequence[str], held_out: bool, weights: Weights, device: torch.device):
+        self.names, self.held_out = names, held_out
         self.judge: Judge | None = None
         self.clip: Clip | None = None
         self.head: AestheticHead | None = None
@@ -128,18 +130,18 @@ class Meter:
             bar = tqdm(scenes, "true renders", RENDERS, unit="picture", disable=None)
             self.reference = Reference(pooled(self.judge, [render(scene, SIDE) for scene in bar]))
 
-    def measure(self, pictures: Pictures) -> dict[str, Statistic]:
-        """Each measure of pictures (P, S, H, W, 3), those of prompt p with its seeds."""
+    def measure(self, pictures: Pictures, asked: Asked) -> dict[str, Statistic]:
+        """Each measure of pictures (P, S, H, W, 3), those of asked prompt p with its seeds."""
         shape, flat = pictures.shape[:2], list(pictures.reshape(-1, *pictures.shape[2:]))
         made: dict[str, Statistic] = {
-            name: Mean(measured(name, pictures)) for name in self.names if name in PLAIN
+            name: Mean(of(pictures)) for name in self.names if (of := MEASURES[name].of) is not None
         }
         features: Numbers | None = None
-        if self.judge is not None and self.asked.scenes is not None:
-            made |= judged(self.judge, flat, self.asked.scenes, shape[1])
+        if self.judge is not None and asked.scenes is not None:
+            made |= judged(self.judge, flat, asked.scenes, shape[1])
             features = pooled(self.judge, flat) if self.by_judge else None
         if self.clip is not None:
-            prompts = [pair.prompt for pairs in self.asked.pairs for pair in pairs]
+            prompts = [pair.prompt for pairs in asked.pairs for pair in pairs]
             images, texts = self.clip.embed(flat, prompts)
             made["clip"] = Mean(clip_scores(images, texts).reshape(shape))
             if self.head is not None:
@@ -151,14 +153,15 @@ class Meter:
 
 
 def judged(judge: Judge, pictures: Sequence[Picture], scenes: Sequence[Scene], seeds: int) -> dict[str, Mean]:
-    """The shares of what was asked that the judge finds right: of things, of relations, of pictures.
+    """The shares of what was asked that the judge finds right: of things, relations, pictures, and of all.
 
     `pictures` holds as many as `seeds` for each scene in turn.
     """
     found = [one for batch in batched(pictures) for one in judge.find(batch)]
     right = [alignment.agreement(scenes[i // seeds], one) for i, one in enumerate(found)]
+    right = [{**one, "alignment": [fact for facts in one.values() for fact in facts]} for one in right]
     means = {}
-    for name in alignment.MEASURES:
+    for name in JUDGED:
         asked = np.array([len(one[name]) for one in right], np.float64)
         share = np.array([np.mean(one[name]) if one[name] else np.nan for one in right])
         means[name] = Mean(share.reshape(-1, seeds), asked.reshape(-1, seeds))

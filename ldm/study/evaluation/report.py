@@ -37,7 +37,7 @@ def table(results: Sequence[Result], ratios: dict[str, float], facts: dict[str, 
         lines.append(f"{'':22}{'off':>7}{''.join(heads)}".rstrip())
         for measure in off.estimates:
             lines.append(row(measure, [off, *of_setting], digits(measure, results)))
-    return "\n".join([*lines, "", *legend(results, ratios), ""])
+    return "\n".join([*lines, "", *legend(results, ratios, facts), ""])
 
 
 def headline(facts: dict[str, Any]) -> list[str]:
@@ -88,7 +88,7 @@ def digits(name: str, results: Sequence[Result]) -> int:
     return min(3, max(1, 2 - math.floor(math.log10(largest)))) if largest > 0 else 1
 
 
-def legend(results: Sequence[Result], ratios: dict[str, float]) -> list[str]:
+def legend(results: Sequence[Result], ratios: dict[str, float], facts: dict[str, Any]) -> list[str]:
     """What the table's signs mean."""
     lines = ["* the interval leaves out zero, as one in about twenty does by chance alone."]
     for better in ("higher", "lower"):
@@ -101,14 +101,14 @@ def legend(results: Sequence[Result], ratios: dict[str, float]) -> list[str]:
             "FreeU changes how far the caption guides: with it the network's answer to the caption moves so "
             "many times as far as without, at the same latents. Matched, the scale is divided by that."
         )
-    else:
+    elif facts["sampling"]["scale"] == 1:
         lines.append("Sampling is not guided at scale 1, so there is no guidance to match.")
     return [part for line in lines for part in textwrap.wrap(line, WIDTH)]
 
 
 def write(evaluation: Evaluation, results: Sequence[Result], ratios: dict[str, float]) -> list[Path]:
     """Writes CSV, JSON and the picture into the evaluation's folder, and returns their paths."""
-    folder, asked = evaluation.folder, evaluation.asked
+    folder, asked = evaluation.subject.folder, evaluation.asked
     files = {
         folder / "evaluation.csv": csv_text(results, asked),
         folder / "evaluation.json": json.dumps(summary(results, ratios, evaluation.facts), indent=1) + "\n",

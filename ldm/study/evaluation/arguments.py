@@ -1,0 +1,56 @@
+"""The words on the command line that evaluate.py and search.py share."""
+
+import argparse
+import re
+from pathlib import Path
+
+OVERRIDE = re.compile(r"[\w-]+[.\[].*=|checkpoint=")
+
+
+def add_measures(parser: argparse.ArgumentParser, usual: str) -> None:
+    """Which measures are taken, `usual` being the default, and the weights that some of them need."""
+    add = parser.add_argument_group("measures").add_argument
+    add("--metrics", nargs="+", metavar="NAME", help="energy, saturation, clipped, diversity; of the small "
+        "model number, shape, colour, texture, relation, background, alignment (all of these together), "
+        f"frechet; with weights clip, aesthetic, frechet (default: {usual})")  # fmt: skip
+    add("--clip", type=Path, metavar="FOLDER", help="a CLIP model as transformers saves it")
+    add("--aesthetic", type=Path, metavar="FILE", help="LAION's aesthetic weights, for CLIP ViT-L/14")
+    add("--reference", type=Path, metavar="FOLDER",
+        help="true pictures, for the Frechet distance in CLIP's embeddings")  # fmt: skip
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model is measured."""
+    add = parser.add_argument_group("model").add_argument
+    add("--config", default="freeu_tiny.yaml", help="a file, here or in configs/ (default: the small model)")
+    add("--ckpt", help="weights, .safetensors or .ckpt, here or in checkpoints/ (default: the config's)")
+    add("--download", action="store_true", help="fetch the config's checkpoint if it is not there")
+    add("--trust-config", action="store_true", help="run code of other packages that the config names")
+    add("--device", default="auto", help="auto, cuda, mps or cpu")
+    add("--precision", choices=("auto", "full", "fp16", "bf16"), default="auto",
+        help="auto: what the device does fast and safely; full: float32")  # fmt: skip
+    add("overrides", nargs="*", metavar="key=value", help="changes to the config")
+
+
+def add_sampling(parser: argparse.ArgumentParser, folder: str) -> None:
+    """How pictures are made, and where they go."""
+    add = parser.add_argument_group("sampling").add_argument
+    add("--steps", type=int, help="of denoising (default: the config's or 50)")
+    add("--sampler", choices=("ddim", "plms", "dpm"), default="ddim")
+    add("--scale", type=float, help="of guidance; 1 is none (default: the config's or 7.5)")
+    add("--outdir", type=Path, default=Path(folder), help="(default: %(default)s)")
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str], *lists: str) -> argparse.Namespace:
+    """The arguments, changes to the config sorted out of the options in `lists`.
+
+    An option that takes several words takes changes to the config behind it too. These have a dot in their
+    key, which no setting has: sampling.height=256.
+    """
+    arguments = parser.parse_intermixed_args(argv)
+    for name in lists:
+        words = getattr(arguments, name) or []
+        arguments.overrides += [word for word in words if OVERRIDE.match(word)]
+        if words:
+            setattr(arguments, name, [word for word in words if not OVERRIDE.match(word)])
+    return arguments

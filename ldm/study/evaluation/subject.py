@@ -1,0 +1,121 @@
+"""The model that is measured: how it is sampled, and where the pictures of it are kept."""
+
+import json
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from ldm.checkpoint import fingerprint, load_model
+from ldm.device import pick_device, pick_dtype
+from ldm.errors import InputError
+from ldm.freeu import FreeUSettings
+from ldm.generate import Sampling, check
+from ldm.image_io import writable_folder
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
+from ldm.request import DTYPES, usual_settings
+from ldm.study.evaluation.asked import Asked
+from ldm.study.evaluation.measures import Weights
+from ldm.study.pictures import Pictures
+from ldm.study.runs import Run, Runs
+from ldm.study.watch import total_steps
+from ldm.util import remove_freeu, set_freeu
+
+
+class Subject:
+    """A model under parsed arguments and its config. Raises InputError where they do not fit.
+
+    `sampling` is how its pictures are made, `runs` keeps them, `facts` say all of it.
+    """
+
+    def __init__(self, arguments: Namespace, config: DictConfig):
+        usual = usual_settings(config)
+        usual.pop("prompt", None)
+        given = {"steps": arguments.steps, "scale": arguments.scale}
+        usual |= {name: value for name, value in given.items() if value is not None}
+        self.sampling = Sampling(**usual, sampler=arguments.sampler)
+
+        config = config.copy()
+        set_freeu(config, {})  # so that a plain U-Net takes settings too
+        device = pick_device(arguments.device)
+        dtype = DTYPES.get(arguments.precision) or pick_dtype(device)
+        model = load_model(
+            config,
+            arguments.ckpt,
+            device,
+            dtype,
+            download=arguments.download,
+            trust_config=arguments.trust_config,
+        )
+        if not isinstance(model, LatentDiffusion) or isinstance(model.cond_stage_model, nn.Identity):
+            raise InputError("The config's model draws no prompts; its target has to be LatentDiffusion.")
+        unet = model.model.diffusion_model
+        if not isinstance(unet, Free_UNetModel):
+            raise InputError(
+                f"FreeU works on a U-Net's skip concatenations, but {type(unet).__name__} has none."
+            )
+        self.model, self.unet = model, unet
+        check(self.sampling, model)
+
+        self.folder = writable_folder(arguments.outdir)
+        remove_freeu(config)  # which every run names itself
+        described = json.dumps(OmegaConf.to_container(config.model), sort_keys=True)
+        self.identity = " ".join([described, fingerprint(model), str(dtype), device.type])
+        self.runs = Runs(model, self.folder / "runs", self.identity)
+        self.facts: dict[str, Any] = {
+            "config": arguments.config,
+            "checkpoint": checkpoint_name(arguments, config),
+            "weights": fingerprint(model),
+            "device": device.type,
+            "precision": str(dtype).removeprefix("torch."),
+            "overrides": arguments.overrides,
+            "sampling": asdict(self.sampling),
+            "paths": {name: path and str(path) for name, path in asdict(weights_of(arguments)).items()},
+        }
+
+    @property
+    def side(self) -> tuple[int, int]:
+        """Height and width of its pictures."""
+        return self.sampling.height, self.sampling.width
+
+    def fit(self, settings: dict[str, FreeUSettings]) -> None:
+        """Raises InputError where the U-Net does not take one of these settings."""
+        for name, freeu in settings.items():
+            try:
+                self.unet.freeu = freeu
+            except ValueError as fault:
+                raise InputError(f"{name} does not fit this model. {fault}") from None
+
+    def runs_of(self, asked: Asked, freeu: FreeUSettings | None, **changes: Any) -> list[Run]:
+        """The runs of what is asked, prompt after prompt; `changes` are to how they are sampled."""
+        sampling = replace(self.sampling, **changes)
+        return [Run(pair, freeu, sampling, False) for pairs in asked.pairs for pair in pairs]
+
+    def work(self, runs: Sequence[Run]) -> int:
+        """How many steps it takes to sample those of the runs that are not there yet."""
+        return sum(total_steps(self.model, batch[0].sampling) for batch in self.runs.batches(runs))
+
+    def draw(self, runs: Sequence[Run], on_step: Callable[[], object]) -> None:
+        """Samples those of the runs that are not there yet."""
+        for batch in self.runs.batches(runs):
+            self.runs.make(batch, on_step)
+
+    def pictures(self, asked: Asked, runs: Sequence[Run]) -> Pictures:
+        """The pictures of such runs, (P, S, H, W, 3)."""
+        pictures = np.stack([self.runs.read(run)["picture"] for run in runs])
+        return pictures.reshape(len(asked.pairs), -1, *pictures.shape[1:])
+
+
+def checkpoint_name(arguments: Namespace, config: DictConfig) -> str:
+    """The weights' file as the arguments name it, or else the config."""
+    return str(arguments.ckpt or config.get("checkpoint"))
+
+
+def weights_of(arguments: Namespace) -> Weights:
+    """What measures are given by path."""
+    return Weights(arguments.clip, arguments.aesthetic, arguments.reference)

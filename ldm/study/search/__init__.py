@@ -1,0 +1,1 @@
+"""A search for FreeU's factors on one model, by Optuna."""

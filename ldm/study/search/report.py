@@ -1,0 +1,185 @@
+"""What a search leaves: its outcome in words, a preset, and every trial as a table, JSON and a picture."""
+
+import csv
+import io
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from ldm.checkpoint import find_checkpoint
+from ldm.image_io import written_whole
+from ldm.study.evaluation.measures import MEASURES
+from ldm.study.evaluation.report import WIDTH, difference, digits, number, summary
+from ldm.study.evaluation.settings import in_words
+from ldm.study.search.goals import Goal
+from ldm.study.search.plot import save_plot
+from ldm.study.search.search import FOUND, Outcome, Search, called
+from ldm.study.search.trials import NAME
+from ldm.util import CONFIGS, FACTORS, FREE_UNET, FREEU, find_config
+
+PRESET = "found.yaml"
+
+
+def told(search: Search, outcome: Outcome) -> str:
+    """The outcome in 100 columns: the trials worth naming, the check of what was found and what it says."""
+    facts, prompts, fresh = search.check.facts, search.asked.prompts, search.check.asked.prompts
+    seeds = len(search.asked.pairs[0])
+    goals = " and ".join(f"{goal.metric} ({goal.better} is better)" for goal in search.goals)
+    head = (
+        f"Tried {len(outcome.trials)} settings of FreeU, over {search.space}, for {goals}, on "
+        f"{Path(facts['checkpoint']).name}: each on the same {len(prompts)} prompts x {seeds} "
+        f"{'seed' if seeds == 1 else 'seeds'}, in {search.steps} {facts['sampling']['sampler']} steps at "
+        f"guidance {facts['sampling']['scale']:g}."
+    )
+    check = (
+        f"What was found, on {len(fresh)} prompts x {seeds} that the search did not see, with fresh noise, "
+        f"in {facts['sampling']['steps']} steps. Behind each value is its difference to off with the 95 % "
+        f"interval ({facts['bootstrap']['draws']} bootstrap draws of the prompts), and a star where that "
+        "leaves out zero."
+    )
+    lines = [*textwrap.wrap(head, WIDTH), "", *trial_lines(search, outcome), "", *textwrap.wrap(check, WIDTH)]
+    return "\n".join(
+        [*lines, "", *check_lines(search, outcome), "", *textwrap.wrap(verdict(search, outcome), WIDTH)]
+    )
+
+
+def trial_lines(search: Search, outcome: Outcome) -> list[str]:
+    """What was found, the rest of the front where there are several goals, and the trials with a name."""
+    several = len(search.goals) > 1
+    worth = [
+        trial
+        for trial in outcome.trials
+        if NAME in trial.user_attrs
+        or trial.number == outcome.best.number
+        or (several and trial.number in outcome.front)
+    ]
+    worth.sort(key=lambda trial: trial.number != outcome.best.number)
+    lines = ["trial" + "".join(f"{goal.metric:>12}" for goal in search.goals)]
+    for trial in worth:
+        values = "".join(
+            f"{number(value, MEASURES[goal.metric], places(goal, outcome)):>12}"
+            for goal, value in zip(search.goals, trial.values, strict=True)
+        )
+        names = [FOUND] * (trial.number == outcome.best.number) + [trial.user_attrs.get(NAME, "")]
+        name = ", ".join(filter(None, names)) or "front"
+        lines.append(
+            f"{trial.number:>5}{values}  {name:<14}{in_words(search.space.settings(trial.params))}".rstrip()
+        )
+    return lines
+
+
+def check_lines(search: Search, outcome: Outcome) -> list[str]:
+    """A line for FreeU off, for what was found and for published factors, with every goal in columns."""
+    off, *others = outcome.results
+    lines = [f"{'':10}" + "".join(f"{MEASURES[goal.metric].title:<34}" for goal in search.goals)]
+    for result in (off, *others):
+        cells = []
+        for goal in search.goals:
+            measure, decimals = MEASURES[goal.metric], places(goal, outcome)
+            estimate = result.estimates[goal.metric]
+            apart = "" if result is off else difference(estimate, measure, decimals)
+            cells.append(f"{number(estimate.value, measure, decimals):>7}  {apart:<25}")
+        lines.append(f"{result.variant.setting:<10}{''.join(cells)}")
+    return [line.rstrip() for line in lines]
+
+
+def verdict(search: Search, outcome: Outcome) -> str:
+    """What the check says: whether what was found beats off, and whether published factors beat it."""
+    said = {
+        "better": "What was found beats FreeU off beyond the noise",
+        "worse": "Nothing that was tried beats FreeU off, and what was found is worse",
+        "mixed": "What was found beats FreeU off in one goal and is worse in another",
+        "undecided": "Nothing that was tried beats FreeU off beyond the noise",
+    }
+    sentences = [f"{said[outcome.gain_over('off', search.goals)]}: {differences(search, outcome, 'off')}."]
+    others = {name: outcome.gain_over(name, search.goals) in ("worse", "mixed") for name in outcome.against}
+    for worse in (False, True):
+        names = [name for name in others if name != "off" and others[name] == worse]
+        than = "; ".join(f"{called(name)}, {differences(search, outcome, name)}" for name in names)
+        if names:
+            sentences.append(f"It is {'worse' if worse else 'no worse'} than {than}.")
+    return " ".join(sentences)
+
+
+def differences(search: Search, outcome: Outcome, name: str) -> str:
+    """By how much what was found differs from another in every goal, with the intervals."""
+    told = []
+    for goal in search.goals:
+        estimate = outcome.against[name][goal.metric]
+        told.append(f"{goal.metric} {difference(estimate, MEASURES[goal.metric], places(goal, outcome))}")
+    return ", ".join(told)
+
+
+def places(goal: Goal, outcome: Outcome) -> int:
+    return digits(goal.metric, outcome.results)
+
+
+def write(search: Search, outcome: Outcome) -> list[Path]:
+    """Writes preset, CSV, JSON and plot into the search's folder; their paths, in this order."""
+    folder = search.subject.folder
+    files = {
+        folder / PRESET: preset(search, outcome),
+        folder / "search.csv": csv_text(search, outcome),
+        folder / "search.json": json.dumps(record(search, outcome), indent=1) + "\n",
+    }
+    for path, text in files.items():
+        with written_whole(path) as file:
+            file.write(text.encode())
+    plot = folder / "search.png"
+    save_plot(plot, search.space, search.goals, outcome)
+    return [*files, plot]
+
+
+def preset(search: Search, outcome: Outcome) -> str:
+    """A config for `--config`: what the search was given, with the factors found."""
+    facts = search.subject.facts
+    path = find_config(facts["config"])
+    content: dict[str, Any] = {"base": path.name if path.parent == CONFIGS else str(path.resolve())}
+    if search.checkpoint is not None:
+        content["checkpoint"] = str(find_checkpoint(search.checkpoint).resolve())
+    names = [name for name in FREEU if name in FACTORS or name in search.space.searched]
+    unet = {
+        "target": FREE_UNET,
+        "params": {name: getattr(outcome.found, name) for name in names},
+    }
+    changes: Any = OmegaConf.to_container(OmegaConf.from_dotlist(facts["overrides"]))
+    merged = OmegaConf.merge(content, changes, {"model": {"params": {"unet_config": unet}}})
+    comment = (
+        f"FreeU found by scripts/search.py, the best of {len(outcome.trials)} trials at guidance "
+        f"{facts['sampling']['scale']:g}. {verdict(search, outcome)}"
+    )
+    head = "".join(
+        f"{line}\n" for line in textwrap.wrap(comment, WIDTH, initial_indent="# ", subsequent_indent="# ")
+    )
+    return head + yaml.safe_dump(OmegaConf.to_container(merged), sort_keys=False)
+
+
+def csv_text(search: Search, outcome: Outcome) -> str:
+    """A line for each trial: its settings and its values, shares as shares of one."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["trial", "name", "front", *search.space.searched, *(g.metric for g in search.goals)])
+    for trial in outcome.trials:
+        freeu = search.space.settings(trial.params)
+        values = [getattr(freeu, name) for name in search.space.searched]
+        name = trial.user_attrs.get(NAME, "")
+        writer.writerow([trial.number, name, int(trial.number in outcome.front), *values, *trial.values])
+    return text.getvalue()
+
+
+def record(search: Search, outcome: Outcome) -> dict[str, Any]:
+    """All of it, for programs."""
+    return {
+        "search": search.settings(),
+        "storage": str(search.trials.path),
+        "trials": len(outcome.trials),
+        "front": outcome.front,
+        "best": outcome.best.number,
+        "beats_off": outcome.gain_over("off", search.goals) == "better",
+        "verdict": verdict(search, outcome),
+        "check": summary(outcome.results, {}, search.check.facts),
+    }

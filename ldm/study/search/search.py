@@ -1,0 +1,226 @@
+"""A search: trials of FreeU's settings on the same prompts and noise, and the best checked on fresh ones."""
+
+import hashlib
+import json
+import math
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from optuna.trial import FrozenTrial
+from tqdm import tqdm
+
+from ldm.errors import InputError
+from ldm.freeu import FreeUSettings
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.diffusionmodules.schedule import check_steps
+from ldm.study.evaluation.asked import plan_apart
+from ldm.study.evaluation.bootstrap import Estimate, compare, resamples, spread
+from ldm.study.evaluation.evaluation import Evaluation, Result
+from ldm.study.evaluation.measures import Meter, choose
+from ldm.study.evaluation.settings import freeu_of, read_settings
+from ldm.study.evaluation.subject import Subject, checkpoint_name, weights_of
+from ldm.study.search.goals import Goal, read_goals, usual_goals
+from ldm.study.search.space import read_space
+from ldm.study.search.trials import NAME, Trials
+from ldm.study.watch import total_steps
+from ldm.util import load_config
+
+CAPTIONS = (32, 96)  # of the embedded model, for the search and for the check of what it finds
+WAIT = 2.0  # seconds between two looks at trials that run elsewhere
+FOUND = "found"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search came to: its trials, the best of them, and how that did on fresh prompts and noise."""
+
+    trials: list[FrozenTrial]  # complete, in order
+    front: list[int]  # numbers of those that no other is better than in every goal
+    best: FrozenTrial  # of those with FreeU
+    found: FreeUSettings
+    results: list[Result]  # FreeU off first, then what was found, then published factors
+    against: dict[str, dict[str, Estimate]]  # what was found less each other, by its name and the metric
+
+    def gain_over(self, name: str, goals: Sequence[Goal]) -> str:
+        """Whether what was found is "better", "worse" or both ("mixed") than another, beyond the noise."""
+        verdicts = {goal.verdict(self.against[name][goal.metric]) for goal in goals} - {"undecided"}
+        return verdicts.pop() if len(verdicts) == 1 else "mixed" if verdicts else "undecided"
+
+
+class Search:
+    """A search under parsed arguments. Raises InputError where they do not fit each other."""
+
+    def __init__(self, arguments: Namespace):
+        self.config = load_config(arguments.config, arguments.overrides)
+        own = freeu_of(self.config)
+        self.space = read_space(arguments.space, own or FreeUSettings(1.0, 1.0, 1.0, 1.0))
+        published = read_settings(None, self.config, checkpoint_name(arguments, self.config))
+        weights = weights_of(arguments)
+        goals = read_goals(arguments.metrics or [], weights)
+        for name in ("trials", "pictures"):
+            if (value := getattr(arguments, name)) is not None and value < 1:
+                raise InputError(f"--{name} is {value}: give 1 or more.")
+
+        self.subject = Subject(arguments, self.config)
+        encoder = self.subject.model.cond_stage_model
+        self.checkpoint: str | None = arguments.ckpt
+        self.goals = goals or usual_goals(encoder, weights)
+        self.named = {"off": self.space.base.off(), **published}
+        self.subject.fit(self.named)
+        self.asked, fresh = plan_apart(
+            arguments.prompts, arguments.fresh_prompts, arguments.seeds, encoder, CAPTIONS
+        )
+        metrics = [goal.metric for goal in self.goals]
+        for asked in (self.asked, fresh):
+            choose(metrics, asked, self.subject.side, weights)
+        self.steps = search_steps(arguments.search_steps, self.subject.sampling.steps, self.subject.model)
+        self.meter = Meter(metrics, False, weights, self.subject.model.device)
+        self.wanted = self.baselines()
+        self.check = Evaluation(
+            self.subject, {FOUND: self.space.base, **published}, fresh, self.meter, matched=False
+        )
+        self.budget = self.affordable(arguments.trials, arguments.pictures)
+        self.trials = Trials(
+            arguments.storage or self.subject.folder / "search.db",
+            self.settings(),
+            [goal.direction for goal in self.goals],
+            arguments.seed,
+        )
+
+    def baselines(self) -> dict[str, dict[str, Any]]:
+        """What is tried first, by name: FreeU off and the published factors, where the space has them."""
+        wanted: dict[str, dict[str, Any]] = {}
+        for name, freeu in self.named.items():
+            params = self.space.params_of(freeu)
+            if params is not None and params not in wanted.values():
+                wanted[name] = params
+        return wanted
+
+    def affordable(self, trials: int, pictures: int | None) -> int:
+        """How many trials there are to be. Raises InputError where that is too few."""
+        each = sum(map(len, self.asked.pairs))
+        checked = (1 + len(self.check.settings)) * sum(map(len, self.check.asked.pairs))
+        least = len(self.wanted) + 1
+        if pictures is not None:
+            trials = min(trials, (pictures - checked) // each)
+        if trials < least:
+            raise InputError(
+                f"That makes {max(trials, 0)} trials: give --trials {least} or more, and --pictures "
+                f"{least * each + checked} or more, as a trial takes {each} and the last check {checked}."
+            )
+        return trials
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the value of a trial: all processes that share a storage have to agree on it."""
+        facts = self.subject.facts
+        asked = json.dumps([asdict(pair) for pairs in self.asked.pairs for pair in pairs])
+        described = self.subject.identity.partition(" " + facts["weights"])[0]
+        return {
+            "weights": facts["weights"],
+            "model": digest(described),
+            "freeu": asdict(self.space.base),
+            "space": str(self.space),
+            "metrics": " ".join(map(str, self.goals)),
+            "sampling": facts["sampling"] | {"steps": self.steps},
+            "prompts": f"{len(self.asked.pairs)} of sha256 {digest(asked)}",
+            "paths": facts["paths"],
+        }
+
+    def run(self) -> Outcome:
+        """Makes trials, beside those of other processes, until the budget is spent, and checks the best."""
+        runs = self.subject.runs_of(self.asked, None, steps=self.steps)
+        batches = math.ceil(len(runs) / self.subject.runs.at_once(runs[0].sampling))
+        each = batches * total_steps(self.subject.model, runs[0].sampling)
+        with tqdm(total=self.budget * each, desc="trials", unit="step", disable=None) as bar:
+            while True:
+                complete = len(self.trials.complete())
+                bar.n = complete * each
+                bar.refresh()
+                if len(self.trials.begun()) < self.budget:
+                    self.make_trial(bar.update)
+                elif complete < self.budget:
+                    bar.set_description("waiting for trials that run elsewhere")
+                    time.sleep(WAIT)
+                else:
+                    break
+        return self.outcome()
+
+    def make_trial(self, on_step: Callable[[], object]) -> None:
+        """Samples the pictures of one more trial and measures them."""
+        trial = self.trials.next(self.space, self.wanted)
+
+        def stepped() -> None:
+            on_step()
+            self.trials.hear(trial)
+
+        try:
+            freeu = self.space.settings(trial.params)
+            runs = self.subject.runs_of(self.asked, freeu, steps=self.steps)
+            self.subject.draw(runs, stepped)
+            measured = self.meter.measure(self.subject.pictures(self.asked, runs), self.asked)
+            once = np.ones((1, len(self.asked.pairs)), np.int64)
+            values = [float(measured[goal.metric].at(once)[0]) for goal in self.goals]
+            for goal, value in zip(self.goals, values, strict=True):
+                if not math.isfinite(value):
+                    raise InputError(f"--metrics {goal.metric}: these prompts ask for nothing that it tells.")
+        except BaseException:
+            self.trials.give_up(trial)
+            raise
+        self.trials.finish(trial, values)
+        name = trial.user_attrs.get(NAME)
+        told = ", ".join(f"{g.metric} {v:.4g}" for g, v in zip(self.goals, values, strict=True))
+        tqdm.write(f"trial {trial.number}{f' ({name})' if name else ''}: {told}", file=sys.stderr)
+
+    def outcome(self) -> Outcome:
+        """The best trial, held against FreeU off and published factors on fresh prompts and noise."""
+        trials = self.trials.complete()
+        tried = [trial for trial in trials if trial.user_attrs.get(NAME) != "off"]
+        best = self.best(tried)
+        found = self.space.settings(best.params)
+        others = {name: freeu for name, freeu in self.named.items() if name != "off" and freeu != found}
+        self.check.settings = {FOUND: found, **others}
+        results, _ = self.check.run()
+
+        off, ours, *compared = results
+        counts = resamples(len(self.check.asked.pairs))
+        against = {}
+        for other in (off, *compared):
+            against[other.variant.setting] = {
+                name: compare(spread(statistic, counts), spread(other.statistics[name], counts))
+                for name, statistic in ours.statistics.items()
+            }
+        front = sorted(trial.number for trial in self.trials.front())
+        return Outcome(trials, front, best, found, results, against)
+
+    def best(self, trials: Sequence[FrozenTrial]) -> FrozenTrial:
+        """The best in the goal; with several the one whose ranks in them have the smallest sum."""
+        gains = np.array(
+            [
+                [goal.gain(value) for goal, value in zip(self.goals, trial.values, strict=True)]
+                for trial in trials
+            ]
+        )
+        ranks = (gains[None] > gains[:, None]).sum(1)  # how many are better, for each trial and goal
+        return trials[int(ranks.sum(1).argmin())]
+
+
+def search_steps(asked: int | None, steps: int, model: LatentDiffusion) -> int:
+    """How many steps trials take: half of the usual ones, unless told otherwise. Raises InputError."""
+    if asked is None:
+        return max(1, steps // 2)
+    check_steps(asked, model.num_timesteps)
+    return asked
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def called(name: str) -> str:
+    """A setting's name in a sentence."""
+    return "the config's factors" if name == "config" else f"published {name}"

@@ -1,0 +1,173 @@
+"""The trials of a search, in a storage that several processes and machines may share."""
+
+import contextlib
+import json
+import sqlite3
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import optuna
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError
+from optuna.samplers import TPESampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from ldm.errors import InputError
+from ldm.image_io import writable_folder
+from ldm.manifest import differences
+from ldm.study.search.space import Space
+
+STUDY: Final = "freeu"
+SETTINGS, NAME, HEARD = "settings", "name", "heard"  # attributes of the study and of a trial
+SILENT = 300.0  # seconds after which a running trial that nothing was heard of is taken for dead
+LISTEN = 10.0  # seconds from one sign of life to the next
+SQLITE = b"SQLite format 3\0"
+JOURNALS = (".log", ".journal", ".jsonl")
+
+Direction = Literal["maximize", "minimize"]
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class Trials:
+    """The trials in a storage file, of a search with these settings; the first to come makes the study.
+
+    `directions` say which of a trial's values are better, "maximize" or "minimize". Raises InputError where
+    the file is no storage, or that of a search with other settings.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], directions: Sequence[Direction], seed: int):
+        self.path, self.seed = path, seed
+        settings = json.loads(json.dumps(settings))
+        with self.usable():
+            storage = open_storage(path)
+            try:
+                self.study = optuna.create_study(
+                    storage=storage, study_name=STUDY, directions=list(directions)
+                )
+                self.study.set_user_attr(SETTINGS, settings)
+            except DuplicatedStudyError:
+                self.study = optuna.load_study(storage=storage, study_name=STUDY)
+            then = self.study.user_attrs.get(SETTINGS, settings)
+        if changes := [*differences(then, settings)]:
+            more = " and more" if len(changes) > 2 else ""
+            raise InputError(
+                f"{path} holds a search with other settings: {'; '.join(changes[:2])}{more}. "
+                "Give the same again, or another --storage."
+            )
+
+    @contextlib.contextmanager
+    def usable(self) -> Iterator[None]:
+        """Turns what a storage may raise into an InputError that names it."""
+        try:
+            yield
+        except (SQLAlchemyError, StorageInternalError, sqlite3.Error, OSError, RuntimeError) as fault:
+            reason = str(fault.__cause__ or fault).strip().partition("\n")[0]
+            raise InputError(f"The storage {self.path} cannot be used: {reason}") from None
+
+    def all(self) -> list[FrozenTrial]:
+        """Every trial, by their numbers; those that nothing was heard of for long have failed."""
+        with self.usable():
+            trials = self.study.get_trials(deepcopy=False)
+            for trial in trials:
+                if trial.state == TrialState.RUNNING and silence(trial) > SILENT:
+                    with contextlib.suppress(ValueError, RuntimeError):  # another process was first
+                        self.study.tell(trial.number, state=TrialState.FAIL)
+            return self.study.get_trials(deepcopy=False)
+
+    def complete(self) -> list[FrozenTrial]:
+        return [trial for trial in self.all() if trial.state == TrialState.COMPLETE]
+
+    def begun(self) -> list[FrozenTrial]:
+        """Those that are complete, and those that run, here or elsewhere."""
+        return [trial for trial in self.all() if trial.state in (TrialState.COMPLETE, TrialState.RUNNING)]
+
+    def front(self) -> list[FrozenTrial]:
+        """The trials that no other is better than in every value."""
+        with self.usable():
+            return self.study.best_trials
+
+    def next(self, space: Space, wanted: Mapping[str, Mapping[str, Any]]) -> Trial:
+        """A trial to make: one of the `wanted` parameters that nobody has taken on yet, then what TPE says.
+
+        What TPE says depends on the seed and the trials that are complete or running, so that a search that
+        was stopped goes on as if it had not been.
+        """
+        begun = self.begun()
+        known = [trial.user_attrs.get(NAME) for trial in begun]
+        with self.usable(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Optuna warns of its own options
+            for name, params in wanted.items():
+                if name not in known:
+                    self.study.enqueue_trial(dict(params), user_attrs={NAME: name})
+                    break
+            self.study.sampler = TPESampler(
+                seed=self.seed + len(begun),
+                multivariate=len(self.study.directions) == 1,
+                constant_liar=True,
+            )
+            trial = self.study.ask(space.distributions)
+            self.hear(trial)
+            return trial
+
+    def hear(self, trial: Trial) -> None:
+        """Notes that a trial is alive, unless that was noted just before."""
+        now = time.time()
+        if now - trial.user_attrs.get(HEARD, 0.0) > LISTEN:
+            with self.usable():
+                trial.set_user_attr(HEARD, now)
+
+    def finish(self, trial: Trial, values: Sequence[float]) -> None:
+        """Writes down what came of a trial, unless it was taken for dead and is being made again."""
+        with self.usable():
+            self.study.tell(trial, list(values), skip_if_finished=True)
+
+    def give_up(self, trial: Trial) -> None:
+        """Lets others have a trial that was not ended."""
+        with self.usable():
+            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+
+
+def silence(trial: FrozenTrial) -> float:
+    """For how many seconds nothing was heard of a trial."""
+    began = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+    return time.time() - float(trial.user_attrs.get(HEARD, began))
+
+
+def open_storage(path: Path) -> BaseStorage:
+    """The storage in a file, or a new one: a journal by its ending (.log, .journal, .jsonl), else SQLite.
+
+    Raises InputError where the file is neither.
+    """
+    writable_folder(path.parent)
+    try:
+        with path.open("rb") as file:
+            content = file.read(len(SQLITE))
+    except FileNotFoundError:
+        content = b""
+    other = (
+        f"{path} is no storage of a search: it is neither an Optuna database nor a journal. Choose another."
+    )
+    if content == SQLITE or (not content and path.suffix not in JOURNALS):
+        if foreign(path):
+            raise InputError(other)
+        wait = {"connect_args": {"timeout": 60}}  # for another process that writes
+        return RDBStorage(f"sqlite:///{path}", engine_kwargs=wait)
+    if content and not content.startswith(b'{"op_code"'):
+        raise InputError(other)
+    try:
+        return JournalStorage(JournalFileBackend(str(path)))
+    except (ValueError, KeyError, TypeError, AssertionError):
+        raise InputError(other) from None
+
+
+def foreign(path: Path) -> bool:
+    """Whether an SQLite database has tables and none of them is Optuna's."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    return bool(tables) and not tables & {"studies", "version_info"}

@@ -1,0 +1,76 @@
+"""FreeU's factors for a model: trials on the same prompts and noise, by Optuna, and a check of the best.
+
+    python scripts/search.py
+    python scripts/search.py --space b1 b2 s1 s2 stop=0.4:1 --metrics alignment frechet
+    python scripts/search.py --config freeu_sd21.yaml --clip clip-vit-large-patch14 --prompts prompts.txt
+
+The first trials are FreeU off and the published factors. The best is checked on prompts and noise that the
+search did not see: found.yaml is a preset for --config, and says whether it beats FreeU off beyond the noise.
+search.png shows what was tried. Stopped, the same command goes on where it was; several of them, on several
+machines, share the work through one --storage. Trailing arguments change the config: sampling.height=256
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    from ldm.study.evaluation.arguments import add_measures, add_model, add_sampling, parse
+
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [--space SETTING ...] [--config CONFIG] [further options] [key=value ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument_group("what").add_argument
+    add("--space", nargs="+", metavar="SETTING", help="what is searched, as b1=1:1.4, version=1,2 or stop; "
+        "the rest is as in the config (default: b1 b2 s1 s2)")  # fmt: skip
+    add("--trials", type=int, default=40, metavar="N", help="of all processes together (default 40)")
+    add("--pictures", type=int, metavar="N", help="at most so many, the check's included")
+    add("--prompts", metavar="FILE or N", help="a file with a prompt a line, or how many of the usual ones: "
+        "captions that the small model knows (32 by default), the paper's 8 prompts for others")  # fmt: skip
+    add("--fresh-prompts", metavar="FILE or N", help="for the check (default: 96 captions, or every second "
+        "one of --prompts)")  # fmt: skip
+    add("--seeds", type=int, default=1, metavar="N", help="pictures of each prompt (default 1)")
+    add("--search-steps", type=int, metavar="N", help="of the trials' denoising (default: half of --steps)")
+    add("--storage", type=Path, metavar="FILE", help="an SQLite database, or for several machines a journal "
+        "that ends in .log (default: search.db in --outdir)")  # fmt: skip
+    add("--seed", type=int, default=0, help="of what is tried (default 0)")
+    add_measures(parser, "alignment for the small model, clip for others; NAME:higher or NAME:lower tells "
+        "which way is better")  # fmt: skip
+    add_model(parser)
+    add_sampling(parser, "outputs/search")
+    return parse(parser, argv, "space", "metrics")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    # What takes long to import comes after what answers at once.
+    try:
+        from ldm.study.search.report import told, write
+        from ldm.study.search.search import Search
+    except ModuleNotFoundError as fault:
+        if str(fault.name).partition(".")[0] not in ("optuna", "matplotlib"):
+            raise
+        from ldm.errors import InputError
+
+        raise InputError('Searches are made with Optuna: pip install -e ".[search]"') from None
+
+    search = Search(arguments)
+    outcome = search.run()
+    print(told(search, outcome))
+    preset, *others = write(search, outcome)
+    print(
+        f"\n{preset} is the preset; beside it {', '.join(path.name for path in others)} hold what was tried"
+    )
+    print(f"At matched guidance too: python scripts/evaluate.py --config {preset}")
+
+
+def main(argv: list[str]) -> int:
+    from ldm.errors import exit_code
+
+    return exit_code(lambda: run(parse_arguments(argv)), "stopped; the same command goes on from here")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

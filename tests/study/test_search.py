@@ -1,0 +1,312 @@
+"""scripts/search.py on the embedded model: that it finds what is there, goes on, and is shared."""
+
+import csv
+import importlib.util
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from ldm.checkpoint import load_model
+from ldm.freeu import FreeUSettings
+from ldm.generate import Sampling, generate
+from ldm.study.evaluation import measures
+from ldm.study.evaluation.measures import MEASURES, Measure
+from ldm.study.evaluation.settings import freeu_of
+from ldm.study.pairs import FIRST_SEED
+from ldm.study.search import trials as trials_module
+from ldm.util import ROOT, load_config
+from tests.conftest import Outcome
+
+PROMPTS = ["a red star", "a large blue ring on a green background", "a small white heart"]
+FRESH = ["a green cross", "a small black square", "a purple diamond on a white background"]
+SMALL = ["sampling.height=64", "sampling.width=64", "--device", "cpu", "--precision", "full"]
+FEW_STEPS = ["--steps", "2", "--search-steps", "2"]
+
+
+@pytest.fixture
+def words(tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
+    """What every search here is told: small pictures of three prompts in two steps."""
+    for name, prompts in {"prompts": PROMPTS, "fresh": FRESH}.items():
+        (tmp_path / name).write_text("\n".join(prompts))
+    given = ["--prompts", tmp_path / "prompts", "--fresh-prompts", tmp_path / "fresh"]
+    return [*map(str, [*given, "--ckpt", tiny_checkpoint]), *SMALL, *FEW_STEPS]
+
+
+@pytest.fixture
+def search(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Runs scripts/search.py in this process."""
+    spec = importlib.util.spec_from_file_location("search", ROOT / "scripts" / "search.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def run(*argv: object, into: str = "out") -> Outcome:
+        capsys.readouterr()
+        folder = tmp_path / into
+        try:
+            code = script.main([*words, "--outdir", str(folder), *map(str, argv)])
+        except SystemExit as stop:
+            code = stop.code
+        return Outcome(code, *capsys.readouterr(), folder)
+
+    return run
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    """The trials in a search's CSV."""
+    with (folder / "search.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def pictures_at(freeu: FreeUSettings, checkpoint: Path) -> np.ndarray:
+    """The pictures that a search's trial has at these settings, (P, 1, H, W, 3)."""
+    model = load_model("freeu_tiny.yaml", checkpoint, "cpu", torch.float32)
+    model.model.diffusion_model.freeu = freeu
+    seeds = [FIRST_SEED + i for i in range(len(PROMPTS))]
+    return np.stack(generate(model, PROMPTS, seeds, Sampling(64, 64, steps=2, scale=3.0)))[:, None]
+
+
+def test_a_search_finds_the_factor_that_its_measure_is_best_at(
+    search: Callable[..., Outcome], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # By construction the distance from the pictures at b1 = 1.4 is zero there and nowhere else.
+    hidden = pictures_at(FreeUSettings(1.4, 1.2, 0.9, 0.6), tiny_checkpoint).astype(float)
+
+    def distance(pictures: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.square(pictures - hidden).mean((2, 3, 4)))
+
+    monkeypatch.setitem(MEASURES, "distance", Measure("distance", "lower", of=distance))
+    done = search("--metrics", "distance", "--space", "b1=0.8:1.8", "--trials", 20)
+    assert done.code == 0, done.err
+    tried = table(done.folder)
+    assert len(tried) == 20
+    best = min(tried, key=lambda row: float(row["distance"]))
+    assert float(best["b1"]) == pytest.approx(1.4, abs=0.04)
+    found = freeu_of(load_config(done.folder / "found.yaml"))
+    assert found == FreeUSettings(float(best["b1"]), 1.2, 0.9, 0.6)
+    assert max(map(len, done.out.partition("found.yaml")[0].splitlines()[:-1])) <= 100
+
+
+def test_off_and_the_published_factors_come_first_and_nothing_found_is_worse_than_these(
+    search: Callable[..., Outcome],
+) -> None:
+    done = search("--metrics", "saturation:lower", "--trials", 7)
+    assert done.code == 0, done.err
+    tried = table(done.folder)
+    assert [row["name"] for row in tried] == ["off", "V1", "config", "", "", "", ""]
+    assert [tuple(float(row[name]) for name in ("b1", "b2", "s1", "s2")) for row in tried[:3]] == [
+        (1, 1, 1, 1),
+        (1.2, 1.4, 0.9, 0.2),
+        (1.1, 1.2, 0.9, 0.6),
+    ]
+    record = json.loads((done.folder / "search.json").read_text())
+    values = {int(row["trial"]): float(row["saturation"]) for row in tried}
+    assert values[record["best"]] == min(value for number, value in values.items() if number != 0)
+
+    # On fresh prompts: off, what was found, and the published factors of both versions.
+    settings = [variant["setting"] for variant in record["check"]["variants"]]
+    assert settings[:2] == ["off", "found"] and {"V1", "V2"} <= set(settings)
+    assert record["check"]["prompts"] == FRESH
+    with Image.open(done.folder / "search.png") as plot:
+        assert plot.width > 1000
+
+
+def test_a_trials_value_is_the_measure_of_its_pictures(
+    search: Callable[..., Outcome], tiny_checkpoint: Path
+) -> None:
+    done = search("--metrics", "saturation:lower", "clipped:higher", "--trials", 5)
+    assert done.code == 0, done.err
+    row = table(done.folder)[4]
+    freeu = FreeUSettings(*(float(row[name]) for name in ("b1", "b2", "s1", "s2")))
+    pictures = pictures_at(freeu, tiny_checkpoint)
+    for name in ("saturation", "clipped"):
+        assert float(row[name]) == pytest.approx(MEASURES[name].of(pictures).mean(), abs=1e-4)
+
+
+def test_with_two_goals_nothing_on_the_front_is_beaten_in_both(search: Callable[..., Outcome]) -> None:
+    done = search("--metrics", "saturation:higher", "energy:lower", "--space", "b1", "version", "--trials", 9)
+    assert done.code == 0, done.err
+    tried = [(float(row["saturation"]), -float(row["energy"]), row) for row in table(done.folder)]
+    for s, e, row in tried:
+        beaten = any(a >= s and b >= e and (a, b) != (s, e) for a, b, _ in tried)
+        assert (row["front"] == "1") != beaten
+    best = json.loads((done.folder / "search.json").read_text())["best"]
+    ranks = {
+        row["trial"]: sum(a > s for a, _, _ in tried) + sum(b > e for _, b, _ in tried)
+        for s, e, row in tried
+        if row["name"] != "off"
+    }
+    assert ranks[str(best)] == min(ranks.values())
+
+
+def test_a_search_that_went_on_tried_what_an_unbroken_one_tries(search: Callable[..., Outcome]) -> None:
+    argv = ("--metrics", "saturation:lower", "--trials")
+    search(*argv, 12, into="unbroken")
+    search(*argv, 5, into="broken")
+    search(*argv, 14, "--seed", 1, into="otherwise")
+    done = search(*argv, 12, into="broken")
+    assert done.code == 0, done.err
+    tried = [
+        [tuple(row[name] for name in ("b1", "b2", "s1", "s2")) for row in table(done.folder.parent / name)]
+        for name in ("unbroken", "broken", "otherwise")
+    ]
+    assert tried[0] == tried[1]
+    assert tried[0][:3] == tried[2][:3] and not set(tried[0][3:]) & set(tried[2][3:])
+
+
+def test_the_pictures_that_a_search_may_make_include_those_of_the_check(
+    search: Callable[..., Outcome],
+) -> None:
+    # The check: off, V1, V2, the config's and what was found, three prompts each; then three a trial.
+    done = search("--metrics", "saturation:lower", "--pictures", 15 + 3 * 6 + 2)
+    assert done.code == 0, done.err
+    assert len(table(done.folder)) == 6
+    assert len(list((done.folder / "runs").iterdir())) <= 15 + 3 * 6
+    few = search("--metrics", "saturation:lower", "--pictures", 15 + 3 * 3, into="few")
+    assert few.code == 2 and "--pictures 27 or more" in few.err
+
+
+def test_a_preset_is_a_config_with_all_that_the_search_was_told(
+    search: Callable[..., Outcome], tiny_checkpoint: Path
+) -> None:
+    done = search("--metrics", "saturation:lower", "--space", "stop=0.2:0.9", "channels", "--trials", 4)
+    assert done.code == 0, done.err
+    path = done.folder / "found.yaml"
+    small = yaml.safe_load(path.read_text())
+    assert small["base"] == "freeu_tiny.yaml"
+    assert small["sampling"] == {"height": 64, "width": 64}
+    assert Path(small["checkpoint"]).samefile(tiny_checkpoint)
+    [row] = [row for row in table(done.folder) if row["trial"] == best_of(done.folder)]
+    found = freeu_of(load_config(path))
+    assert (found.b1, found.b2, found.s1, found.s2) == (1.1, 1.2, 0.9, 0.6)
+    assert (found.stop, found.channels) == (float(row["stop"]), row["channels"])
+    assert load_config(path).model.params.channels == 12
+    assert "beats FreeU off" in path.read_text().replace("\n# ", " ")
+
+
+def best_of(folder: Path) -> str:
+    return str(json.loads((folder / "search.json").read_text())["best"])
+
+
+def start(words: list[str], folder: Path, *argv: object) -> subprocess.Popen[str]:
+    command = [sys.executable, ROOT / "scripts" / "search.py", *words, "--outdir", folder, *argv]
+    return subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("name", ["both.db", "both.log"])
+def test_two_processes_share_one_storage_and_come_to_the_same(
+    name: str, words: list[str], tmp_path: Path
+) -> None:
+    argv = ("--metrics", "saturation:lower", "--trials", 40, "--storage", tmp_path / name)
+    processes = [start(words, tmp_path / folder, *argv) for folder in ("one", "two")]
+    said = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+
+    # Both had a share; one may have begun a last trial while the other did.
+    made = [len(list((tmp_path / folder / "runs").iterdir())) for folder in ("one", "two")]
+    tried = table(tmp_path / "one")
+    assert tried == table(tmp_path / "two")
+    assert 40 <= len(tried) <= 41
+    assert all("trial" in text for text in said) and min(made) > 15
+    names = [row["name"] for row in tried]
+    assert all(name in names for name in ("off", "V1", "config"))
+    assert (tmp_path / "one" / "found.yaml").read_text() == (tmp_path / "two" / "found.yaml").read_text()
+
+
+def test_a_search_that_was_killed_leaves_nothing_untried(
+    search: Callable[..., Outcome], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ("--metrics", "saturation:lower", "--trials", 6)
+    process = start(words, tmp_path / "out", *argv)
+    folder, deadline = tmp_path / "out" / "runs", time.monotonic() + 120
+    while not list(folder.glob("*.npz")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL and not (tmp_path / "out" / "search.csv").exists()
+
+    # Of the trial that was under way nothing is heard any more.
+    monkeypatch.setattr(trials_module, "SILENT", 0.0)
+    done = search(*argv)
+    assert done.code == 0, done.err
+    names = [row["name"] for row in table(done.folder)]
+    assert len(names) == 6 and sorted(filter(None, names)) == ["V1", "config", "off"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--metrics", "beauty"], "There is no metric 'beauty': there are energy,"),
+        (["--metrics", "energy"], "say which way is better, energy:higher or energy:lower"),
+        (["--metrics", "energy:up"], "give energy:higher or energy:lower"),
+        (["--metrics", "clip"], "--metrics clip: it needs --clip"),
+        (["--metrics", "clip", "--clip", "/no/clip"], "There is no folder /no/clip"),
+        (["--metrics", "shape"], "the judge knows the embedded model's pictures alone"),
+        (["--space", "b7=1:2"], "FreeU has no setting 'b7', but b1, b2"),
+        (["--space", "b1=1.4:1"], "no range from a lower to a higher number: give it as b1=0.8:1.6"),
+        (["--space", "b1=1:1.4:5"], "no range from a lower to a higher number"),
+        (["--space", "b1="], "'b1=' is malformed"),
+        (["--space", "b1=-1:1"], "FreeU's b1 is -1"),
+        (["--space", "version=1,3"], "FreeU's version is 3"),
+        (["--space", "s1", "s1=0:1"], "s1 twice"),
+        (["--space", "start=0.5:0.8", "stop=0.2:0.6"], "start at 0.8, above its stop at 0.2"),
+        (["--trials", "2"], "--trials 4 or more"),
+        (["--trials", "0"], "--trials is 0"),
+        (["--pictures", "-3"], "--pictures is -3"),
+        (["--search-steps", "0"], "0"),
+        (["--storage", "{text}"], "{text} is no storage of a search"),
+        (["--storage", "{other}"], "{other} is no storage of a search"),
+        (["--storage", "{lines}"], "{lines} is no storage of a search"),
+        (["--storage", "{broken}"], "The storage {broken} cannot be used"),
+        (["--storage", "{folder}"], "{folder}"),
+        (["--fresh-prompts", "{prompts}"], "--fresh-prompts has what the search is made on: 'a "),
+        (["--storage", "/proc/no/search.db"], "Nothing can be written into /proc/no"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_one_clear_line_and_harms_no_file(
+    argv: list[str], told: str, search: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    paths = {name: tmp_path / name for name in ("text", "other", "lines", "broken", "folder", "prompts")}
+    paths["text"].write_text("notes\n")
+    with sqlite3.connect(paths["other"]) as connection:
+        connection.execute("CREATE TABLE birds (name TEXT)")
+    paths["lines"].write_text('{"op_code": "of another program"}\n')
+    paths["broken"].write_bytes(b"SQLite format 3\0" + bytes(2000))
+    paths["folder"].mkdir()
+    before = {path: path.read_bytes() for path in paths.values() if path.is_file()}
+    usual = [] if "--metrics" in argv else ["--metrics", "saturation:lower"]
+    done = search(*usual, *(word.format(**paths) for word in argv))
+    assert done.code == 2, done.out
+    assert done.err.startswith("error: ") and done.err.count("\n") <= 2
+    assert told.format(**paths) in done.err
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_storage_of_a_search_with_other_settings_is_refused_with_what_differs(
+    search: Callable[..., Outcome],
+) -> None:
+    search("--metrics", "saturation:lower", "--trials", 4)
+    done = search("--metrics", "saturation:lower", "--trials", 4, "--space", "b1=1:1.2")
+    assert done.code == 2
+    assert 'holds a search with other settings: space is "b1=1:1.2", was' in done.err
+
+
+def test_missing_weights_of_the_judge_are_named(
+    search: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(measures, "CHECKPOINTS", tmp_path)
+    captions = ("--prompts", 4, "--fresh-prompts", 4, "sampling.height=128", "sampling.width=128")
+    done = search(*captions, "--metrics", "colour")
+    assert done.code == 2
+    assert f"The judge's weights are not there: {tmp_path / 'judge.safetensors'}" in done.err
