@@ -13,7 +13,7 @@ from ldm.page.engine import Engine, Waiting
 from ldm.page.pair import Progress
 from ldm.page.settings import NAMES, Settings
 from ldm.page.studio import Pair, Studio
-from ldm.page.visit import sentence
+from ldm.page.words import sentence
 
 
 class Api:
@@ -61,7 +61,7 @@ class Api:
             settings = Settings.read(asdict(self.studio.defaults()) | given)
             self.studio.check(settings)
             work = partial(self.studio.pairs, settings)
-            async for news in self.engine.follow(str(request.session_hash), work):
+            async for news in self.engine.follow((str(request.session_hash), "generate"), work):
                 if isinstance(news, Waiting):
                     yield None, None, {"ahead": news.ahead}
                     continue

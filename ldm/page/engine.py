@@ -12,6 +12,7 @@ from ldm.errors import InputError
 
 PULSE = 1.0  # seconds between signs of life to a visitor who waits
 
+Owner = tuple[str, str]  # the visitor, and the kind of work
 Work = Callable[[threading.Event], Iterator[Any]]
 
 
@@ -28,7 +29,7 @@ class Job:
     `stopping` asks the work to end early and keep what there is; `gone` says that nobody waits for it.
     """
 
-    def __init__(self, owner: str, work: Work):
+    def __init__(self, owner: Owner, work: Work):
         self.owner, self.work = owner, work
         self.stopping = threading.Event()
         self.gone = False
@@ -73,7 +74,7 @@ class Engine:
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
         self._thread.start()
 
-    async def follow(self, owner: str, work: Work) -> AsyncIterator[Waiting | list[Any]]:
+    async def follow(self, owner: Owner, work: Work) -> AsyncIterator[Waiting | list[Any]]:
         """Queues a piece of work and tells of it at least once a second: the place, then its items.
 
         Whoever closes this iterator frees the place. Raises InputError where the queue is full, and whatever
@@ -104,7 +105,7 @@ class Engine:
         with self._turn:
             return self._jobs.index(job) if job in self._jobs else 0
 
-    def stop(self, owner: str) -> None:
+    def stop(self, owner: Owner) -> None:
         """Ends an owner's work early: what is being done keeps what there is, what waits is dropped."""
         with self._turn:
             for job in [job for job in self._jobs if job.owner == owner]:
@@ -113,10 +114,10 @@ class Engine:
                     self._jobs.remove(job)
                     job.finish()
 
-    def leave(self, owner: str) -> None:
-        """Drops all work of an owner who is no longer there."""
+    def leave(self, visitor: str, kind: str | None = None) -> None:
+        """Drops the work of a visitor who is no longer there, or only that of a kind."""
         with self._turn:
-            mine = [job for job in self._jobs if job.owner == owner]
+            mine = [job for job in self._jobs if job.owner[0] == visitor and kind in (None, job.owner[1])]
         for job in mine:
             self._leave(job)
 

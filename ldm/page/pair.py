@@ -2,14 +2,17 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from ldm.freeu import FreeUSettings
-from ldm.generate import SAMPLERS, Sampling, decode, denoise
+from ldm.generate import Sampling, decode, denoise
 from ldm.image_io import Picture
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.sampling import Step
+from ldm.study.watch import total_steps
 
 SHARE = 0.2  # of the time of sampling, that previews may take
 
@@ -41,25 +44,22 @@ def lockstep(
     seed: int,
     sampling: Sampling,
     sides: dict[str, FreeUSettings],
+    around: Callable[[str], AbstractContextManager[Any]] = nullcontext,
 ) -> Iterator[dict[str, Step]]:
     """The sampler's steps of one picture under several settings of FreeU, one step each by turns.
 
     In one batch their bits would depend on each other's company; so each comes out as if drawn alone, and
-    none is finished before the others.
+    none is finished before the others. Each side's step is made in the context `around(side)`.
     """
-    unet = model.model.diffusion_model
+    unet: Any = model.model.diffusion_model
     runs = {side: denoise(model, [prompt], [negative], [seed], sampling) for side in sides}
     for _ in range(total_steps(model, sampling)):
         steps = {}
         for side, freeu in sides.items():
             unet.freeu = freeu
-            steps[side] = next(runs[side])
+            with around(side):
+                steps[side] = next(runs[side])
         yield steps
-
-
-def total_steps(model: LatentDiffusion, sampling: Sampling) -> int:
-    """How many steps a run takes, which may be more than were asked for."""
-    return len(SAMPLERS[sampling.sampler](model).timesteps(sampling.steps))
 
 
 def draw(

@@ -24,7 +24,7 @@ MANY = 1000  # visitors whose events are followed at once; how many may wait is 
 def make_page(studio: Studio, engine: Engine) -> gr.Blocks:
     """The page on a model. Nothing on it calls out: no telemetry, no fonts or scripts from elsewhere."""
     with gr.Blocks(title="FreeU, side by side", analytics_enabled=False) as page:
-        parts = layout.build(studio)
+        parts = layout.build(studio, engine)
         Visit(studio, engine, parts).wire(page)
         Api(studio, engine).wire()
     return page.queue(default_concurrency_limit=None, max_size=None)

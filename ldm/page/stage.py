@@ -15,6 +15,7 @@ from ldm.image_io import Picture
 from ldm.page.pair import Progress
 from ldm.page.settings import Settings
 from ldm.page.studio import SIDES, Pair
+from ldm.page.words import place
 
 PREVIEW = 512  # pixels, the longest side of a preview
 COARSE = 256  # pixels; pictures up to this side are enlarged without smoothing, as what they are
@@ -62,9 +63,7 @@ def empty(settings: Settings) -> View:
 
 def waiting(view: View, ahead: int) -> View:
     """The stage of a visitor who waits for others."""
-    others = "one other pair is" if ahead == 1 else f"{ahead} other pairs are"
-    message = f"You are number {ahead + 1} in line: {others} drawn before yours."
-    return View("waiting", view.width, view.height, message, sources=view.sources, caption=view.caption)
+    return View("waiting", view.width, view.height, place(ahead), sources=view.sources, caption=view.caption)
 
 
 def running(settings: Settings, progress: Progress, sources: dict[str, str], which: str) -> View:

@@ -1,6 +1,5 @@
 """What happens on a page: drawing, stopping, and settings that come and go."""
 
-import logging
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -9,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import torch
 
 from ldm.errors import InputError
-from ldm.page import exchange, layout, presets, stage
+from ldm.page import controls, exchange, layout, presets, stage
 from ldm.page.engine import Engine, Waiting
 from ldm.page.pair import Progress
 from ldm.page.settings import NAMES, Settings
 from ldm.page.studio import Pair, Studio
+from ldm.page.tabs import AT_ONCE, WORK
+from ldm.page.words import lines, sentence
 
 REMEMBERED = 60  # pairs of a visit
 
@@ -27,18 +27,6 @@ COPY_LINK = """(query) => {
   history.replaceState(null, "", link);
   return link;
 }"""
-
-log = logging.getLogger(__name__)
-
-
-def sentence(fault: Exception) -> str:
-    """What a visitor is told of a fault; what is nobody's fault goes into the server's log."""
-    if isinstance(fault, InputError):
-        return str(fault)
-    if isinstance(fault, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(fault):
-        return "There is not enough memory for this: take a smaller picture."
-    log.error("a visitor's work failed", exc_info=fault)
-    return "Something went wrong here, and the server's log says what. Please try again."
 
 
 class Visit:
@@ -53,9 +41,9 @@ class Visit:
         self, pairs: list[Pair], request: gr.Request, *values: Any
     ) -> AsyncIterator[dict[Any, Any]]:
         """Draws what the controls say; a newer press of the same visitor takes an older one's place."""
-        parts, owner = self.parts, str(request.session_hash)
-        mine = self.newest[owner] = object()
-        self.engine.leave(owner)
+        parts, visitor = self.parts, str(request.session_hash)
+        mine = self.newest[visitor] = object()
+        self.engine.leave(visitor, "draw")
         view = stage.finished(pairs[0]) if pairs else stage.empty(self.studio.defaults())
         try:
             settings = Settings.read(dict(zip(NAMES, values, strict=True)))
@@ -66,8 +54,8 @@ class Visit:
             yield {parts.stage: stage.markup(view), parts.stop: gr.update(interactive=True)}
             sources: dict[str, str] = {}
             made = 0
-            async for news in self.engine.follow(owner, partial(self.studio.pairs, settings)):
-                if self.newest.get(owner) is not mine:
+            async for news in self.engine.follow((visitor, "draw"), partial(self.studio.pairs, settings)):
+                if self.newest.get(visitor) is not mine:
                     return
                 if isinstance(news, Waiting):
                     view = stage.waiting(view, news.ahead) if news.ahead else view
@@ -106,20 +94,20 @@ class Visit:
 
     def stop(self, request: gr.Request) -> None:
         """Ends this visitor's work early."""
-        self.engine.stop(str(request.session_hash))
+        self.engine.stop((str(request.session_hash), "draw"))
 
     def leave(self, request: gr.Request) -> None:
         """Frees the place of a visitor who has closed the page."""
-        owner = str(request.session_hash)
-        self.newest.pop(owner, None)
-        self.engine.leave(owner)
+        visitor = str(request.session_hash)
+        self.newest.pop(visitor, None)
+        self.engine.leave(visitor)
 
     def choose_preset(self, name: str) -> dict[Any, Any]:
         """Puts a preset's factors into the controls."""
         freeu, source = self.presets[name]
         values = {name: getattr(freeu, name) for name in ("b1", "b2", "s1", "s2", "version")}
-        controls = {self.parts.controls[name]: value for name, value in values.items()}
-        return controls | {self.parts.preset_source: layout.source_line(source)}
+        factors = {self.parts.controls[name]: value for name, value in values.items()}
+        return factors | {self.parts.preset_source: controls.source_line(source)}
 
     def new_seed(self) -> str:
         return str(secrets.randbelow(2**32))
@@ -140,7 +128,7 @@ class Visit:
                 Path(path), self.studio.defaults(), self.studio.arguments.config
             )
         except InputError as fault:
-            return {parts.told: layout.lines([str(fault)], "fault"), parts.dropped: None}
+            return {parts.told: lines([str(fault)], "fault"), parts.dropped: None}
         finally:
             # What was uploaded is read once.
             Path(path).unlink(missing_ok=True)
@@ -162,14 +150,14 @@ class Visit:
         values = dict(zip(self.parts.inputs(), settings.values(), strict=True))
         words = layout.vocabulary(self.studio, settings.prompt)
         return values | {
-            self.parts.told: layout.lines([*notes, *clipped], "told"),
+            self.parts.told: lines([*notes, *clipped], "told"),
             self.parts.words: words,
         }
 
     def take(self, pairs: list[Pair], shown: int) -> dict[Any, Any]:
         """Sets the controls as they were for the pair on the stage."""
         if shown >= len(pairs):
-            return {self.parts.told: layout.lines(["There is no pair yet."], "told")}
+            return {self.parts.told: lines(["There is no pair yet."], "told")}
         return self.set_controls(pairs[shown].settings, ["The controls are set as they were for this pair."])
 
     def show_again(self, pairs: list[Pair], chosen: gr.SelectData) -> tuple[str, int]:
@@ -187,38 +175,38 @@ class Visit:
 
     def wire(self, page: gr.Blocks) -> None:
         """Ties the events to the page's parts."""
-        parts, controls = self.parts, self.parts.controls
-        quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
-        at_once: Any = quiet | {"queue": False}
-        drawing: Any = quiet | {
+        parts, control = self.parts, self.parts.controls
+        drawing: Any = WORK | {
             "inputs": [parts.pairs, *parts.inputs()],
             "outputs": [parts.stage, parts.stop, parts.pairs, parts.shown, parts.history],
             "trigger_mode": "multiple",
-            "concurrency_limit": None,
         }
         gr.on([parts.draw.click], self.draw, **drawing)
-        factors = [controls[name] for name in ("b1", "b2", "s1", "s2", "strength", "start", "stop", "ramp")]
-        changes = [*(slider.release for slider in factors), controls["version"].input]
+        factors = [control[name] for name in ("b1", "b2", "s1", "s2", "strength", "start", "stop", "ramp")]
+        changes = [*(slider.release for slider in factors), control["version"].input]
         gr.on(changes, self.draw_live, **(drawing | {"inputs": [parts.live, *drawing["inputs"]]}))
-        parts.stop.click(self.stop, **at_once)
+        parts.stop.click(self.stop, **AT_ONCE)
         page.unload(self.leave)
 
-        factor_outputs = [controls[name] for name in ("b1", "b2", "s1", "s2", "version")]
+        factor_outputs = [control[name] for name in ("b1", "b2", "s1", "s2", "version")]
         chosen = parts.preset.input(
-            self.choose_preset, parts.preset, [*factor_outputs, parts.preset_source], **at_once
+            self.choose_preset, parts.preset, [*factor_outputs, parts.preset_source], **AT_ONCE
         )
         chosen.then(self.draw_live, **(drawing | {"inputs": [parts.live, *drawing["inputs"]]}))
-        parts.dice.click(self.new_seed, None, controls["seed"], **at_once)
-        parts.reuse.click(self.last_seed, [parts.pairs, controls["seed"]], controls["seed"], **at_once)
-        controls["prompt"].change(self.words, controls["prompt"], parts.words, **at_once)
+        parts.dice.click(self.new_seed, None, control["seed"], **AT_ONCE)
+        parts.reuse.click(self.last_seed, [parts.pairs, control["seed"]], control["seed"], **AT_ONCE)
+        control["prompt"].change(self.words, control["prompt"], parts.words, **AT_ONCE)
 
         everything = [*parts.inputs(), parts.told, parts.words]
-        parts.dropped.upload(self.drop, parts.dropped, [*everything, parts.dropped], **at_once)
-        page.load(self.open_link, None, everything, **at_once)
-        parts.take.click(self.take, [parts.pairs, parts.shown], everything, **at_once)
-        parts.history.select(self.show_again, parts.pairs, [parts.stage, parts.shown], **at_once)
-        asked = parts.link_button.click(self.link, parts.inputs(), parts.link, **at_once)
-        asked.then(None, parts.link, parts.link, js=COPY_LINK, **at_once)
+        parts.dropped.upload(self.drop, parts.dropped, [*everything, parts.dropped], **AT_ONCE)
+        page.load(self.open_link, None, everything, **AT_ONCE)
+        parts.take.click(self.take, [parts.pairs, parts.shown], everything, **AT_ONCE)
+        parts.history.select(self.show_again, parts.pairs, [parts.stage, parts.shown], **AT_ONCE)
+        asked = parts.link_button.click(self.link, parts.inputs(), parts.link, **AT_ONCE)
+        asked.then(None, parts.link, parts.link, js=COPY_LINK, **AT_ONCE)
+        parts.inside.wire(parts.pairs, parts.shown)
+        parts.grid.wire(parts.inputs())
+        parts.explain.wire(control, parts.inputs())
 
 
 def thumbnails(pairs: list[Pair]) -> list[tuple[str, str]]:
