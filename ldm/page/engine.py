@@ -57,7 +57,7 @@ class Job:
     async def news(self) -> list[Any]:
         """The items since the last call, waited for a second at most, and not once the work is done."""
         if not self.done:
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), PULSE)
         self._changed.clear()
         return [self._news.get() for _ in range(self._news.qsize())]

@@ -22,7 +22,15 @@ MANY = 1000  # visitors whose events are followed at once; how many may wait is 
 
 
 def make_page(studio: Studio, engine: Engine) -> gr.Blocks:
-    """The page on a model. Nothing on it calls out: no telemetry, no fonts or scripts from elsewhere."""
+    """The page on a model. Nothing on it calls out: no telemetry, no fonts or scripts from elsewhere.
+
+    gradio reads files from a folder of its own alone, and each component notes that folder when it is made.
+    Given the output folder, it serves the pictures without copies, uploads land there too, and nothing else
+    can be read.
+    """
+    folder = str(studio.folder.resolve())
+    os.environ["GRADIO_TEMP_DIR"] = folder
+    os.environ["GRADIO_EXAMPLES_CACHE"] = folder
     with gr.Blocks(title="FreeU, side by side", analytics_enabled=False) as page:
         parts = layout.build(studio, engine)
         Visit(studio, engine, parts).wire(page)
@@ -31,14 +39,7 @@ def make_page(studio: Studio, engine: Engine) -> gr.Blocks:
 
 
 def launch(page: gr.Blocks, studio: Studio, host: str, port: int | None, share: bool, **more: Any) -> str:
-    """Serves the page and returns its address; the serving thread goes on.
-
-    Files are read from the output folder alone, which gradio is given as its own: pictures need no copies
-    then, and uploads land there too.
-    """
-    folder = studio.folder.resolve()
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    os.environ["GRADIO_EXAMPLES_CACHE"] = str(folder)
+    """Serves the page and returns its address; the serving thread goes on."""
     _, local, public = page.launch(
         server_name=host,
         server_port=port,

@@ -85,7 +85,8 @@ def test_previews_come_while_the_pictures_are_drawn(tab: Tab):
 
 def test_nothing_moves_while_pictures_arrive(tab: Tab):
     tab.open(prompt=PROMPT, steps=3)
-    places = "[...document.querySelectorAll('.stage .frame, .stage .status, #b1')].map(e => e.getBoundingClientRect().toJSON())"
+    parts = "document.querySelectorAll('.stage .frame, .stage .status, #b1, #history')"
+    places = f"[...{parts}].map(e => e.getBoundingClientRect().toJSON())"
     before = tab.page.evaluate(places)
     tab.draw()
     assert tab.page.evaluate(places) == before
