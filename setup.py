@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 EXTRAS = {
     # The oldest and the newest diffusers that the tests ran on: 0.35.2 and 0.42.1.
     "diffusers": ["diffusers>=0.35.2", "transformers>=5", "accelerate", "peft>=0.17"],
-    "demo": ["gradio>=5"],
+    "demo": ["gradio>=6"],
     "figures": ["matplotlib>=3.8"],
     "search": ["optuna>=4", "matplotlib>=3.8"],
 }
@@ -19,7 +19,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["ldm", "ldm.*"]),
-    package_data={"ldm.study": ["*.html"]},
+    package_data={"ldm.study": ["*.html"], "ldm.page": ["*.css", "*.js"]},
     install_requires=[
         "torch>=2.5",
         "torchvision",
@@ -38,7 +38,7 @@ setup(
         **EXTRAS,
         "test": [
             *sorted({need for needs in EXTRAS.values() for need in needs}),
-            *("pytest>=8", "hypothesis>=6.100", "ruff", "mypy"),
+            *("pytest>=8", "hypothesis>=6.100", "playwright", "ruff", "mypy"),
         ],
     },
 )

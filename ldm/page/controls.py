@@ -1,0 +1,141 @@
+"""The controls of the pictures and of FreeU, under the names of the settings."""
+
+from typing import Any
+
+import gradio as gr
+
+from ldm.generate import SAMPLERS
+from ldm.page.settings import Settings
+from ldm.page.studio import Studio
+
+SAMPLER_NAMES = {"ddim": "DDIM", "plms": "PLMS", "dpm": "DPM++ 2M"}
+
+
+def factor_controls(
+    first: Settings, controls: dict[str, Any], chosen: dict[str, Any]
+) -> tuple[Any, Any, Any]:
+    """FreeU's controls; with them the presets, their source, and whether to draw at each change."""
+    with gr.Group(elem_id="factors"):
+        name = next(iter(chosen))
+        preset = gr.Dropdown([*chosen], value=name, label="FreeU's factors", elem_id="preset")
+        source = gr.HTML(source_line(chosen[name][1]), apply_default_css=False)
+        for factor, info in {
+            "b1": "backbone, deepest stage: more structure",
+            "b2": "backbone, next stage",
+            "s1": "skip's lowest frequencies, deepest stage: below 1 damps",
+            "s2": "skip's lowest frequencies, next stage",
+        }.items():
+            most = 2.0 if factor[0] == "b" else 1.5
+            controls[factor] = gr.Slider(
+                0, most, getattr(first, factor), step=0.01, label=factor, info=info, elem_id=factor
+            )
+        controls["version"] = gr.Radio(
+            [("1: one factor everywhere", 1), ("2: follows the picture's structure", 2)],
+            value=first.version,
+            label="Version of the backbone's factor",
+            elem_id="version",
+        )
+        live = gr.Checkbox(True, label="Draw again when I let one of these go", elem_id="live")
+        with gr.Accordion("When, and how much of it", open=False):
+            controls["strength"] = gr.Slider(
+                0,
+                1,
+                first.strength,
+                step=0.01,
+                label="strength",
+                info="0 is the plain model, 1 the factors whole",
+            )
+            controls["start"] = gr.Slider(
+                0,
+                1,
+                first.start,
+                step=0.01,
+                label="start",
+                info="share of the steps after which FreeU begins",
+            )
+            controls["stop"] = gr.Slider(
+                0,
+                1,
+                first.stop,
+                step=0.01,
+                label="stop",
+                elem_id="stop-share",
+                info="share of the steps after which it ends",
+            )
+            controls["ramp"] = gr.Slider(
+                0,
+                1,
+                first.ramp,
+                step=0.01,
+                label="ramp",
+                info="over how much of the steps it fades in and out",
+            )
+        with gr.Accordion("Which channels, stages and frequencies", open=False):
+            controls["match"] = gr.Radio(
+                [("width, as the paper", "channels"), ("resolution, as diffusers", "resolution")],
+                value=first.match,
+                label="Tell the stages by their",
+            )
+            controls["channels"] = gr.Dropdown(
+                ["first", "second", "alternate", "all"],
+                value=str(first.channels),
+                allow_custom_value=True,
+                label="Channels that b scales",
+                info="a half of them, or a fraction such as 0.25",
+            )
+            controls["threshold"] = gr.Slider(
+                1,
+                8,
+                first.threshold,
+                step=1,
+                label="threshold",
+                info="half-width of the window of frequencies",
+            )
+    return preset, source, live
+
+
+def picture_controls(studio: Studio, first: Settings, controls: dict[str, Any]) -> tuple[Any, Any]:
+    """The controls of the pictures themselves; with them the buttons beside the seed."""
+    limits, multiple = studio.limits, studio.multiple
+    with gr.Group(elem_id="picture"):
+        with gr.Row(equal_height=True):
+            controls["seed"] = gr.Textbox(
+                str(first.seed),
+                label="Seed",
+                info="same seed, same noise",
+                scale=3,
+                min_width=120,
+                elem_id="seed",
+            )
+            dice = gr.Button("⚄ New", size="sm", min_width=70, scale=1, elem_id="dice")
+            reuse = gr.Button("↺ Last", size="sm", min_width=70, scale=1, elem_id="reuse")
+        controls["steps"] = gr.Slider(1, limits.steps, first.steps, step=1, label="Steps", elem_id="steps")
+        controls["scale"] = gr.Slider(
+            1, 20, first.scale, step=0.1, label="Guidance", info="how closely to follow the words; 1 is none"
+        )
+        controls["sampler"] = gr.Radio(
+            [(SAMPLER_NAMES[name], name) for name in SAMPLERS],
+            value=first.sampler,
+            label="Sampler",
+            elem_id="sampler",
+        )
+        most = limits.side // multiple * multiple
+        for side in ("width", "height"):
+            controls[side] = gr.Slider(
+                multiple, most, getattr(first, side), step=multiple, label=side.capitalize(), elem_id=side
+            )
+        with gr.Accordion("More", open=False):
+            controls["negative_prompt"] = gr.Textbox(
+                first.negative_prompt, label="What to keep away from", elem_id="negative_prompt"
+            )
+            controls["n_samples"] = gr.Slider(
+                1, limits.samples, first.n_samples, step=1, label="Pairs", info="the seeds count on"
+            )
+            controls["eta"] = gr.Slider(
+                0, 1, first.eta, step=0.01, label="eta", info="DDIM alone: fresh noise in every step"
+            )
+    return dice, reuse
+
+
+def source_line(source: str) -> str:
+    return f'<p class="words">Source: {source}.</p>'

@@ -1,0 +1,152 @@
+"""Settings as a link, and settings out of the PNGs of this project and of Stable Diffusion webuis."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from PIL import Image, UnidentifiedImageError
+
+from ldm.errors import InputError
+from ldm.page.settings import NAMES, Settings
+from ldm.util import FREEU
+
+LARGEST_PICTURE = 64 << 20  # pixels, of a picture that is opened for its settings
+
+# The links' names for settings, where they are other than txt2img's.
+LINK_NAMES = {"height": "H", "width": "W"}
+
+# Webuis' samplers that are the same methods under other names, by how those begin, in lower case.
+METHODS = {"ddim": "ddim", "plms": "plms", "dpm++ 2m": "dpm"}
+
+
+def to_query(settings: Settings) -> str:
+    """The query part of a link that carries all settings."""
+    return urlencode({LINK_NAMES.get(name, name): value for name, value in asdict(settings).items()})
+
+
+def from_query(query: Mapping[str, str], defaults: Settings) -> tuple[Settings, list[str]]:
+    """The settings of a link over the defaults, and a line for each part that means nothing."""
+    given = {name: query[key] for name in NAMES if (key := LINK_NAMES.get(name, name)) in query}
+    return _over(defaults, given)
+
+
+def from_picture(path: Path, defaults: Settings, config: str) -> tuple[Settings, list[str]]:
+    """The settings that a PNG carries over the defaults, and lines on what of them is not taken.
+
+    `config` is the page's; a picture of another model is told of. Raises InputError where the file is no
+    picture or carries no settings.
+    """
+    texts = read_texts(path)
+    record = _json(texts.get("freeu"))
+    if record:
+        return _from_record(record, defaults, config)
+    if parameters := texts.get("parameters"):
+        return _from_parameters(parameters, defaults)
+    raise InputError(
+        "This picture carries no settings: only PNGs of this project and of Stable Diffusion webuis do, and "
+        "many sites and messengers take them out."
+    )
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """The texts inside a picture. Raises InputError where it is none, or too large to be looked at."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.width * image.height > LARGEST_PICTURE:
+                raise InputError(f"The picture is too large: {image.width} by {image.height} pixels.")
+            image.load()  # texts may stand behind the pixels
+            return {
+                key: text
+                for key, text in image.info.items()
+                if isinstance(key, str) and isinstance(text, str)
+            }
+    except UnidentifiedImageError:
+        raise InputError("This file is not a PNG picture.") from None
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError, MemoryError) as fault:
+        raise InputError(f"This picture cannot be read: {str(fault) or type(fault).__name__}.") from None
+
+
+def _json(text: str | None) -> dict[str, Any]:
+    try:
+        record = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _from_record(record: dict[str, Any], defaults: Settings, config: str) -> tuple[Settings, list[str]]:
+    freeu = record.get("freeu")
+    given = {name: record[name] for name in NAMES if name in record}
+    if isinstance(freeu, dict):
+        given |= {name: freeu[name] for name in FREEU if name in freeu and name != "stages"}
+    settings, notes = _over(replace(defaults, n_samples=1), given)
+    if isinstance(freeu, dict) and freeu.get("stages"):
+        notes.append("The picture gave further stages factors of their own, for which there is no control.")
+    if freeu is None:
+        notes.append("The picture was made without FreeU, so FreeU's controls stay as they were.")
+    theirs = str(record.get("config", ""))
+    if Path(theirs).stem != Path(config).stem:
+        notes.append(
+            f"It was made with {theirs:.60}; this page draws with {config}, so it will look different."
+        )
+    return settings, notes
+
+
+def _from_parameters(text: str, defaults: Settings) -> tuple[Settings, list[str]]:
+    """Settings as webuis write them: prompt, negative prompt, and a last line of `key: value` pairs."""
+    lines = text.strip().split("\n")
+    last = lines.pop() if len(lines) > 1 and re.match(r"\s*Steps: ", lines[-1]) else ""
+    prompt, _, negative = "\n".join(lines).partition("Negative prompt:")
+    entries = {key.strip(): _unquoted(value) for key, value in ENTRY.findall(last)}
+    given: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative}
+    known = {"Steps": "steps", "CFG scale": "scale", "Seed": "seed", "Eta DDIM": "eta"}
+    given |= {name: entries[key] for key, name in known.items() if key in entries}
+    notes = []
+    if size := re.fullmatch(r"(\d+)x(\d+)", entries.get("Size", "")):
+        given |= {"width": size[1], "height": size[2]}
+    if method := entries.get("Sampler"):
+        ours = [name for start, name in METHODS.items() if method.lower().startswith(start)]
+        if ours:
+            given["sampler"] = ours[0]
+        else:
+            notes.append(f"There is no sampler {method:.40} here; the one chosen stays.")
+    pairs = (part.partition("=") for part in entries.get("FreeU", "").split())
+    given |= {key: value for key, _, value in pairs if key in FREEU and key != "stages"}
+    settings, faults = _over(replace(defaults, n_samples=1), given)
+    if model := entries.get("Model"):
+        notes.append(f"It was made with the model {model:.60}.")
+    return settings, notes + faults
+
+
+# A key, and a value that is quoted where it holds a comma.
+ENTRY = re.compile(r'\s*([\w /.+-]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
+
+
+def _unquoted(value: str) -> str:
+    value = value.strip()
+    if value.startswith('"'):
+        try:
+            return str(json.loads(value))
+        except ValueError:
+            return value.strip('"')
+    return value
+
+
+def _over(defaults: Settings, given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
+    """The given values over the defaults; those that mean nothing are left out and told of."""
+    settings, notes = defaults, []
+    for name, value in given.items():
+        try:
+            settings = Settings.read(asdict(settings) | {name: value})
+        except InputError as fault:
+            notes.append(f"{fault} It is left out.")
+    try:
+        _ = settings.freeu
+    except InputError as fault:
+        settings = replace(settings, **{name: getattr(defaults, name) for name in FREEU if name != "stages"})
+        notes.append(f"{fault} FreeU's controls stay as they were.")
+    return settings, notes

@@ -1,0 +1,31 @@
+// What the page does without asking the server: Enter draws, the wipe follows the hand, and light or dark is kept.
+(() => {
+  const dark = localStorage.getItem("freeu-dark");
+  if (dark !== null && !new URLSearchParams(location.search).has("__theme")) {
+    document.body.classList.toggle("dark", dark === "yes");
+  }
+
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest?.("#light-or-dark")) return;
+    const on = document.body.classList.toggle("dark");
+    localStorage.setItem("freeu-dark", on ? "yes" : "no");
+  });
+
+  document.addEventListener("input", (event) => {
+    if (event.target.matches?.(".stage .wipe")) {
+      // On the component's root, which is not written anew when pictures arrive.
+      event.target.closest("#stage").style.setProperty("--split", `${event.target.value}%`);
+    }
+  });
+
+  document.addEventListener("keydown", (event) => {
+    const wanted = event.key === "Enter" && !event.shiftKey && !event.isComposing;
+    if (wanted && event.target.matches?.("#prompt textarea, #negative_prompt textarea")) {
+      event.preventDefault();
+      event.stopPropagation();
+      // The last letters reach the server with the change that leaving the field tells of.
+      event.target.dispatchEvent(new Event("input", { bubbles: true }));
+      document.querySelector("#draw").click();
+    }
+  }, true);
+})();

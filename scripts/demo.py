@@ -1,0 +1,75 @@
+"""A page to try FreeU on: beside the plain model, from the same noise.
+
+    python scripts/demo.py
+    python scripts/demo.py --config freeu_sd21.yaml --host 0.0.0.0 --port 8000
+
+Needs gradio: pip install -e ".[demo]". Trailing arguments change the config, as in txt2img.
+"""
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [--config CONFIG] [further options] [key=value ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument_group("model").add_argument
+    add("--config", default="freeu_tiny.yaml", help="a file, here or in configs/ (default: the small model)")
+    add("--ckpt", help="weights, .safetensors or .ckpt, here or in checkpoints/ (default: the config's)")
+    add("--download", action="store_true", help="fetch the config's checkpoint if it is not there")
+    add("--device", default="auto", help="auto, cuda, mps or cpu")
+    add("--precision", choices=("auto", "full", "autocast", "fp16", "bf16"), default="auto",
+        help="auto and autocast: what the device does fast and safely; full: float32")  # fmt: skip
+    add("overrides", nargs="*", metavar="key=value", help="changes to the config")
+
+    add = parser.add_argument_group("server").add_argument
+    add("--host", default="127.0.0.1", help="who may come: 127.0.0.1 is this machine alone, 0.0.0.0 all")
+    add("--port", type=int, help="(default: the first free one from 7860 up)")
+    add("--share", action="store_true",
+        help="a public address at gradio.live: whoever has it can draw on this machine")  # fmt: skip
+    add("--outdir", type=Path, default=Path("outputs/demo"),
+        help="pictures and uploads; visitors read no other file (default: %(default)s)")  # fmt: skip
+
+    add = parser.add_argument_group("limits").add_argument
+    add("--max-side", type=int, help="pixels of a picture's side (default: twice the config's, 256 at least)")
+    add("--max-steps", type=int, default=150, help="(default: %(default)s)")
+    add("--max-samples", type=int, default=4, help="pairs at one press (default: %(default)s)")
+    add("--max-cells", type=int, default=25, help="pictures of one grid (default: %(default)s)")
+    add("--max-queue", type=int, default=100, help="visitors that wait (default: %(default)s)")
+    add("--max-upload", type=int, default=16, help="MiB of a dropped picture (default: %(default)s)")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from ldm.errors import InputError
+
+    try:
+        from ldm.page.server import serve
+    except ModuleNotFoundError as fault:
+        if fault.name != "gradio":
+            raise
+        raise InputError('The page needs gradio: pip install -e ".[demo]".') from None
+    from ldm.util import load_config
+
+    serve(arguments, load_config(arguments.config, arguments.overrides))
+
+
+def main(argv: list[str]) -> int:
+    from ldm.errors import exit_code
+
+    return exit_code(lambda: run(make_parser().parse_intermixed_args(argv)), "stopped; the pictures are kept")
+
+
+def stop(number: int, _: object) -> None:
+    """What schedulers and service managers ask for is done as Ctrl-C is."""
+    raise KeyboardInterrupt(number)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, stop)
+    sys.exit(main(sys.argv[1:]))

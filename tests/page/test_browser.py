@@ -1,0 +1,187 @@
+"""The page in a real browser, as its visitors see it."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm.errors import InputError
+from tests.page.conftest import Served, Tab
+
+PROMPT = "a large red circle left of a small blue star on a green background"
+
+
+def test_a_prompt_gives_two_pictures_that_are_txt2imgs_to_the_bit(tab: Tab, txt2img, tmp_path: Path):
+    tab.open(seed=7)
+    tab.page.fill("#prompt textarea", PROMPT)
+    tab.page.keyboard.press("Enter")
+    tab.wait_for("done")
+    assert tab.page.locator(".stage img").count() == 2
+    same = ("--prompt", PROMPT, "--seed", 7)
+    for side, more in {"plain": ["--no-freeu"], "freeu": []}.items():
+        [path] = txt2img(*same, *more).pictures()
+        np.testing.assert_array_equal(tab.pixels(side, tmp_path), np.asarray(Image.open(path)))
+    assert not tab.errors
+
+
+def test_moving_b1_draws_freeus_picture_anew_and_leaves_the_plain_one(tab: Tab, tmp_path: Path):
+    tab.open(prompt=PROMPT).draw()
+    before = {side: tab.pixels(side, tmp_path) for side in ("plain", "freeu")}
+    box = tab.page.locator("#b1 input[type=range]").bounding_box()
+    tab.page.mouse.move(box["x"] + box["width"] * 0.55, box["y"] + box["height"] / 2)
+    tab.page.mouse.down()
+    tab.page.mouse.move(box["x"] + box["width"] * 0.9, box["y"] + box["height"] / 2, steps=3)
+    tab.page.mouse.up()
+    old = tab.page.get_attribute(".stage .freeu img", "src")
+    tab.page.wait_for_function(
+        "old => document.querySelector('.stage[data-state=done] .freeu img')?.getAttribute('src') !== old",
+        arg=old,
+    )
+    tab.wait_for("done")
+    assert float(tab.value("b1").split()[0]) > 1.5
+    np.testing.assert_array_equal(tab.pixels("plain", tmp_path), before["plain"])
+    assert (tab.pixels("freeu", tmp_path) != before["freeu"]).any()
+
+
+def test_a_dropped_picture_sets_the_controls(tab: Tab, txt2img):
+    [path] = txt2img(
+        "--prompt", "a white cross", "--seed", 99, "--b1", 1.33, "--dpm", "--scale", 4.5
+    ).pictures()
+    tab.open()
+    tab.page.set_input_files("#dropped input[type=file]", path)
+    tab.page.wait_for_function("document.querySelector('#seed input, #seed textarea').value === '99'")
+    assert tab.value("prompt") == "a white cross"
+    assert float(tab.value("b1")) == 1.33
+    assert tab.page.is_checked("#sampler input[value=dpm]")
+    assert "The controls now have this picture's settings." in tab.page.inner_text("#told")
+
+
+def test_a_drawing_that_is_stopped_keeps_what_there_is(tab: Tab, tmp_path: Path):
+    tab.open(prompt=PROMPT, steps=200, H=128, W=128)
+    tab.page.click("#draw")
+    tab.page.wait_for_function("/Step [1-9]/.test(document.querySelector('.stage .status').innerText)")
+    tab.page.click("#stop")
+    tab.wait_for("stopped")
+    step = int(re.search(r"after step (\d+) of 200", tab.status)[1])
+    assert 1 <= step < 200
+    for side in ("plain", "freeu"):
+        with Image.open(tab.download(side, tmp_path)) as picture:
+            assert picture.size == (128, 128)
+            assert f"Stopped after: {step} of 200" in picture.info["parameters"]
+
+
+def test_previews_come_while_the_pictures_are_drawn(tab: Tab):
+    tab.open(prompt=PROMPT, steps=200, H=128, W=128)
+    tab.page.click("#draw")
+    tab.page.wait_for_selector('.stage[data-state="running"] .plain img[src^="data:image/jpeg"]')
+    tab.page.wait_for_selector('.stage[data-state="running"] .freeu img[src^="data:image/jpeg"]')
+    tab.page.click("#stop")
+    tab.wait_for("stopped")
+
+
+def test_nothing_moves_while_pictures_arrive(tab: Tab):
+    tab.open(prompt=PROMPT, steps=3)
+    parts = "document.querySelectorAll('.stage .frame, .stage .status, #b1, #history')"
+    places = f"[...{parts}].map(e => e.getBoundingClientRect().toJSON())"
+    before = tab.page.evaluate(places)
+    tab.draw()
+    assert tab.page.evaluate(places) == before
+
+
+def test_a_bad_setting_is_a_sentence_and_the_page_goes_on(tab: Tab):
+    tab.open(prompt=PROMPT)
+    tab.page.fill("#seed textarea, #seed input", "twelve")
+    tab.draw("error")
+    assert tab.status == "The seed is 'twelve': give a whole number."
+    tab.page.fill("#seed textarea, #seed input", "12")
+    tab.draw()
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), "not enough memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "not enough memory"),
+        (InputError("The latents are no longer numbers"), "no longer numbers"),
+        (ZeroDivisionError("secret"), "Something went wrong here"),
+    ],
+    ids=["GPU memory", "memory", "a remedy is known", "a bug"],
+)
+def test_a_fault_while_drawing_is_a_sentence_and_the_page_goes_on(
+    tab: Tab, served: Served, monkeypatch: pytest.MonkeyPatch, fault: Exception, told: str
+):
+    def raise_fault(*_: object) -> Iterator[None]:
+        raise fault
+        yield
+
+    tab.open(prompt=PROMPT)
+    with monkeypatch.context() as patched:
+        patched.setattr(served.studio, "pairs", raise_fault)
+        tab.draw("error")
+    assert told in tab.status and "secret" not in tab.status
+    tab.draw()
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(tab: Tab):
+    tab.page.set_viewport_size({"width": 390, "height": 844})
+    tab.open(prompt=PROMPT).draw()
+    assert tab.page.evaluate("document.documentElement.scrollWidth") <= 390
+    order = [
+        tab.page.locator(part).bounding_box()["y"] for part in ("#prompt", "#draw", ".stage", "#b1", "#seed")
+    ]
+    assert order == sorted(order)
+
+
+def test_the_wipe_follows_the_keyboard(tab: Tab):
+    tab.open(prompt=PROMPT).draw()
+    tab.page.check(".stage input[value=wipe]", force=True)
+    tab.page.focus(".stage .wipe")
+    for _ in range(10):
+        tab.page.keyboard.press("ArrowRight")
+    shown = tab.page.evaluate("getComputedStyle(document.querySelector('.stage .freeu img')).clipPath")
+    assert shown == "inset(0px 0px 0px 55%)"
+
+
+def test_the_page_asks_nothing_of_other_machines(tab: Tab):
+    tab.open(prompt=PROMPT).draw()
+    assert not tab.foreign
+    assert not tab.errors
+
+
+def test_words_that_the_model_does_not_know_are_named(tab: Tab):
+    tab.open()
+    tab.page.fill("#prompt textarea", "a red dragon over a castle")
+    tab.page.wait_for_selector(".words .unknown")
+    assert "dragon, castle" in tab.page.inner_text(".words .unknown")
+
+
+def test_a_link_carries_all_settings(tab: Tab, browser, served):
+    tab.open(prompt=PROMPT, seed=123456789012345678, b1=1.25, s2=0.35, stop=0.5, sampler="plms")
+    tab.page.click("#link-button")
+    tab.page.wait_for_function(
+        "document.querySelector('#link textarea, #link input')?.value.startsWith('http')"
+    )
+    other = Tab(browser, served.address)
+    try:
+        other.page.goto(tab.value("link"))
+        other.page.wait_for_selector("#told .lines")
+        for name in ("prompt", "seed", "b1", "s2", "stop-share"):
+            assert other.value(name) == tab.value(name)
+        assert other.page.is_checked("#sampler input[value=plms]")
+    finally:
+        other.page.close()
+
+
+def test_a_picture_of_the_visit_can_be_shown_again_and_taken_up(tab: Tab):
+    tab.open(prompt=PROMPT, seed=5).draw()
+    tab.page.fill("#seed textarea, #seed input", "6")
+    tab.draw()
+    tab.page.wait_for_function("document.querySelectorAll('#history .thumbnail-item').length === 4")
+    tab.page.locator("#history .thumbnail-item").last.click()
+    tab.page.wait_for_function("document.querySelector('.stage .caption').innerText.includes('seed 5')")
+    tab.page.click("#take")
+    tab.page.wait_for_function("document.querySelector('#seed textarea, #seed input').value === '5'")

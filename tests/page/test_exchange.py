@@ -1,0 +1,192 @@
+"""Settings that come and go as links and as PNGs."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ldm.errors import InputError
+from ldm.page.exchange import from_picture, from_query, to_query
+from ldm.page.settings import LARGEST_SEED, Limits, Settings
+from ldm.page.studio import Studio
+
+FIRST = Settings(
+    **{
+        "prompt": "a red circle",
+        "negative_prompt": "",
+        "seed": 42,
+        "n_samples": 1,
+        "steps": 50,
+        "scale": 3.0,
+    },
+    **{
+        "sampler": "ddim",
+        "eta": 0.0,
+        "height": 128,
+        "width": 128,
+        "b1": 1.1,
+        "b2": 1.2,
+        "s1": 0.9,
+        "s2": 0.6,
+    },
+    **{"version": 1, "strength": 1.0, "start": 0.0, "stop": 1.0, "ramp": 0.0, "threshold": 1},
+    **{"match": "channels", "channels": "first"},
+)
+
+# Newlines are trimmed off the ends of prompts, as blanks are.
+prompts = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=80).map(str.strip)
+fractions = st.floats(0, 1)
+settings = st.builds(
+    Settings,
+    prompt=prompts,
+    negative_prompt=prompts,
+    seed=st.integers(0, LARGEST_SEED),
+    n_samples=st.integers(1, 4),
+    steps=st.integers(1, 1000),
+    scale=st.floats(-50, 50),
+    sampler=st.sampled_from(["ddim", "plms", "dpm"]),
+    eta=fractions,
+    height=st.integers(1, 4096),
+    width=st.integers(1, 4096),
+    **dict.fromkeys(("b1", "b2", "s1", "s2"), st.floats(0, 3)),
+    version=st.sampled_from([1, 2]),
+    strength=fractions,
+    start=st.just(0.25),
+    stop=st.floats(0.25, 1),
+    ramp=fractions,
+    threshold=st.integers(1, 20),
+    match=st.sampled_from(["channels", "resolution"]),
+    channels=st.one_of(st.sampled_from(["first", "second", "alternate", "all"]), fractions),
+)
+
+
+@given(settings)
+def test_a_link_gives_back_all_settings(chosen: Settings):
+    query = dict(parse_qsl(to_query(chosen), keep_blank_values=True, strict_parsing=True))
+    assert from_query(query, FIRST) == (chosen, [])
+
+
+@given(st.dictionaries(st.sampled_from([*asdict(FIRST), "H", "W", "other"]), st.text(max_size=30)))
+def test_any_link_gives_settings_that_mean_something(query: dict[str, str]):
+    found, notes = from_query(query, FIRST)
+    assert found.freeu is not None
+    assert all(isinstance(note, str) and note for note in notes)
+
+
+def test_what_means_nothing_in_a_link_is_left_out_and_told_of():
+    found, notes = from_query({"seed": "7", "steps": "many", "b1": "nan", "sampler": "magic"}, FIRST)
+    assert found == replace(FIRST, seed=7)
+    assert len(notes) == 3
+    assert "'many'" in notes[0] and "'magic'" in notes[1] and "b1 is nan" in notes[2]
+
+
+def test_a_picture_of_txt2img_gives_back_its_settings(txt2img):
+    [path] = txt2img(
+        *("--prompt", "a star", "--negative-prompt", "a ring", "--seed", 2**53 + 1, "--plms", "--scale", 4.5),
+        *("--b1", 1.3, "--s2", 0.25, "--freeu-version", 2, "--stop", 0.7, "--ramp", 0.1, "--channels", 0.25),
+    ).pictures()
+    found, notes = from_picture(path, FIRST, "freeu_tiny.yaml")
+    assert notes == []
+    assert found == replace(
+        *(FIRST,),
+        **{
+            "prompt": "a star",
+            "negative_prompt": "a ring",
+            "seed": 2**53 + 1,
+            "sampler": "plms",
+            "scale": 4.5,
+        },
+        **{"b1": 1.3, "s2": 0.25, "version": 2, "stop": 0.7, "ramp": 0.1, "channels": 0.25},
+        **{"height": 32, "width": 32, "steps": 2},
+    )
+
+
+def test_a_picture_of_another_model_or_without_freeu_is_told_of(txt2img):
+    [path] = txt2img("--no-freeu").pictures()
+    _, notes = from_picture(path, FIRST, "freeu_sd21.yaml")
+    assert "without FreeU" in notes[0] and "made with freeu_tiny.yaml" in notes[1]
+
+
+def webui_picture(path: Path, parameters: str) -> Path:
+    info = PngInfo()
+    info.add_text("parameters", parameters)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path, pnginfo=info)
+    return path
+
+
+def test_a_webuis_picture_gives_its_settings(tmp_path: Path):
+    path = webui_picture(
+        tmp_path / "a.png",
+        "a photo of a cat,\nsitting: on a mat\nNegative prompt: blurry, dog\n"
+        "Steps: 28, Sampler: DPM++ 2M Karras, CFG scale: 6.5, Seed: 1234567890, Size: 512x768, "
+        'Model hash: 6ce0161689, Model: v1-5-pruned-emaonly, Lora hashes: "one: a, two: b", Version: v1.9.4',
+    )
+    found, notes = from_picture(path, FIRST, "freeu_tiny.yaml")
+    assert found == replace(
+        *(FIRST,),
+        **{"prompt": "a photo of a cat,\nsitting: on a mat", "negative_prompt": "blurry, dog", "steps": 28},
+        **{"sampler": "dpm", "scale": 6.5, "seed": 1234567890, "width": 512, "height": 768},
+    )
+    assert notes == ["It was made with the model v1-5-pruned-emaonly."]
+    clipped, told = found.clipped(Limits(side=256, steps=20), multiple=32)
+    assert (clipped.width, clipped.height, clipped.steps) == (256, 256, 20)
+    assert len(told) == 3 and "The steps was 28; here it is 20." in told
+
+
+def test_a_webuis_sampler_that_is_not_here_is_told_of(tmp_path: Path):
+    path = webui_picture(tmp_path / "a.png", "a cat\nSteps: 20, Sampler: Euler a, Seed: 1")
+    found, notes = from_picture(path, FIRST, "freeu_tiny.yaml")
+    assert (found.sampler, found.seed) == ("ddim", 1)
+    assert notes == ["There is no sampler Euler a here; the one chosen stays."]
+
+
+@given(st.text(st.characters(codec="latin-1", exclude_characters="\0"), max_size=200))
+def test_any_webui_text_is_read_without_harm(tmp_path_factory: pytest.TempPathFactory, parameters: str):
+    path = webui_picture(tmp_path_factory.getbasetemp() / "any.png", parameters or " ")
+    found, _ = from_picture(path, FIRST, "freeu_tiny.yaml") if parameters.strip() else (FIRST, [])
+    assert found.freeu is not None
+
+
+def broken_pictures(folder: Path) -> dict[str, Path]:
+    texts = {"text": b"hello", "empty": b"", "html": b"<html></html>"}
+    whole = webui_picture(folder / "whole.png", "a cat\nSteps: 2").read_bytes()
+    texts["cut off"] = whole[: len(whole) // 2]
+    paths = {}
+    for name, content in texts.items():
+        paths[name] = folder / f"{name}.png"
+        paths[name].write_bytes(content)
+    Image.new("RGB", (8, 8)).save(folder / "bare.png")
+    Image.new("RGB", (8, 8)).save(folder / "jpeg.png", "JPEG")
+    Image.new("1", (30000, 30000)).save(folder / "huge.png")
+    return paths | {name: folder / f"{name}.png" for name in ("bare", "jpeg", "huge")}
+
+
+@pytest.mark.parametrize("name", ["text", "empty", "html", "cut off", "bare", "jpeg", "huge"])
+def test_a_bad_picture_is_one_sentence(tmp_path: Path, name: str):
+    with pytest.raises(InputError) as caught:
+        from_picture(broken_pictures(tmp_path)[name], FIRST, "freeu_tiny.yaml")
+    assert "\n" not in str(caught.value) and str(tmp_path) not in str(caught.value)
+
+
+def test_a_damaged_record_gives_what_of_it_means_something(tmp_path: Path):
+    info = PngInfo()
+    info.add_text("freeu", json.dumps({"seed": "x", "steps": 9, "freeu": {"b1": [], "b2": 1.3}, "config": 5}))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
+    found, notes = from_picture(tmp_path / "a.png", FIRST, "freeu_tiny.yaml")
+    assert (found.seed, found.steps, found.b1, found.b2) == (42, 9, 1.1, 1.3)
+    assert len(notes) == 3
+
+
+def test_a_pair_on_disk_gives_back_its_settings(studio: Studio):
+    chosen = replace(studio.defaults(), steps=2, height=32, width=32, seed=11, b1=1.4, stop=0.5)
+    import threading
+
+    *_, pair = studio.pairs(chosen, threading.Event())
+    assert from_picture(pair.files["freeu"], studio.defaults(), "freeu_tiny.yaml") == (chosen, [])
