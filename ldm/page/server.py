@@ -16,7 +16,7 @@ from ldm.page.engine import Engine
 from ldm.page.settings import Limits
 from ldm.page.studio import Studio
 from ldm.page.visit import Visit
-from ldm.txt2img import usual_settings
+from ldm.request import usual_settings
 
 MANY = 1000  # visitors whose events are followed at once; how many may wait is the engine's to say
 

@@ -25,7 +25,7 @@ from ldm.modules.encoders.words import WordEmbedder
 from ldm.page.pair import Drawn, Progress, draw
 from ldm.page.settings import Limits, Settings
 from ldm.recipe import Recipe
-from ldm.txt2img import DEFAULT_PROMPT, DTYPES, usual_settings
+from ldm.request import DEFAULT_PROMPT, DTYPES, usual_settings
 from ldm.util import FREEU, set_freeu
 
 KEPT_PLAIN = 64 << 20  # bytes of plain pictures that are not drawn again while only FreeU changes
