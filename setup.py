@@ -2,9 +2,10 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# The tests pass on Python 3.10 with the oldest release that each bound admits, and on Python 3.13 with the
+# newest of November 2026: torch 2.15, Lightning 2.6.6, open_clip 3.3, OmegaConf 2.4, diffusers 0.42.1.
 EXTRAS = {
-    # The oldest and the newest diffusers that the tests ran on: 0.35.2 and 0.42.1.
-    "diffusers": ["diffusers>=0.35.2", "transformers>=5", "accelerate", "peft>=0.17"],
+    "diffusers": ["diffusers>=0.35.2", "transformers>=5", "accelerate>=1.0", "peft>=0.18"],
     "demo": ["gradio>=6"],
     "figures": ["matplotlib>=3.8"],
     "search": ["optuna>=4", "matplotlib>=3.8"],
@@ -21,24 +22,24 @@ setup(
     packages=find_packages(include=["ldm", "ldm.*"]),
     package_data={"ldm.study": ["*.html"], "ldm.page": ["*.css", "*.js"]},
     install_requires=[
-        "torch>=2.5",
-        "torchvision",
+        "torch>=2.6",
+        "torchvision>=0.21",
         "omegaconf>=2.3",
         "pytorch-lightning>=2.6",
-        "einops",
+        "einops>=0.7",
         "open-clip-torch>=3.0",
-        "safetensors>=0.4",
+        "safetensors>=0.4.3",
         "filelock>=3.12",
-        "huggingface-hub>=1.0",
+        "huggingface-hub>=1.20",
         "numpy>=1.26",
         "pillow>=10.1",
-        "tqdm",
+        "tqdm>=4.66",
     ],
     extras_require={
         **EXTRAS,
         "test": [
             *sorted({need for needs in EXTRAS.values() for need in needs}),
-            *("pytest>=8", "hypothesis>=6.100", "playwright", "ruff", "mypy"),
+            *("pytest>=8", "hypothesis>=6.100", "playwright>=1.49", "ruff>=0.9", "mypy>=1.14"),
         ],
     },
 )

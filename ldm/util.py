@@ -4,6 +4,7 @@ import copy
 import difflib
 import importlib
 import inspect
+import io
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ldm.errors import InputError
+from ldm.expansion import check_yaml, resolve
 from ldm.trust import refuse_foreign_class, refuse_foreign_name, trusting
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +28,7 @@ FACTORS = ("b1", "b2", "s1", "s2")
 FREEU = (*FACTORS, "version", "threshold", "match", "strength", "start", "stop", "ramp", "channels", "stages")
 
 # What OmegaConf and YAML raise for contents that they cannot take.
-FAULTS = (OmegaConfBaseException, YAMLError, ValueError, TypeError)
+FAULTS = (OmegaConfBaseException, YAMLError, ValueError, TypeError, RecursionError)
 # Names parted by dots, places in lists in brackets, and a value, which may be empty.
 OVERRIDE = re.compile(r"([\w-]+)(\.[\w-]+|\[-?\d+\])*=")
 
@@ -69,7 +71,7 @@ def resolved(config: DictConfig, overrides: Iterable[str] = (), source: str = "T
         except FAULTS as fault:
             raise InputError(f"{source} with {override} cannot be resolved: {_reason(fault)}.") from None
     try:
-        OmegaConf.resolve(config)
+        resolve(config)
     except FAULTS as fault:
         changed = " ".join([source, "with", *overrides] if overrides else [source])
         raise InputError(f"{changed} cannot be resolved: {_reason(fault)}.") from None
@@ -82,7 +84,9 @@ def read_with_base(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
         ring = " -> ".join(other.name for other in (*above, path))
         raise InputError(f"{path} is its own `base:` ({ring}): take one of them out.")
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
+        text = path.read_text(encoding="utf-8")
+        check_yaml(text)
+        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
     except (*FAULTS, OSError) as fault:
         raise InputError(f"{path} is not a YAML config: {_reason(fault)}.") from None
     # OmegaConf takes a bare text for a key without a value.

@@ -46,7 +46,7 @@ class Ideal(nn.Module):
 def diffusion(start: float = 0.00085, end: float = 0.012, timesteps: int = 1000) -> LatentDiffusion:
     """A small model with Stable Diffusion's schedule unless told otherwise, with random weights."""
     config = load_config("tiny.yaml").model
-    config.params |= {"linear_start": start, "linear_end": end, "timesteps": timesteps}
+    config.params.update({"linear_start": start, "linear_end": end, "timesteps": timesteps})
     return instantiate_from_config(config).eval()
 
 

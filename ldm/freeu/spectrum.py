@@ -55,7 +55,7 @@ def band_split(x: Tensor, radius: float = 0.1) -> tuple[Tensor, Tensor]:
     Low is what lies in the centred disc of `radius` cycles a pixel, border and mean included; on a square
     that is `radius` times H bins.
     """
-    maps = x.float()
+    maps = x.float().contiguous()  # oneMKL fails on expanded ones in torch 2.6
     height, width = maps.shape[-2:]
     down = torch.fft.fftfreq(height, device=maps.device)[:, None]
     across = torch.fft.rfftfreq(width, device=maps.device)

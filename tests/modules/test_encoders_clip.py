@@ -44,7 +44,8 @@ def transformers_clip(clip):
     )
     theirs = CLIPTextModel(config).eval()
     weights = {name: value for name, value in clip.state_dict().items() if not name.endswith("position_ids")}
-    theirs.load_state_dict(weights, strict=True)
+    # Older releases have their text tower one level down.
+    getattr(theirs, "text_model", theirs).load_state_dict(weights, strict=True)
     return theirs
 
 

@@ -281,7 +281,7 @@ def chunks(png: bytes) -> set[bytes]:
     kinds, place = set(), 8
     while place < len(png):
         kinds.add(png[place + 4 : place + 8])
-        place += 12 + int.from_bytes(png[place : place + 4])
+        place += 12 + int.from_bytes(png[place : place + 4], "big")
     return kinds
 
 
