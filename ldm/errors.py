@@ -9,6 +9,22 @@ class InputError(ValueError):
     """Bad input: the message names the value and the remedy. Scripts print it and exit with code 2."""
 
 
+def stop_when_asked() -> None:
+    """Lets SIGTERM, which schedulers and service managers send, do what Ctrl-C does, and either but once.
+
+    The number of the signal is the KeyboardInterrupt's argument.
+    """
+
+    def stop(number: int, _: object) -> None:
+        for other in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
+
+
 def exit_code(work: Callable[[], object], stopped: str) -> int:
     """Does a script's work and returns what the script exits with; `stopped` is said after Ctrl-C.
 

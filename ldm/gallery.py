@@ -65,6 +65,7 @@ class Gallery:
         """Goes on from what `open` found, here or in another process."""
         self.manifest, self.files, self.resumed = opened.manifest, opened.files, opened.resumed
         files, missing = opened.files, opened.missing
+        self.had_to_write = bool(missing)
         # What is not there yet, and the pictures that each missing sheet still waits for.
         self.left = {name: k for k in range(files.pictures) if (name := files.picture(k)) in missing}
         self.sheets_left = {name: i for i in self.shares if (name := files.sheet(i)) in missing}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from argparse import Namespace
 from dataclasses import asdict
 from typing import Any
@@ -12,13 +13,15 @@ from tqdm import tqdm
 
 from ldm.caveats import caveats, warn
 from ldm.checkpoint import fingerprint, load_model
-from ldm.device import pick_device, pick_dtype
+from ldm.device import pick_dtype
 from ldm.errors import InputError
 from ldm.gallery import Gallery
 from ldm.generate import check
 from ldm.jobs import Job
+from ldm.manifest import Manifest, differences
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.painter import Painter
+from ldm.processes import Group
 from ldm.recipe import Recipe
 from ldm.request import DTYPES, read_request
 
@@ -26,10 +29,9 @@ from ldm.request import DTYPES, read_request
 class Run:
     """A run of txt2img under its parsed arguments and its config. Raises InputError."""
 
-    def __init__(self, arguments: Namespace, config: DictConfig):
+    def __init__(self, arguments: Namespace, config: DictConfig, device: torch.device):
         self.arguments = arguments
         self.request = read_request(arguments, config)
-        device = pick_device(arguments.device)
         dtype = DTYPES.get(arguments.precision) or pick_dtype(device)
         self.precision = {dtype: name for name, dtype in DTYPES.items()}[dtype]
         model = load_model(
@@ -48,9 +50,7 @@ class Run:
             model, sampling, arguments.negative_prompt, arguments.compare, arguments.n_samples
         )
         self.gallery = Gallery(arguments, self.request.jobs, self.recipe)
-        self.gallery.take_over(self.gallery.open(self.settings(config)))
-        for line in caveats(model, self.request.texts):
-            warn(line)
+        self.settings = self._settings(config)
 
     def recipe(self, job: Job) -> Recipe:
         """All that a picture depends on."""
@@ -68,7 +68,7 @@ class Run:
             **asdict(self.request.sampling),
         )
 
-    def settings(self, config: DictConfig) -> dict[str, Any]:
+    def _settings(self, config: DictConfig) -> dict[str, Any]:
         """All that the bytes of a run's files depend on: by this a broken run is known again."""
         arguments, model = self.arguments, self.painter.model
         prompts = [job.prompt for job in self.request.jobs]
@@ -85,22 +85,55 @@ class Run:
             "model": OmegaConf.to_container(config.model),
         }
 
-    def draw(self) -> None:
-        """Makes every picture that is not there yet, and writes it as soon as it is done."""
+    def begin(self, group: Group) -> None:
+        """Settles with the other processes which files there will be, and says what the user should know."""
+        first, opened = group.from_first(lambda: (self.settings, self.gallery.open(self.settings)))
+        group.agree(lambda: self._check_same(first, opened.manifest))
+        self.gallery.take_over(opened)
+        if group.rank == 0:
+            for line in caveats(self.painter.model, self.request.texts):
+                warn(line)
+            print(self.painter.unet.describe() if self.painter.freeu else "FreeU is off")
+            if opened.resumed:
+                print(f"{self.gallery.done} of {len(self.request.jobs)} pictures are there already")
+
+    def _check_same(self, first: dict[str, Any], manifest: Manifest) -> None:
+        """Raises InputError where this process would draw, or write, elsewhere than the first one."""
+        for difference in differences(first, self.settings):
+            raise InputError(f"The machines have not the same to draw: {difference}.")
+        if manifest.end and not manifest.path.exists():
+            raise InputError(f"The machines do not share {manifest.folder}: give an --outdir that all see.")
+
+    def draw(self, group: Group) -> None:
+        """Makes this process's share of what is missing, and writes each picture as soon as it is done."""
         gallery, painter, jobs = self.gallery, self.painter, self.request.jobs
         total = len(jobs)
-        print(painter.unet.describe() if painter.freeu else "FreeU is off")
-        if gallery.resumed:
-            print(f"{gallery.done} of {total} pictures are there already")
-        for i in gallery.ready_sheets():
+        for i in group.share(gallery.ready_sheets()):
             gallery.make_sheet(i)
 
-        # Bars show on a terminal only.
-        with tqdm(total=total, initial=gallery.done, unit="picture", disable=None) as bar:
-            for unit in gallery.units(painter.at_once):
+        # Bars show on a terminal only, and count what all processes do.
+        hidden = True if group.rank else None
+        with tqdm(total=total, initial=gallery.done, unit="picture", disable=hidden) as bar:
+            for unit in group.share(gallery.units(painter.at_once)):
                 pictures = painter.paint([jobs[k] for k in unit])
                 for k, picture in zip(unit, pictures, strict=True):
                     gallery.keep(k, picture)
                     bar.update(gallery.done - bar.n)
-        kept = "not kept" if not gallery.files.names() else f"in {self.arguments.outdir}"
-        print(f"{total} {'picture' if total == 1 else 'pictures'} {kept}")
+            group.ends()
+            closes = gallery.closes
+            while group.rank == 0 and not bar.disable and group.others_work():
+                time.sleep(0.5)
+                gallery.catch_up()
+                bar.update(gallery.done - bar.n)
+
+        # Whoever finished the last file says so.
+        if closes if gallery.had_to_write else group.rank == 0:
+            kept = f"in {self.arguments.outdir}" if gallery.files.names() else "not kept"
+            print(f"{total} {'picture' if total == 1 else 'pictures'} {kept}")
+
+
+def draw(arguments: Namespace, config: DictConfig, device: torch.device, group: Group) -> None:
+    """One process's part in a run of txt2img; alone in its group, the whole of it. Raises InputError."""
+    run = group.agree(lambda: Run(arguments, config, device))
+    run.begin(group)
+    run.draw(group)

@@ -7,10 +7,11 @@ Trailing arguments change the config: model.params.unet_config.params.threshold=
 """
 
 import argparse
-import signal
 import sys
+from functools import partial
 from pathlib import Path
 
+from ldm.errors import exit_code, stop_when_asked
 from ldm.freeu_flags import add_freeu_flags, make_config
 
 
@@ -37,6 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--download", action="store_true", help="fetch the config's checkpoint if it is not there")
     add("--trust-config", action="store_true", help="run code of other packages that the config names")
     add("--device", default="auto", help="auto, cuda, mps or cpu")
+    add("--devices", type=int, default=1, help="GPUs of this machine to share the pictures among (default 1)")
     add("--precision", choices=("auto", "full", "autocast", "fp16", "bf16"), default="auto",
         help="auto and autocast: what the device does fast and safely; full: float32")  # fmt: skip
     add("overrides", nargs="*", metavar="key=value", help="changes to the config")
@@ -90,24 +92,18 @@ def run(arguments: argparse.Namespace) -> None:
         print(OmegaConf.to_yaml(config), end="")
         return
 
-    from ldm.txt2img import Run
+    from ldm.processes import in_processes
+    from ldm.txt2img import draw
 
-    Run(arguments, config).draw()
+    in_processes(partial(draw, arguments, config), arguments.devices, arguments.device)
 
 
 def main(argv: list[str]) -> int:
-    from ldm.errors import exit_code
-
     return exit_code(
         lambda: run(parse_arguments(argv)), "stopped; every finished picture is kept, --resume makes the rest"
     )
 
 
-def stop(number: int, _: object) -> None:
-    """What schedulers and service managers ask for is done as Ctrl-C is."""
-    raise KeyboardInterrupt(number)
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, stop)
+    stop_when_asked()
     sys.exit(main(sys.argv[1:]))

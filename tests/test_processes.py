@@ -1,0 +1,358 @@
+"""A run shared by several processes leaves the files that one process leaves, whatever becomes of them."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ldm.errors import InputError
+from ldm.gallery import Gallery
+from ldm.jobs import Job
+from ldm.manifest import Manifest
+from ldm.processes import Group, in_processes, launched
+from ldm.util import ROOT
+from tests.test_resume import ended, fork, tree
+
+Run = Callable[..., "Outcome"]  # noqa: F821 (see conftest)
+SCRIPT = str(ROOT / "scripts" / "txt2img.py")
+SMALL = ["--H", "32", "--W", "32", "--steps", "2", "--device", "cpu", "--precision", "full"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+FEW = ["--n_iter", "2", "--prompt", "a red star", "--n_samples", "3"]
+MANY = ["--n_iter", "200", "--prompt", "a red star"]
+
+
+@pytest.fixture
+def command(tiny_checkpoint: Path) -> list[str]:
+    return [SCRIPT, "--ckpt", str(tiny_checkpoint), *SMALL]
+
+
+def start(argv: list[str], **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT | environment,
+        # Where the tests run in the background the interrupt is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def drawing(process: subprocess.Popen[str]) -> list[int]:
+    """The ids of a run's drawing processes."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [
+        pid
+        for pid in map(int, children)
+        if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 200
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert condition()
+
+
+def test_a_process_that_is_killed_takes_nothing_along_and_others_go_on_in_another_number(
+    txt2img: Run, command: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "shared"
+    process = start([*command, *MANY, "--outdir", str(folder), "--devices", "4"])
+    wait_for(lambda: len(list(folder.glob("samples/*.png"))) > 5)
+    os.kill(drawing(process)[2], signal.SIGKILL)
+    code, _, err = end(process)
+    assert code == 128 + signal.SIGKILL
+    [line] = err.splitlines()
+    assert (
+        line.startswith("error: process ") and "was killed (SIGKILL); every finished picture is kept" in line
+    )
+
+    kept = {path.name: path.read_bytes() for path in folder.glob("samples/[!.]*.png")}
+    assert 5 < len(kept) < 200
+    again = start([*command, *MANY, "--outdir", str(folder), "--devices", "2", "--resume"])
+    code, out, err = end(again)
+    assert (code, err) == (0, "")
+    assert f"{len(kept)} of 200 pictures are there already" in out
+    assert out.splitlines()[-1] == f"200 pictures in {folder}" and out.count("200 pictures in") == 1
+    assert tree(folder) == tree(txt2img(*MANY).folder)
+
+
+def test_bad_input_is_told_of_once_with_code_2(command: list[str], tmp_path: Path) -> None:
+    code, out, err = end(start([*command, "--outdir", str(tmp_path / "o"), "--devices", "2", "--H", "33"]))
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "height of 33" in err and not list(tmp_path.glob("o/*"))
+
+
+def test_a_disk_that_fills_up_is_told_of_once_with_code_2(command: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "full"
+    process = start(["-c", (
+        "import resource, runpy, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4500, 4500))\n"
+        f"sys.argv = {[*command, *FEW, '--outdir', str(folder), '--devices', '2']}\n"
+        "sys.path.insert(0, '')\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )])  # fmt: skip
+    code, _, err = end(process)
+    assert code == 2 and len(err.splitlines()) == 1 and "File too large" in err
+    assert not list(folder.rglob(".*.png.*"))
+
+
+def test_torchrun_shares_a_run(txt2img: Run, command: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    code, out, _ = end(start([*torchrun, *command, *FEW, "--outdir", str(folder)]))
+    assert code == 0 and out.splitlines()[-1] == f"6 pictures in {folder}" and len(out.splitlines()) == 2
+    assert tree(folder) == tree(txt2img(*FEW).folder)
+
+
+@pytest.mark.slow
+def test_slurm_shares_a_run(txt2img: Run, command: list[str], tmp_path: Path) -> None:
+    """With the variables that `srun --nodes 2 --ntasks-per-node 1` sets."""
+    folder = tmp_path / "shared"
+    tasks = [
+        start(
+            [*command, *FEW, "--outdir", str(folder)],
+            **{"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS_PER_NODE": "1"},
+            **{"SLURM_NNODES": "2", "SLURM_NODEID": rank, "SLURM_PROCID": rank, "SLURM_LOCALID": "0"},
+            **{"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "draw", "SLURM_NODELIST": "127.0.0.1"},
+            MASTER_PORT=str(port),
+        )
+        for port in [free_port()]
+        for rank in "01"
+    ]
+    codes, outs, errs = zip(*map(end, tasks), strict=True)
+    assert codes == (0, 0) and errs == ("", "")
+    assert "".join(outs).count(f"6 pictures in {folder}") == 1
+    assert tree(folder) == tree(txt2img(*FEW).folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_stops_in_all_processes_and_says_so_once(
+    number: signal.Signals, txt2img: Run, command: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "shared"
+    process = start([*command, *MANY, "--outdir", str(folder), "--devices", "2"])
+    wait_for(lambda: len(list(folder.glob("samples/*.png"))) > 5)
+    children = drawing(process)
+    for pid in [process.pid, *(children if number == signal.SIGINT else [])]:  # as a terminal does
+        os.kill(pid, number)
+    code, _, err = end(process)
+    assert (code, err.split("\n")) == (
+        128 + number,
+        ["", "stopped; every finished picture is kept, --resume makes the rest", ""],
+    )
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+    assert not list(folder.rglob(".*.png.*"))
+    assert end(start([*command, *MANY, "--outdir", str(folder), "--resume"]))[0] == 0
+    assert tree(folder) == tree(txt2img(*MANY).folder)
+
+
+@pytest.fixture
+def two_machines() -> Iterator[list[str]]:
+    """Two network namespaces joined by a cable, at 10.77.0.1 and 10.77.0.2."""
+    names = [f"freeu{os.getpid()}{side}" for side in "ab"]
+    if shutil.which("ip") is None:
+        pytest.skip("there is no `ip` command (iproute2) to make network namespaces with")
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip(
+            "link",
+            "add",
+            "cable",
+            "netns",
+            names[0],
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "cable",
+            "netns",
+            names[1],
+        )
+        for i, name in enumerate(names, start=1):
+            ip("-n", name, "address", "add", f"10.77.0.{i}/24", "dev", "cable")
+            ip("-n", name, "link", "set", "cable", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names
+    except subprocess.CalledProcessError as refused:
+        pytest.skip(f"network namespaces cannot be made here: {refused.stderr.strip()}")
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+
+@pytest.mark.slow
+def test_two_machines_share_a_run(
+    two_machines: list[str], txt2img: Run, command: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "shared"
+    rendezvous = ["--nnodes", "2", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-id", "freeu"]
+    machines = [
+        subprocess.Popen(
+            ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", *rendezvous,
+             "--rdzv-endpoint", "10.77.0.1:29500", "--local-addr", f"10.77.0.{i}", *command, *MANY,
+             "--outdir", str(folder)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=ENVIRONMENT | {"GLOO_SOCKET_IFNAME": "cable"},
+        )
+        for i, name in enumerate(two_machines, start=1)
+    ]  # fmt: skip
+    codes, outs, errs = zip(*map(end, machines), strict=True)
+    assert codes == (0, 0), errs
+    assert "".join(outs).count(f"200 pictures in {folder}") == 1
+    assert tree(folder) == tree(txt2img(*MANY).folder)
+
+
+class Recipe:
+    """Stands for a picture's settings where no model is needed."""
+
+    def save(self, path: Path, picture: np.ndarray) -> None:
+        from ldm.image_io import save_png
+
+        save_png(path, picture)
+
+    def made(self, path: Path) -> bool:
+        return True
+
+
+def galleries(folder: Path, count: int, pictures: int, **flags: Any) -> list[Gallery]:
+    """One run's galleries in several processes, as they stand when it begins."""
+    usual = {"compare": False, "skip_save": False, "skip_grid": False, "resume": True, "n_samples": 1}
+    arguments = Namespace(outdir=folder, n_rows=0, **(usual | flags))
+    jobs = [Job("a star", k) for k in range(pictures)]
+    made = [Gallery(arguments, jobs, lambda _: Recipe()) for _ in range(count)]  # type: ignore[arg-type,return-value]
+    opened = pickle.dumps(made[0].open({"seed": 1}))
+    for gallery in made:
+        gallery.take_over(pickle.loads(opened))
+    return made
+
+
+def test_a_sheet_is_made_once_by_whoever_finishes_its_last_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldm.gallery.SHEET", 4)
+    picture = np.zeros((8, 8, 3), np.uint8)
+    members = galleries(tmp_path, 3, 10)
+    shares = [Group(rank, 3).share(member.units(1)) for rank, member in enumerate(members)]
+    assert sorted(k for share in shares for [k] in share) == [*range(10)]
+    # The first is slow: it draws when the others are through.
+    for member, share in [*zip(members, shares, strict=True)][::-1]:
+        for [k] in share:
+            member.keep(k, picture)
+    lines = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
+    sheets = [line["file"] for line in lines if "grid" in line.get("file", "")]
+    assert sheets == ["grid-0000.png", "grid-0001.png", "grid-0002.png"]
+    assert [member.closes for member in members] == [True, False, False]
+    for member in members:
+        member.catch_up()
+        assert (member.done, member.left, member.sheets_left) == (10, {}, {})
+
+    (tmp_path / "grid-0001.png").unlink()
+    members = galleries(tmp_path, 2, 10)
+    assert [member.units(1) for member in members] == [[], []]
+    assert [Group(rank, 2).share(member.ready_sheets()) for rank, member in enumerate(members)] == [[1], []]
+
+
+def test_pictures_for_a_sheet_alone_are_one_process_s_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldm.gallery.SHEET", 4)
+    members = galleries(tmp_path, 2, 10, skip_save=True)
+    assert members[0].units(3) == [range(0, 4), range(4, 8), range(8, 10)]
+    for rank, member in enumerate(members):
+        for unit in Group(rank, 2).share(member.units(3)):
+            for done, k in enumerate(unit, start=1):
+                before = member.done
+                member.keep(k, np.zeros((8, 8, 3), np.uint8))
+                assert member.done >= before + 1 or done == len(unit)
+    assert members[1].done == 10 and sorted(path.name for path in tmp_path.glob("*.png")) == [
+        f"grid-000{i}.png" for i in range(3)
+    ]
+
+
+def test_runs_begun_at_the_same_instant_take_numbers_of_their_own(tmp_path: Path) -> None:
+    moment = time.time() + 0.3
+
+    def begin(seed: int) -> int:
+        time.sleep(moment - time.time())
+        for k in range(5):
+            Manifest(tmp_path).begin("samples", 3, 1, {"seed": seed, "k": k})
+        return 0
+
+    codes = [ended(pid) for pid in [fork(lambda seed=seed: begin(seed)) for seed in range(8)]]
+    assert codes == [0] * 8
+    runs = [files for files, _ in Manifest(tmp_path).runs]
+    assert sorted(files.first for files in runs) == [3 * i for i in range(40)]
+    assert sorted(files.first_sheet for files in runs) == [*range(40)]
+
+
+def test_many_processes_write_whole_lines(tmp_path: Path) -> None:
+    names = [f"{k}.png" for k in range(20)]
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode())
+    Manifest(tmp_path).begin("samples", 1, 0, {})
+    with (tmp_path / "manifest.jsonl").open("ab") as file:
+        file.write(b'{"file": "half a li')
+
+    def write(names: list[str]) -> int:
+        manifest = Manifest(tmp_path)
+        for name in names:
+            assert manifest.add(name, prompt="long " * 2000)[-1] == name
+        return 0
+
+    assert [ended(pid) for pid in [fork(lambda i=i: write(names[i::4])) for i in range(4)]] == [0] * 4
+    assert Manifest(tmp_path).known.keys() == set(names)
+    assert len((tmp_path / "manifest.jsonl").read_text().splitlines()) == 21
+
+
+def test_processes_are_counted_as_torchrun_and_slurm_count_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launched() == (1, 1)
+    with monkeypatch.context() as patch:
+        patch.setenv("LOCAL_WORLD_SIZE", "4")
+        patch.setenv("WORLD_SIZE", "8")
+        assert launched() == (4, 2)
+        with pytest.raises(InputError, match="4 processes were started here"):
+            in_processes(lambda *_: None, 2, "cpu")
+    with monkeypatch.context() as patch:
+        patch.setenv("SLURM_NTASKS", "6")  # a job's script, which `srun` did not start
+        assert launched() == (1, 1)
+        patch.setenv("SLURM_STEP_NUM_TASKS", "6")
+        patch.setenv("SLURM_NNODES", "3")
+        assert launched() == (2, 3)
+
+
+@pytest.mark.parametrize(("devices", "said"), [(0, "--devices is 0"), (-1, "--devices is -1")])
+def test_a_number_of_devices_that_is_none_is_refused(devices: int, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        in_processes(lambda *_: None, devices, "cpu")
