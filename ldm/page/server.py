@@ -1,6 +1,8 @@
 """The page as a server: what it serves, to whom, and what it keeps to itself."""
 
 import os
+import socket
+import time
 from argparse import Namespace
 from dataclasses import fields
 from typing import Any
@@ -76,9 +78,22 @@ def read_limits(arguments: Namespace, config: DictConfig) -> Limits:
     return Limits(**asked)
 
 
+def check_address(host: str, port: int | None) -> None:
+    """Raises InputError where nothing can be served there; gradio would wait for ever."""
+    if port is not None and not 1 <= port <= 65535:
+        raise InputError(f"--port is {port}: give 1 to 65535.")
+    try:
+        family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address[:2], family=family).close()
+    except OSError as fault:
+        where = host if port is None else f"{host}, port {port},"
+        raise InputError(f"Nothing can be served at {where} now: {fault.strerror or fault}.") from None
+
+
 def serve(arguments: Namespace, config: DictConfig) -> None:
     """Loads the model and serves the page until it is interrupted. Raises InputError."""
     limits = read_limits(arguments, config)
+    check_address(arguments.host, arguments.port)
     studio = Studio(arguments, config, limits)
     engine = Engine(limits.queue)
     page = make_page(studio, engine)
@@ -88,7 +103,8 @@ def serve(arguments: Namespace, config: DictConfig) -> None:
         print("--share: this address is public. Whoever has it can draw on this machine.")
     print("Ctrl-C ends it.", flush=True)
     try:
-        page.block_thread()
+        while True:
+            time.sleep(3600)
     finally:
         page.close()
         engine.close()

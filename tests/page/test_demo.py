@@ -1,0 +1,98 @@
+"""scripts/demo.py: its arguments, and what it says where something is missing."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ldm.util import ROOT
+from tests.page.conftest import Served
+
+DEMO = [sys.executable, str(ROOT / "scripts" / "demo.py")]
+
+
+def run(*argv: object, code: str = "") -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", code] if code else [*DEMO, *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+
+
+def test_help_answers_at_once_and_says_that_share_is_public():
+    done = run("--help")
+    assert done.returncode == 0
+    assert "127.0.0.1" in done.stdout and "whoever has it" in " ".join(done.stdout.split())
+
+
+@pytest.fixture
+def demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Runs the script's main in this process: the exit code, and what it said of its faults."""
+    script = runpy.run_path(str(ROOT / "scripts" / "demo.py"))
+
+    def main(*argv: object) -> tuple[int, str]:
+        code = script["main"]([str(word) for word in ("--outdir", tmp_path, *argv)])
+        return code, capsys.readouterr().err
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--max-steps", 0], "--max-steps is 0: give 1 or more."),
+        (["--config", "nowhere.yaml"], "There is no config 'nowhere.yaml'"),
+        (["--ckpt", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--port", 70000], "--port is 70000: give 1 to 65535."),
+        (["--host", "256.1.1.1"], "256.1.1.1"),
+        (["sampling.steps=0"], "0"),
+        (["model.params.unet_config.target=torch.nn.Identity"], ""),
+    ],
+)
+def test_bad_input_is_one_or_two_lines_and_exit_code_2(demo, argv: list, said: str):
+    code, told = demo(*argv)
+    assert code == 2
+    assert said in told and len(told.strip().splitlines()) <= 2
+
+
+def test_a_port_in_use_is_said(demo, served: Served):
+    port = served.address.rstrip("/").rpartition(":")[2]
+    code, told = demo("--port", port)
+    assert code == 2
+    assert f"port {port}" in told and len(told.strip().splitlines()) == 1
+
+
+def test_without_gradio_the_remedy_is_said():
+    code = (
+        "import sys, runpy; sys.modules['gradio'] = None; sys.argv = ['demo.py'];"
+        "runpy.run_path('scripts/demo.py', run_name='__main__')"
+    )
+    done = run(code=code)
+    assert done.returncode == 2
+    assert done.stderr.strip() == 'error: The page needs gradio: pip install -e ".[demo]".'
+
+
+def test_inference_does_not_import_gradio():
+    done = run(code="import sys, ldm.txt2img; print('gradio' in sys.modules)")
+    assert done.stdout.strip() == "False"
+
+
+def test_the_page_is_served_until_it_is_asked_to_end(tmp_path: Path):
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    command = [*DEMO, "--outdir", str(tmp_path), "--max-queue", "3"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as served:
+        try:
+            line = served.stdout.readline()
+            assert line.startswith("The page is at http://127.0.0.1:")
+            address = line.split()[-1]
+            assert b"FreeU, side by side" in urllib.request.urlopen(address, timeout=30).read()
+            served.send_signal(signal.SIGTERM)
+            begun = time.monotonic()
+            assert served.wait(timeout=30) == 128 + signal.SIGTERM
+            assert time.monotonic() - begun < 20
+        finally:
+            served.kill()

@@ -1,0 +1,62 @@
+"""Grids: what they hold, and that their cells are txt2img's pictures."""
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm.errors import InputError
+from ldm.page.grid import Axis, Grid, draw_cells, markup
+from ldm.page.settings import Settings
+from ldm.page.studio import Studio
+
+
+@pytest.fixture
+def small(studio: Studio) -> Settings:
+    return replace(studio.defaults(), steps=2, height=32, width=32)
+
+
+def test_cells_are_txt2imgs_pictures(studio: Studio, small: Settings, txt2img):
+    plan = Grid.plan(small, Axis.read("seed", "1, 2"), Axis.read("b1", "1, 1.6"), studio)
+    *_, done = draw_cells(studio, plan, threading.Event())
+    assert [(cell.seed, cell.b1) for cell in done.cells] == [(1, 1.0), (1, 1.6), (2, 1.0), (2, 1.6)]
+    for cell, path in zip(done.cells, done.files.values(), strict=True):
+        [again] = txt2img("--seed", cell.seed, "--b1", cell.b1).pictures()
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(again)))
+
+
+def test_cells_come_one_after_the_other_and_a_stop_keeps_them(studio: Studio, small: Settings):
+    plan = Grid.plan(small, Axis.read("nothing", ""), Axis.read("s2", "0.2,0.4,0.6"), studio)
+    stopping = threading.Event()
+    counts = []
+    for grid in draw_cells(studio, plan, stopping):
+        counts.append(len(grid.files))
+        if counts[-1] == 2:
+            stopping.set()
+    assert counts == sorted(counts) and {*counts} == {0, 1, 2}
+
+
+def test_every_cell_has_its_place_before_it_is_drawn(studio: Studio, small: Settings):
+    plan = Grid.plan(small, Axis.read("version", "1, 2"), Axis.read("s1", "1, 0.5, 0"), studio)
+    html = markup(plan, "")
+    assert html.count('class="cell"') == 6 and "<img" not in html
+    assert all(name in html for name in ("version 1", "version 2", "s1 1", "s1 0.5", "s1 0"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "named"),
+    [
+        (("b1", ""), ("s1", "1"), "no values for b1"),
+        (("b1", "1"), ("b1", "2"), "Both axes vary b1"),
+        (("b1", "1,x"), ("s1", "1"), "b1 is 'x'"),
+        (("prompt", "a"), ("s1", "1"), "not 'prompt'"),
+        (("b1", "1,2,3,4,5,6"), ("s1", "0,0.1,0.2,0.3,0.4"), "30 pictures; a grid has 25"),
+        (("steps", "1,1000"), ("s1", "1"), "this page takes 1 to 200"),
+        (("start", "0.9"), ("stop", "0.1"), "after its stop"),
+    ],
+)
+def test_a_grid_that_cannot_be_drawn_says_why_before_it_begins(studio, small, rows, columns, named):
+    with pytest.raises(InputError, match=named):
+        Grid.plan(small, Axis.read(*rows), Axis.read(*columns), studio)
