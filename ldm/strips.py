@@ -22,7 +22,7 @@ Step = Callable[..., Tensor]
 
 @torch.no_grad()
 def decode_in_strips(autoencoder: AutoencoderKL, z: Tensor) -> Tensor:
-    """A picture, near [-1, 1], of latents z: (1, embed_dim, h, w) on their device, (1, 3, fh, fw) on the CPU."""
+    """The picture, near [-1, 1], of latents z: (1, embed_dim, h, w) to (1, 3, fh, fw) on the CPU."""
     return _Strips(z.device).decode(autoencoder, z)
 
 

@@ -64,11 +64,7 @@ def free_port() -> int:
 def drawing(process: subprocess.Popen[str]) -> list[int]:
     """The ids of a run's drawing processes."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [
-        pid
-        for pid in map(int, children)
-        if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -186,20 +182,8 @@ def two_machines() -> Iterator[list[str]]:
     try:
         for name in names:
             ip("netns", "add", name)
-        ip(
-            "link",
-            "add",
-            "cable",
-            "netns",
-            names[0],
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "cable",
-            "netns",
-            names[1],
-        )
+        cable = ("link", "add", "cable", "netns", names[0], "type", "veth")
+        ip(*cable, "peer", "name", "cable", "netns", names[1])
         for i, name in enumerate(names, start=1):
             ip("-n", name, "address", "add", f"10.77.0.{i}/24", "dev", "cable")
             ip("-n", name, "link", "set", "cable", "up")
