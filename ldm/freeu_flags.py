@@ -50,10 +50,12 @@ def make_config(arguments: argparse.Namespace) -> "DictConfig":
     was_plain = arguments.from_image is not None and not arguments.recorded
     if arguments.no_freeu or (was_plain and not factors):
         remove_freeu(config)
-        return config
-    if arguments.recorded:
-        set_freeu(config, arguments.recorded)
-        config.merge_with_dotlist(arguments.written)
-    if factors:
-        set_freeu(config, factors)
+    else:
+        if arguments.recorded:
+            set_freeu(config, arguments.recorded)
+            config.merge_with_dotlist(arguments.written)
+        if factors:
+            set_freeu(config, factors)
+    if any(word.partition("=")[0] in FREEU for word in arguments.grid or []):
+        set_freeu(config, {})  # so that a plain U-Net takes what the grid's cells have
     return config

@@ -2,9 +2,10 @@
 
 import math
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from ldm.errors import InputError
 from ldm.image_io import Picture, grid, read_picture, save_png, writable_folder
@@ -12,7 +13,28 @@ from ldm.jobs import Job
 from ldm.manifest import Files, Manifest
 from ldm.recipe import Recipe
 
-SHEET = 64  # pictures on one sheet; the rest go on to the next
+
+class Sheets(Protocol):
+    """How pictures are shown together."""
+
+    size: int  # pictures on one sheet; the rest go on to the next
+    least: int  # pictures that are worth a sheet
+
+    def save(self, path: Path, i: int, pictures: Sequence[Picture]) -> None:
+        """Writes sheet i of its pictures, in order."""
+        ...
+
+
+class PlainSheets:
+    """Pictures in rows of `n_rows`, or of `n_samples`, or in about as many rows as columns."""
+
+    size, least = 64, 2
+
+    def __init__(self, n_rows: int, n_samples: int):
+        self.columns = n_rows or (n_samples if n_samples > 1 else 0)
+
+    def save(self, path: Path, i: int, pictures: Sequence[Picture]) -> None:
+        save_png(path, grid(pictures, self.columns or math.ceil(math.sqrt(len(pictures)))))
 
 
 @dataclass(frozen=True)
@@ -32,17 +54,20 @@ class Gallery:
     from the manifest what the others have finished since.
     """
 
-    def __init__(self, arguments: Namespace, jobs: list[Job], recipe: Callable[[Job], Recipe]):
-        self.arguments, self.jobs, self.recipe = arguments, jobs, recipe
+    def __init__(
+        self, arguments: Namespace, jobs: list[Job], recipe: Callable[[Job], Recipe], sheets: Sheets
+    ):
+        self.arguments, self.jobs, self.recipe, self.sheets = arguments, jobs, recipe, sheets
         self.folder = "comparisons" if arguments.compare else "samples"
         self.outdir = writable_folder(arguments.outdir)
         if not arguments.skip_save:
             writable_folder(self.outdir / self.folder)
 
         # Which pictures stand on each sheet; a single picture needs none where it is saved anyway.
-        total = len(jobs)
-        shares = [range(start, min(start + SHEET, total)) for start in range(0, total, SHEET)]
-        self.shares = {i: share for i, share in enumerate(shares) if arguments.skip_save or len(share) > 1}
+        total, size = len(jobs), sheets.size
+        shares = [range(start, min(start + size, total)) for start in range(0, total, size)]
+        least = 1 if arguments.skip_save else sheets.least
+        self.shares = {i: share for i, share in enumerate(shares) if len(share) >= least}
         if arguments.skip_grid:
             self.shares = {}
         self.unsaved: list[Picture] = []  # pictures that go to a sheet only
@@ -114,7 +139,7 @@ class Gallery:
 
     def keep(self, k: int, picture: Picture) -> None:
         """Writes picture k with all that it depends on, and the sheet for which it was the last."""
-        i = k // SHEET
+        i = k // self.sheets.size
         if self.arguments.skip_save:
             self.in_hand += 1
             if i in self.waiting:
@@ -137,9 +162,8 @@ class Gallery:
         self._save_sheet(i, [read_picture(self.outdir / self.files.picture(k)) for k in self.shares[i]])
 
     def _save_sheet(self, i: int, pictures: list[Picture]) -> None:
-        arguments, name = self.arguments, self.files.sheet(i)
-        usual = arguments.n_samples if arguments.n_samples > 1 else math.ceil(math.sqrt(len(pictures)))
-        save_png(self.outdir / name, grid(pictures, arguments.n_rows or usual))
+        name = self.files.sheet(i)
+        self.sheets.save(self.outdir / name, i, pictures)
         self._write_down(name)
 
     def _write_down(self, name: str, **details: Any) -> None:
@@ -154,6 +178,6 @@ class Gallery:
         for name in names:
             if (k := self.left.pop(name, None)) is not None:
                 self.in_files += 1
-                self.waiting.get(k // SHEET, set()).discard(k)
+                self.waiting.get(k // self.sheets.size, set()).discard(k)
             if (i := self.sheets_left.pop(name, None)) is not None and self.arguments.skip_save:
                 self.in_files += len(self.shares[i])

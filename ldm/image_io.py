@@ -1,6 +1,5 @@
 """Pictures on disk: PNGs that carry their settings, and grids of pictures."""
 
-import bisect
 import contextlib
 import json
 import math
@@ -12,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from ldm.errors import InputError
@@ -119,46 +118,3 @@ def grid(pictures: Sequence[Picture], columns: int, margin: int = 4) -> Picture:
         top, left = margin + i // columns * height, margin + i % columns * width
         sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return sheet
-
-
-def side_by_side(pictures: Sequence[Picture], labels: Sequence[str], caption: str) -> Picture:
-    """Pictures of one size in a row, each under its label, over a caption; small ones are enlarged."""
-    enlarge = max(1, math.ceil(384 / max(pictures[0].shape[:2])))
-    pictures = [picture.repeat(enlarge, axis=0).repeat(enlarge, axis=1) for picture in pictures]
-    height, width = pictures[0].shape[:2]
-    size = max(17, max(height, width) // 28)
-    font = ImageFont.load_default(size)
-    margin, line = size, round(1.5 * size)
-    cell = max(width, *(math.ceil(font.getlength(label)) for label in labels)) + margin
-    total = len(pictures) * cell + margin
-    caption_lines = wrapped(caption, font, total - 2 * margin)
-
-    # From the top: labels, pictures, the caption's lines.
-    top = margin + line
-    below = top + height + margin // 2
-    sheet = Image.new("RGB", (total, below + len(caption_lines) * line + margin // 2), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-        left = margin + i * cell
-        draw.text((left, top - 0.6 * line), label, INK, font, anchor="lm")
-        sheet.paste(Image.fromarray(picture), (left, top))
-    for i, text in enumerate(caption_lines):
-        draw.text((margin, below + (i + 0.5) * line), text, INK, font, anchor="lm")
-    return np.asarray(sheet)
-
-
-def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """The text in lines of `width` pixels at most, broken between words, or in one that is too wide alone."""
-    lines = [""]
-    for word in text.split():
-        line = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(line) > width:
-            lines.append("")
-            line = word
-        while len(line) > 1 and font.getlength(line) > width:
-            lengths = [font.getlength(line[:end]) for end in range(1, len(line))]
-            end = max(1, bisect.bisect_right(lengths, width))
-            lines[-1:] = [line[:end], ""]
-            line = line[end:]
-        lines[-1] = line
-    return lines

@@ -1,6 +1,8 @@
 """Pictures of jobs by one model, as many at once as its memory holds."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -8,17 +10,23 @@ from tqdm import tqdm
 
 from ldm.caveats import warn
 from ldm.errors import InputError
-from ldm.generate import SAMPLERS, Sampling, generate
-from ldm.image_io import Picture, side_by_side
+from ldm.freeu import FreeUSettings
+from ldm.freeu_each import freeu_of_each
+from ldm.generate import SAMPLERS, Sampling, check, generate
+from ldm.image_io import Picture
 from ldm.jobs import Job
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
+from ldm.settings_grid import Cell, CellJob
 from ldm.util import FREEU
+
+Compare = Callable[[Job, Picture, Picture], Picture]
 
 
 class Painter:
-    """Draws jobs under one sampling; with `compare` each comes out with FreeU off and on, side by side.
+    """Draws jobs under one sampling, or those of a grid under their own settings.
 
+    With `compare`, a function of a job and its pictures without and with FreeU, that is what comes out.
     `at_once` pictures go through the model together. On the CPU a picture is drawn alone, and so comes out
     the same to the bit in whatever company it was asked for; a GPU is faster with more.
     """
@@ -28,7 +36,7 @@ class Painter:
         model: LatentDiffusion,
         sampling: Sampling,
         negative_prompt: str = "",
-        compare: bool = False,
+        compare: Compare | None = None,
         at_once: int = 1,
     ):
         self.model, self.sampling = model, sampling
@@ -36,14 +44,30 @@ class Painter:
         self.at_once = 1 if model.device.type == "cpu" else at_once
         self.unet = model.model.diffusion_model
         self._halved = False
-        if compare and self.freeu is None:
+        if compare is not None and self.freeu is None:
             raise InputError("--compare needs FreeU: take a freeu_ config, or give --b1, --b2, --s1, --s2.")
 
     @property
     def freeu(self) -> dict[str, Any] | None:
         """FreeU's settings, None where it changes nothing."""
-        active = isinstance(self.unet, Free_UNetModel) and self.unet.hit_blocks()
-        return {name: getattr(self.unet.freeu, name) for name in FREEU} if active else None
+        return self.active(self.unet.freeu) if isinstance(self.unet, Free_UNetModel) else None
+
+    def active(self, settings: FreeUSettings) -> dict[str, Any] | None:
+        """These settings of FreeU, None where they change nothing. Raises InputError if they do not fit."""
+        try:
+            pairs = settings.factors(self.unet.decoder_stages, self.unet.model_channels)
+        except ValueError as fault:
+            raise InputError(str(fault)) from None
+        hit = any(pair != (1, 1) for pair in pairs)
+        return {name: getattr(settings, name) for name in FREEU} if hit else None
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        """Raises InputError where a job's own settings do not fit the model, before any is drawn."""
+        for job in jobs:
+            if isinstance(job, CellJob):
+                check(job.cell.sampling, self.model)
+                if job.cell.freeu is not None:
+                    self.active(job.cell.freeu)
 
     def paint(self, jobs: Sequence[Job]) -> Iterator[Picture]:
         """The pictures of these jobs, in order.
@@ -53,7 +77,7 @@ class Painter:
         """
         done = 0
         while done < len(jobs):
-            batch = jobs[done : done + self.at_once]
+            batch = [*takewhile(partial(alike, jobs[done]), jobs[done : done + self.at_once])]
             try:
                 pictures = self._batch(batch)
             except torch.OutOfMemoryError:
@@ -74,31 +98,51 @@ class Painter:
         self._halved, self.at_once = True, too_many // 2
 
     def _batch(self, jobs: Sequence[Job]) -> list[Picture]:
-        on = self._generate(jobs)
-        if not self.compare:
+        cells = [job.cell for job in jobs if isinstance(job, CellJob)]
+        if cells:
+            return self._cells(jobs, cells)
+        on = self._generate(jobs, self.sampling)
+        if self.compare is None:
             return on
         settings = self.unet.freeu
         self.unet.freeu = settings.off()
         try:
-            off = self._generate(jobs)
+            off = self._generate(jobs, self.sampling)
         finally:
             self.unet.freeu = settings
-        b, s = f"{settings.b1:g}, {settings.b2:g}", f"{settings.s1:g}, {settings.s2:g}"
-        labels = ["FreeU off", f"FreeU V{settings.version}: b {b}; s {s}"]
-        return [
-            side_by_side([before, after], labels, f"{job.prompt} (seed {job.seed})")
-            for job, before, after in zip(jobs, off, on, strict=True)
-        ]
+        return [self.compare(*each) for each in zip(jobs, off, on, strict=True)]
 
-    def _generate(self, jobs: Sequence[Job]) -> list[Picture]:
-        sampler = SAMPLERS[self.sampling.sampler](self.model)
-        total = len(sampler.timesteps(self.sampling.steps))
+    def _cells(self, jobs: Sequence[Job], cells: Sequence[Cell]) -> list[Picture]:
+        """The pictures of a grid's cells, whose sampling is the same."""
+        sampling, settings = cells[0].sampling, [cell.freeu for cell in cells if cell.freeu is not None]
+        if not settings:
+            return self._generate(jobs, sampling)
+        usual = self.unet.freeu
+        if len(set(map(repr, settings))) > 1:
+            with freeu_of_each(self.unet, settings):
+                return self._generate(jobs, sampling)
+        self.unet.freeu = settings[0]
+        try:
+            return self._generate(jobs, sampling)
+        finally:
+            self.unet.freeu = usual
+
+    def _generate(self, jobs: Sequence[Job], sampling: Sampling) -> list[Picture]:
+        sampler = SAMPLERS[sampling.sampler](self.model)
+        total = len(sampler.timesteps(sampling.steps))
         with tqdm(total=total, unit="step", leave=False, disable=None) as bar:
             return generate(
                 self.model,
                 [job.prompt for job in jobs],
                 [job.seed for job in jobs],
-                self.sampling,
+                sampling,
                 [self.negative_prompt] * len(jobs),
                 on_step=lambda _: bar.update(),
             )
+
+
+def alike(first: Job, other: Job) -> bool:
+    """Whether two jobs are sampled alike, and so can be drawn together."""
+    if isinstance(first, CellJob) and isinstance(other, CellJob):
+        return first.cell.sampling == other.cell.sampling
+    return True

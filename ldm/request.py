@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ldm.errors import InputError
+from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling
 from ldm.jobs import Job, plan, read_prompts
 from ldm.recipe import fits
+from ldm.settings_grid import Axis, Cell, grid_jobs, parse_grid
+from ldm.util import FREE_UNET, FREEU, unet_section
 
 DEFAULT_PROMPT = "a professional photograph of an astronaut riding a horse"
 DTYPES = {"full": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -23,6 +26,7 @@ class Request:
 
     sampling: Sampling
     jobs: list[Job]
+    axes: list[Axis]  # of a grid; without them jobs have no settings of their own
     texts: list[str]  # each that the text encoder has to read
 
 
@@ -38,6 +42,18 @@ def usual_settings(config: DictConfig) -> dict[str, Any]:
         if not fits(value, hints[name]):
             raise InputError(f"The config's sampling.{name} is {value!r}: give a {hints[name].__name__}.")
     return dict(usual)
+
+
+def freeu_of(config: DictConfig) -> FreeUSettings | None:
+    """FreeU as a config has it. Raises InputError for values that mean nothing."""
+    unet = unet_section(config)
+    if unet.get("target") != FREE_UNET:
+        return None
+    params: Any = OmegaConf.to_container(unet.params)
+    try:
+        return FreeUSettings(**{name: params[name] for name in FREEU if params.get(name) is not None})
+    except (TypeError, ValueError) as fault:
+        raise InputError(f"The config's FreeU cannot be read: {fault}") from None
 
 
 def read_request(arguments: Namespace, config: DictConfig) -> Request:
@@ -65,5 +81,22 @@ def read_request(arguments: Namespace, config: DictConfig) -> Request:
             text.encode()
         except UnicodeEncodeError:
             raise InputError(f"The prompt {text!r} is not valid Unicode: give it in UTF-8.") from None
+    if arguments.grid:
+        return Request(
+            sampling, *grid_of(arguments, prompts, Cell(arguments.seed, sampling, freeu_of(config))), texts
+        )
     jobs = plan(prompts, arguments.n_iter, arguments.n_samples, arguments.seed, arguments.fixed_code)
-    return Request(sampling, jobs, texts)
+    return Request(sampling, jobs, [], texts)
+
+
+def grid_of(arguments: Namespace, prompts: list[str], plain: Cell) -> tuple[list[Job], list[Axis]]:
+    """The pictures of a grid over `plain` settings, and its axes. Raises InputError."""
+    for name, usual in {"from_file": None, "n_samples": 1, "n_iter": 1, "compare": False}.items():
+        if getattr(arguments, name) != usual:
+            flag = name.replace("from_file", "from-file")
+            raise InputError(
+                f"--grid draws one picture of one prompt in each cell: leave out --{flag}. Seeds can be one "
+                "of its settings, as seed=1,2,3, and FreeU off is strength=0."
+            )
+    axes = parse_grid(arguments.grid, arguments.yes)
+    return [*grid_jobs(axes, prompts[0], plain)], axes

@@ -9,6 +9,7 @@ from typing import Any
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import SAMPLERS, Sampling
+from ldm.jobs import Job
 from ldm.util import FREEU
 
 Value = int | float | str
@@ -20,6 +21,7 @@ NAMES = (*FREEU_NAMES, "seed", *SAMPLING_NAMES)
 MOST_AXES = 3
 MOST_VALUES = 10_000  # of one axis
 MOST_CELLS = 400  # unless the user says that more are meant
+HOPELESS = 100_000
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ class Axis:
 
     name: str
     values: tuple[Value, ...]
+
+    def __str__(self) -> str:
+        """As it can be written after --grid."""
+        return f"{self.name}={','.join(map(repr_of, self.values))}"
 
     @property
     def labels(self) -> list[str]:
@@ -69,8 +75,18 @@ class Cell:
         return Cell(seed, replace(self.sampling, **sampling), freeu)
 
 
-def parse_grid(words: Sequence[str]) -> list[Axis]:
-    """One to three axes: columns, rows and sheets. Raises InputError for what is none."""
+@dataclass(frozen=True)
+class CellJob(Job):
+    """One picture of a grid: it has settings of its own."""
+
+    cell: Cell
+
+
+def parse_grid(words: Sequence[str], sure: bool = False) -> list[Axis]:
+    """One to three axes: columns, rows and sheets.
+
+    Raises InputError for what is none, and for very many pictures where the user is not `sure`.
+    """
     axes = [parse_axis(word) for word in words]
     if not 1 <= len(axes) <= MOST_AXES:
         raise InputError(f"--grid has {len(axes)} settings: give 1 to {MOST_AXES}.")
@@ -78,6 +94,11 @@ def parse_grid(words: Sequence[str]) -> list[Axis]:
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"--grid has {name} twice: write all of its values in one, as {name}=1,2.")
+    count = count_cells(axes)
+    if count > HOPELESS:
+        raise InputError(f"--grid has {count} pictures: {HOPELESS} are the most.")
+    if count > MOST_CELLS and not sure:
+        raise InputError(f"--grid has {count} pictures, more than {MOST_CELLS}: give --yes if all are meant.")
     return axes
 
 
@@ -99,7 +120,7 @@ def parse_axis(text: str) -> Axis:
 
 
 def spaced(text: str, parts: Sequence[str]) -> tuple[Value, ...]:
-    """Evenly spaced values from FIRST, LAST and COUNT, whole where all of them are. Raises InputError."""
+    """Evenly spaced values from FIRST, LAST and COUNT, whole where the ends are. Raises InputError."""
     numbers = [value_of(part) for part in parts]
     how = f"--grid {text!r} is no range: give FIRST:LAST:COUNT, as in b1=1.0:1.4:5."
     if len(numbers) != 3 or any(isinstance(it, str) or not math.isfinite(it) for it in numbers):
@@ -108,9 +129,12 @@ def spaced(text: str, parts: Sequence[str]) -> tuple[Value, ...]:
     if not isinstance(count, int) or not 2 <= count <= MOST_VALUES:
         raise InputError(f"{how} COUNT is {parts[2]}: give a whole number from 2 to {MOST_VALUES}.")
     assert not isinstance(first, str) and not isinstance(last, str)
-    if isinstance(first, int) and isinstance(last, int) and (last - first) % (count - 1) == 0:
-        return tuple(first + i * ((last - first) // (count - 1)) for i in range(count))
-    return tuple(round(first + (last - first) * i / (count - 1), 10) for i in range(count))
+    values: list[Value] = []
+    for i in range(count):
+        beyond, rest = divmod((last - first) * i, count - 1)
+        whole = isinstance(first, int) and isinstance(last, int) and not rest
+        values.append(first + int(beyond) if whole else round(first + (last - first) * i / (count - 1), 10))
+    return tuple(values)
 
 
 def value_of(text: str) -> Value:
@@ -123,9 +147,14 @@ def value_of(text: str) -> Value:
     return text.strip()
 
 
-def shown(value: Value) -> str:
+def shown(value: Any) -> str:
     """A value as labels have it: 1.2, 0.0001, first."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def repr_of(value: Value) -> str:
+    """A value as it is read again: 1.0, 12, first."""
+    return value if isinstance(value, str) else repr(value)
 
 
 def count_cells(axes: Sequence[Axis]) -> int:
@@ -133,10 +162,11 @@ def count_cells(axes: Sequence[Axis]) -> int:
     return math.prod(len(axis.values) for axis in axes)
 
 
-def cells(axes: Sequence[Axis], plain: Cell) -> Iterator[Cell]:
-    """The settings of every cell, row after row and sheet after sheet; `plain` has all that no axis names.
+def grid_jobs(axes: Sequence[Axis], prompt: str, plain: Cell) -> Iterator[CellJob]:
+    """The picture of every cell, row after row and sheet after sheet; `plain` has all that no axis names.
 
     Raises InputError where values mean nothing or do not fit each other.
     """
     for values in product(*(axis.values for axis in reversed(axes))):
-        yield plain.having(dict(zip((axis.name for axis in reversed(axes)), values, strict=True)))
+        cell = plain.having(dict(zip((axis.name for axis in reversed(axes)), values, strict=True)))
+        yield CellJob(prompt, cell.seed, cell)

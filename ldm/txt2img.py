@@ -15,8 +15,10 @@ from ldm.caveats import caveats, warn
 from ldm.checkpoint import fingerprint, load_model
 from ldm.device import pick_dtype
 from ldm.errors import InputError
-from ldm.gallery import Gallery
+from ldm.gallery import Gallery, PlainSheets, Sheets
 from ldm.generate import check
+from ldm.grid_sheets import GridSheets, side_by_side
+from ldm.image_io import Picture
 from ldm.jobs import Job
 from ldm.manifest import Manifest, differences
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -24,6 +26,9 @@ from ldm.painter import Painter
 from ldm.processes import Group
 from ldm.recipe import Recipe
 from ldm.request import DTYPES, read_request
+from ldm.settings_grid import CellJob
+
+GRID_AT_ONCE = 16  # pictures of a grid on a GPU, if its memory holds them
 
 
 class Run:
@@ -46,15 +51,24 @@ class Run:
             raise InputError("The config's model draws no prompts; its target has to be LatentDiffusion.")
         sampling = self.request.sampling
         check(sampling, model)
-        self.painter = Painter(
-            model, sampling, arguments.negative_prompt, arguments.compare, arguments.n_samples
-        )
-        self.gallery = Gallery(arguments, self.request.jobs, self.recipe)
+        jobs, axes = self.request.jobs, self.request.axes
+        compare = self.compared if arguments.compare else None
+        at_once = min(len(jobs), GRID_AT_ONCE) if axes else arguments.n_samples
+        self.painter = Painter(model, sampling, arguments.negative_prompt, compare, at_once)
+        self.painter.check(jobs)
+        sheets: Sheets = PlainSheets(arguments.n_rows, arguments.n_samples)
+        if axes:
+            sheets = GridSheets(axes, self.recipe(Job(jobs[0].prompt, arguments.seed)))
+        self.gallery = Gallery(arguments, jobs, self.recipe, sheets)
         self.settings = self._settings(config)
 
     def recipe(self, job: Job) -> Recipe:
         """All that a picture depends on."""
-        arguments = self.arguments
+        arguments, painter = self.arguments, self.painter
+        sampling, freeu = self.request.sampling, painter.freeu
+        if isinstance(job, CellJob):
+            sampling = job.cell.sampling
+            freeu = None if job.cell.freeu is None else painter.active(job.cell.freeu)
         return Recipe(
             prompt=job.prompt,
             negative_prompt=arguments.negative_prompt,
@@ -63,10 +77,14 @@ class Run:
             ckpt=arguments.ckpt,
             precision=self.precision,
             overrides=arguments.overrides,
-            freeu=self.painter.freeu,
+            freeu=freeu,
             compare=arguments.compare,
-            **asdict(self.request.sampling),
+            **asdict(sampling),
         )
+
+    def compared(self, job: Job, off: Picture, on: Picture) -> Picture:
+        """The picture without FreeU beside that with it, under their names."""
+        return side_by_side(off, on, self.recipe(job), self.painter.unet.freeu)
 
     def _settings(self, config: DictConfig) -> dict[str, Any]:
         """All that the bytes of a run's files depend on: by this a broken run is known again."""
@@ -80,6 +98,7 @@ class Run:
             **asdict(self.recipe(self.request.jobs[0])),
             "prompt": several if len(set(prompts)) > 1 else prompts[0],
             **{name: getattr(arguments, name) for name in layout},
+            **({"grid": list(map(str, self.request.axes))} if self.request.axes else {}),
             "device": model.device.type,
             "weights": fingerprint(model),
             "model": OmegaConf.to_container(config.model),

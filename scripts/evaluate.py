@@ -14,7 +14,8 @@ import sys
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    from ldm.study.evaluation.arguments import add_measures, add_model, add_sampling, parse
+    from ldm.command_line import sort_out_overrides
+    from ldm.study.evaluation.arguments import add_measures, add_model, add_sampling
 
     parser = argparse.ArgumentParser(
         usage="%(prog)s [--settings SETTING ...] [--config CONFIG] [further options] [key=value ...]",
@@ -33,7 +34,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add_measures(parser, "all that can be had")
     add_model(parser)
     add_sampling(parser, "outputs/evaluation")
-    return parse(parser, argv, "settings", "metrics")
+    arguments = parser.parse_intermixed_args(argv)
+    sort_out_overrides(arguments, "settings", "metrics")
+    return arguments
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    from ldm.command_line import sort_out_overrides
+
     parser = argparse.ArgumentParser(
         usage="%(prog)s (--all | --figure N ...) [further options] [key=value ...]",
         description=__doc__,
@@ -34,9 +36,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--outdir", type=Path, default=Path("outputs/figures"), help="(default: %(default)s)")
     add("overrides", nargs="*", metavar="key=value", help="changes to the config")
     arguments = parser.parse_intermixed_args(argv)
-    # Numbers take what stands behind them, changes to the config too.
-    arguments.overrides += [word for word in arguments.figure if "=" in word]
-    arguments.figure = [word for word in arguments.figure if "=" not in word]
+    sort_out_overrides(arguments, "figure")
     if arguments.all == bool(arguments.figure):
         parser.error("give --all, or --figure with one or more numbers")
     return arguments

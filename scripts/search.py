@@ -16,7 +16,8 @@ from pathlib import Path
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    from ldm.study.evaluation.arguments import add_measures, add_model, add_sampling, parse
+    from ldm.command_line import sort_out_overrides
+    from ldm.study.evaluation.arguments import add_measures, add_model, add_sampling
 
     parser = argparse.ArgumentParser(
         usage="%(prog)s [--space SETTING ...] [--config CONFIG] [further options] [key=value ...]",
@@ -41,7 +42,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "which way is better")  # fmt: skip
     add_model(parser)
     add_sampling(parser, "outputs/search")
-    return parse(parser, argv, "space", "metrics")
+    arguments = parser.parse_intermixed_args(argv)
+    sort_out_overrides(arguments, "space", "metrics")
+    return arguments
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -60,9 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     outcome = search.run()
     print(told(search, outcome))
     preset, *others = write(search, outcome)
-    print(
-        f"\n{preset} is the preset; beside it {', '.join(path.name for path in others)} hold what was tried"
-    )
+    print(f"\n{preset} is the preset; {', '.join(path.name for path in others)} beside it tell the rest")
     print(f"At matched guidance too: python scripts/evaluate.py --config {preset}")
 
 

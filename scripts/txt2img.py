@@ -11,6 +11,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from ldm.command_line import sort_out_overrides
 from ldm.errors import exit_code, stop_when_asked
 from ldm.freeu_flags import add_freeu_flags, make_config
 
@@ -30,6 +31,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--n_samples", type=int, default=1, help="pictures of --prompt, made at once on a GPU (default 1)")
     add("--n_iter", type=int, default=1, help="how often to go over the prompts")
     add("--repeat", type=int, default=1, help="how often to take each line of --from-file")
+    add("--grid", nargs="+", metavar="SETTING", help="a labelled sheet over one to three settings: "
+        "b1=1.0:1.4:5 s1=0.2,0.6,1.0 (FreeU's, seed, steps, scale, sampler, eta)")  # fmt: skip
+    add("--yes", action="store_true", help="draw a --grid of more than 400 pictures")
     add("--fixed_code", action="store_true", help="start every batch from the same noise")
 
     add = parser.add_argument_group("model").add_argument
@@ -69,14 +73,17 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The arguments; under what is written out lie the settings of a picture given by --from-image."""
     parser = make_parser()
     arguments = parser.parse_intermixed_args(argv)
+    sort_out_overrides(arguments, "grid")
     recorded, written = None, arguments.overrides
     if arguments.from_image is not None:
+        from ldm.grid_sheets import read_grid
         from ldm.recipe import read_recipe
 
-        recipe = dict(vars(read_recipe(arguments.from_image)))
+        recipe = dict(vars(read_recipe(arguments.from_image)), grid=read_grid(arguments.from_image))
         recorded, under = recipe.pop("freeu"), recipe.pop("overrides")
         parser.set_defaults(**recipe)
         arguments = parser.parse_intermixed_args(argv)
+        sort_out_overrides(arguments, "grid")
         arguments.overrides = under + written
 
     arguments.recorded, arguments.written = recorded, written

@@ -11,25 +11,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFont
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldm.errors import InputError
 from ldm.image_io import (
-    INK,
     PAPER,
     Picture,
     grid,
     next_number,
     read_record,
     save_png,
-    side_by_side,
-    wrapped,
     writable_folder,
     written_whole,
 )
-
-FONT = ImageFont.load_default(17)
 
 
 def picture(height: int, width: int, seed: int = 0) -> Picture:
@@ -196,47 +191,3 @@ def test_a_grid_gives_pictures_of_several_sizes_cells_of_one(tmp_path: Path) -> 
     assert np.array_equal(sheet[3:15, 26:36], picture(12, 10))
     assert np.array_equal(sheet[18:22, 3:7], picture(4, 4))
     assert (sheet[3:15, 36:] == PAPER).all()
-
-
-@settings(max_examples=50, deadline=None)
-@given(text=st.text(max_size=200), width=st.integers(20, 400))
-def test_wrapped_lines_fit_and_keep_every_letter(text: str, width: int) -> None:
-    lines = wrapped(text, FONT, width)
-    assert "".join(lines).replace(" ", "") == "".join(text.split())
-    assert all(FONT.getlength(line) <= width or len(line) == 1 for line in lines)
-    words = text.split()
-    if all(FONT.getlength(word) <= width for word in words):
-        assert " ".join(lines).split() == words
-
-
-@pytest.mark.parametrize("size", [(64, 64), (128, 128), (512, 512), (768, 512), (512, 64), (64, 320)])
-@pytest.mark.parametrize("caption", ["a cat (seed 1)", "a very detailed painting of a cat, " * 9, "x" * 300])
-def test_a_side_by_side_shows_both_pictures_and_cuts_off_nothing(size: tuple[int, int], caption: str) -> None:
-    height, width = size
-    pictures = [picture(height, width, 1), picture(height, width, 2)]
-    labels = ["FreeU off", "FreeU V2: b 1.4, 1.6; s 0.9, 0.2"]
-    sheet = side_by_side(pictures, labels, caption)
-    enlarged = -(-384 // max(height, width)) if max(height, width) < 384 else 1
-
-    # Both pictures stand there whole, in one row, the first at the margin.
-    places = []
-    for one in pictures:
-        big = one.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
-        candidates = np.argwhere((sheet == big[0, 0]).all(-1))
-        found = [
-            (top, left)
-            for top, left in candidates
-            if np.array_equal(sheet[top : top + big.shape[0], left : left + big.shape[1]], big)
-        ]
-        assert len(found) == 1
-        places += found
-    (top, left), (other_top, other_left) = places
-    margin = left
-    assert top == other_top and other_left >= left + enlarged * width + margin
-    assert 16 <= margin <= 0.05 * max(sheet.shape)
-
-    # Around everything is paper, and there is ink above and below.
-    for edge in (sheet[:, : margin - 1], sheet[:, 1 - margin :], sheet[:4], sheet[-margin // 3 :]):
-        assert (edge == PAPER).all()
-    for part in (sheet[:top], sheet[top + enlarged * height :]):
-        assert np.abs(part.astype(int) - INK).sum(-1).min() < 60

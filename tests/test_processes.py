@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from ldm.errors import InputError
-from ldm.gallery import Gallery
+from ldm.gallery import Gallery, PlainSheets
 from ldm.jobs import Job
 from ldm.manifest import Manifest
 from ldm.processes import Group, in_processes, launched
@@ -235,7 +235,7 @@ def galleries(folder: Path, count: int, pictures: int, **flags: Any) -> list[Gal
     usual = {"compare": False, "skip_save": False, "skip_grid": False, "resume": True, "n_samples": 1}
     arguments = Namespace(outdir=folder, n_rows=0, **(usual | flags))
     jobs = [Job("a star", k) for k in range(pictures)]
-    made = [Gallery(arguments, jobs, lambda _: Recipe()) for _ in range(count)]  # type: ignore[arg-type,return-value]
+    made = [Gallery(arguments, jobs, lambda _: Recipe(), PlainSheets(0, 1)) for _ in range(count)]  # type: ignore[arg-type,return-value]
     opened = pickle.dumps(made[0].open({"seed": 1}))
     for gallery in made:
         gallery.take_over(pickle.loads(opened))
@@ -245,7 +245,7 @@ def galleries(folder: Path, count: int, pictures: int, **flags: Any) -> list[Gal
 def test_a_sheet_is_made_once_by_whoever_finishes_its_last_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ldm.gallery.SHEET", 4)
+    monkeypatch.setattr(PlainSheets, "size", 4)
     picture = np.zeros((8, 8, 3), np.uint8)
     members = galleries(tmp_path, 3, 10)
     shares = [Group(rank, 3).share(member.units(1)) for rank, member in enumerate(members)]
@@ -271,7 +271,7 @@ def test_a_sheet_is_made_once_by_whoever_finishes_its_last_picture(
 def test_pictures_for_a_sheet_alone_are_one_process_s_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ldm.gallery.SHEET", 4)
+    monkeypatch.setattr(PlainSheets, "size", 4)
     members = galleries(tmp_path, 2, 10, skip_save=True)
     assert members[0].units(3) == [range(0, 4), range(4, 8), range(8, 10)]
     for rank, member in enumerate(members):

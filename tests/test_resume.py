@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import ldm.painter as painter_module
 from ldm.checkpoint import load_model
+from ldm.gallery import PlainSheets
 from ldm.image_io import save_png
 from ldm.manifest import Manifest, differences
 
@@ -36,7 +37,7 @@ def prompts(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ldm.gallery.SHEET", 4)
+    monkeypatch.setattr(PlainSheets, "size", 4)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -116,7 +117,9 @@ def test_off_and_the_published_factors_come_first_and_nothing_found_is_worse_tha
 
     # On fresh prompts: off, what was found, and the published factors of both versions.
     settings = [variant["setting"] for variant in record["check"]["variants"]]
-    assert settings[:2] == ["off", "found"] and {"V1", "V2"} <= set(settings)
+    assert settings[:2] == ["off", "found"]
+    best = [row["name"] for row in tried if int(row["trial"]) == record["best"]]
+    assert {*settings, *best} >= {"V1", "V2", "config"}
     assert record["check"]["prompts"] == FRESH
     with Image.open(done.folder / "search.png") as plot:
         assert plot.width > 1000
@@ -201,14 +204,17 @@ def best_of(folder: Path) -> str:
 
 def start(words: list[str], folder: Path, *argv: object) -> subprocess.Popen[str]:
     command = [sys.executable, ROOT / "scripts" / "search.py", *words, "--outdir", folder, *argv]
-    return subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [str(word) for word in command], stderr=subprocess.PIPE, text=True, env=one_thread
+    )
 
 
-@pytest.mark.parametrize("name", ["both.db", "both.log"])
+@pytest.mark.parametrize("name", ["both.db", pytest.param("both.log", marks=pytest.mark.slow)])
 def test_two_processes_share_one_storage_and_come_to_the_same(
     name: str, words: list[str], tmp_path: Path
 ) -> None:
-    argv = ("--metrics", "saturation:lower", "--trials", 40, "--storage", tmp_path / name)
+    argv = ("--metrics", "saturation:lower", "--trials", 24, "--storage", tmp_path / name)
     processes = [start(words, tmp_path / folder, *argv) for folder in ("one", "two")]
     said = [process.communicate(timeout=240)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
@@ -217,8 +223,8 @@ def test_two_processes_share_one_storage_and_come_to_the_same(
     made = [len(list((tmp_path / folder / "runs").iterdir())) for folder in ("one", "two")]
     tried = table(tmp_path / "one")
     assert tried == table(tmp_path / "two")
-    assert 40 <= len(tried) <= 41
-    assert all("trial" in text for text in said) and min(made) > 15
+    assert 24 <= len(tried) <= 25
+    assert all("trial" in text for text in said) and min(made) > 3 * 3
     names = [row["name"] for row in tried]
     assert all(name in names for name in ("off", "V1", "config"))
     assert (tmp_path / "one" / "found.yaml").read_text() == (tmp_path / "two" / "found.yaml").read_text()

@@ -1,10 +1,7 @@
 """The words on the command line that evaluate.py and search.py share."""
 
 import argparse
-import re
 from pathlib import Path
-
-OVERRIDE = re.compile(r"[\w-]+[.\[].*=|checkpoint=")
 
 
 def add_measures(parser: argparse.ArgumentParser, usual: str) -> None:
@@ -39,18 +36,3 @@ def add_sampling(parser: argparse.ArgumentParser, folder: str) -> None:
     add("--sampler", choices=("ddim", "plms", "dpm"), default="ddim")
     add("--scale", type=float, help="of guidance; 1 is none (default: the config's or 7.5)")
     add("--outdir", type=Path, default=Path(folder), help="(default: %(default)s)")
-
-
-def parse(parser: argparse.ArgumentParser, argv: list[str], *lists: str) -> argparse.Namespace:
-    """The arguments, changes to the config sorted out of the options in `lists`.
-
-    An option that takes several words takes changes to the config behind it too. These have a dot in their
-    key, which no setting has: sampling.height=256.
-    """
-    arguments = parser.parse_intermixed_args(argv)
-    for name in lists:
-        words = getattr(arguments, name) or []
-        arguments.overrides += [word for word in words if OVERRIDE.match(word)]
-        if words:
-            setattr(arguments, name, [word for word in words if not OVERRIDE.match(word)])
-    return arguments

@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ldm.image_io import grid, save_png, side_by_side, written_whole
+from ldm.image_io import save_png, written_whole
+from ldm.sheets import Words, labelled
 from ldm.study.evaluation.asked import Asked
 from ldm.study.evaluation.bootstrap import Estimate, Mean
 from ldm.study.evaluation.evaluation import SHOWN, Evaluation, Result
@@ -118,11 +119,12 @@ def write(evaluation: Evaluation, results: Sequence[Result], ratios: dict[str, f
             file.write(text.encode())
     sheet = folder / "evaluation.png"
     labels = [result.variant.label for result in results]
-    rows = [
-        side_by_side([result.shown[i] for result in results], labels, prompt)
-        for i, prompt in enumerate(asked.prompts[:SHOWN])
-    ]
-    save_png(sheet, grid(rows, columns=1))
+    rows = [[result.shown[i] for result in results] for i in range(len(results[0].shown))]
+    sampling = evaluation.facts["sampling"]
+    words = Words(
+        small_print=[f"{sampling['steps']} {sampling['sampler']} steps", f"guidance {sampling['scale']:g}"]
+    )
+    save_png(sheet, labelled(rows, [labels], asked.prompts[:SHOWN], words))
     return [*files, sheet]
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings, find_preset
-from ldm.util import FACTORS, FREE_UNET, FREEU, unet_section
+from ldm.request import freeu_of
+from ldm.util import FACTORS, FREEU
 
 # Whose published factors V1 and V2 are, by the checkpoint's file; SD1.4 is the paper's own model.
 MODELS = {
@@ -46,18 +47,6 @@ def read_settings(names: Sequence[str] | None, config: DictConfig, ckpt: str) ->
     if not settings:
         raise InputError("--settings has nothing to compare with off: add V1, V2, config or b1=1.2,s1=0.9.")
     return settings
-
-
-def freeu_of(config: DictConfig) -> FreeUSettings | None:
-    """FreeU as a config has it. Raises InputError for values that mean nothing."""
-    unet = unet_section(config)
-    if unet.get("target") != FREE_UNET:
-        return None
-    params: Any = OmegaConf.to_container(unet.params)
-    try:
-        return FreeUSettings(**{name: params[name] for name in FREEU if params.get(name) is not None})
-    except (TypeError, ValueError) as fault:
-        raise InputError(f"The config's FreeU cannot be read: {fault}") from None
 
 
 def parse(text: str) -> FreeUSettings:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import optuna
+from numpy.random import SeedSequence
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -107,7 +108,7 @@ class Trials:
                     self.study.enqueue_trial(dict(params), user_attrs={NAME: name})
                     break
             self.study.sampler = TPESampler(
-                seed=self.seed + len(begun),
+                seed=int(SeedSequence([self.seed, len(begun)]).generate_state(1)[0]),
                 multivariate=len(self.study.directions) == 1,
                 constant_liar=True,
             )
@@ -157,6 +158,10 @@ def open_storage(path: Path) -> BaseStorage:
         if foreign(path):
             raise InputError(other)
         wait = {"connect_args": {"timeout": 60}}  # for another process that writes
+        for _ in range(5):
+            with contextlib.suppress(SQLAlchemyError):  # two processes may make its tables at once
+                return RDBStorage(f"sqlite:///{path}", engine_kwargs=wait)
+            time.sleep(0.3)
         return RDBStorage(f"sqlite:///{path}", engine_kwargs=wait)
     if content and not content.startswith(b'{"op_code"'):
         raise InputError(other)

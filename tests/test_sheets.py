@@ -1,0 +1,113 @@
+"""Labelled sheets: whole pictures, words that are all there, and even margins, whatever is shown."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import ImageFont
+
+from ldm.image_io import INK, PAPER, Picture
+from ldm.sheets import CAPTION_LINES, LARGEST, Words, labelled, tiled, wrapped
+
+FONT = ImageFont.load_default(17)
+SIZES = [(64, 64), (128, 128), (512, 512), (768, 512), (512, 64), (64, 320)]
+CAPTIONS = ["a cat", "a very detailed painting of a cat, " * 9, "x" * 300, "so many words " * 200]
+
+
+def picture(height: int, width: int, seed: int = 0) -> Picture:
+    return np.random.default_rng(seed).integers(0, 200, (height, width, 3), np.uint8)
+
+
+def place(sheet: Picture, one: Picture) -> tuple[int, int]:
+    """Where a picture stands whole on a sheet, its upper left corner; it stands there once."""
+    candidates = np.argwhere((sheet == one[0, 0]).all(-1))
+    [found] = [
+        (int(top), int(left))
+        for top, left in candidates
+        if np.array_equal(sheet[top : top + one.shape[0], left : left + one.shape[1]], one)
+    ]
+    return found
+
+
+def margins(sheet: Picture) -> list[int]:
+    """How much paper there is at the top, at the bottom, to the left and to the right."""
+    written = (sheet != PAPER).any(-1)
+    rows, columns = np.flatnonzero(written.any(1)), np.flatnonzero(written.any(0))
+    return [rows[0], sheet.shape[0] - 1 - rows[-1], columns[0], sheet.shape[1] - 1 - columns[-1]]
+
+
+@settings(max_examples=50, deadline=None)
+@given(text=st.text(max_size=200), width=st.integers(20, 400))
+def test_wrapped_lines_fit_and_keep_every_letter(text: str, width: int) -> None:
+    lines = wrapped(text, FONT, width)
+    assert "".join(lines).replace(" ", "") == "".join(text.split())
+    assert all(FONT.getlength(line) <= width or len(line) == 1 for line in lines)
+    words = text.split()
+    if all(FONT.getlength(word) <= width for word in words):
+        assert " ".join(lines).split() == words
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("caption", CAPTIONS, ids=["short", "long", "one word", "very long"])
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_every_picture_stands_whole_under_its_head_between_even_margins(
+    count: int, size: tuple[int, int], caption: str
+) -> None:
+    height, width = size
+    pictures = [picture(height, width, k) for k in range(count)]
+    heads = [f"b1 = 1.{k}" for k in range(count)]
+    sheet = tiled(pictures, heads, Words("stop = 0.5", caption, ["seed 42", "guidance 7.5"] * 4))
+    columns = min(count, 3 if count > 5 else count)
+    zoom = max(1, min(1600 // (columns * width), -(-384 // max(height, width))))
+    places = [place(sheet, one.repeat(zoom, axis=0).repeat(zoom, axis=1)) for one in pictures]
+
+    tops, lefts = sorted({top for top, _ in places}), sorted({left for _, left in places})
+    assert (len(tops), len(lefts)) == (-(-count // columns), columns)
+    gaps = {b - a - zoom * width for a, b in itertools.pairwise(lefts)}
+    assert len(gaps) <= 1 and all(gap >= 4 for gap in gaps)
+
+    # Over each picture are its words; the paper around is about the same on all sides.
+    for top, left in places:
+        over = sheet[top - 16 : top, left : left + zoom * width]
+        assert np.abs(over.astype(int) - INK).sum(-1).min() < 120
+    smallest, largest = min(margins(sheet)), max(margins(sheet))
+    assert smallest >= 10
+    if sheet.shape[1] > 470:  # else a narrow picture stands in the middle of a broader sheet
+        assert largest - smallest <= 0.05 * max(sheet.shape) + 12
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_rows_have_names_to_their_left_and_columns_have_heads_once(rows: int) -> None:
+    pictures = [[picture(200, 160, 10 * i + k) for k in range(4)] for i in range(rows)]
+    names = [f"s1 = 0.{i}" for i in range(rows)]
+    sheet = labelled(pictures, [["b1 = 1", "b1 = 1.1", "b1 = 1.2", "b1 = 1.3"]], names)
+    zoomed = [[one.repeat(2, axis=0).repeat(2, axis=1) for one in row] for row in pictures]
+    places = [[place(sheet, one) for one in row] for row in zoomed]
+    for row in places:
+        assert len({top for top, _ in row}) == 1
+        top, left = row[0]
+        assert (sheet[top : top + 400, :left] != PAPER).any()
+    for above, below in itertools.pairwise(places):
+        between = sheet[above[0][0] + 400 : below[0][0]]
+        assert (between == PAPER).all() and len(between) < 16
+
+
+def test_a_caption_without_end_is_cut_with_dots_and_the_sheet_stays_a_sheet() -> None:
+    one = picture(512, 512)
+    short = labelled([[one]], [["a"]], words=Words(caption="word " * 30))
+    long = labelled([[one]], [["a"]], words=Words(caption="word " * 5000))
+    line = (long.shape[0] - short.shape[0]) / (CAPTION_LINES - 3)
+    assert 0 < line < 40
+
+
+def test_a_huge_grid_is_shown_smaller() -> None:
+    one = picture(1024, 1024)
+    sheet = labelled([[one] * 12] * 12, [[f"b1 = {k}" for k in range(12)]])
+    assert sheet.shape[0] * sheet.shape[1] < 1.2 * LARGEST
+
+
+def test_sixty_pictures_make_a_sheet_of_about_as_many_rows_as_columns() -> None:
+    sheet = tiled([picture(64, 64)] * 60, [f"seed = {k}" for k in range(60)])
+    assert 0.5 < sheet.shape[0] / sheet.shape[1] < 2
