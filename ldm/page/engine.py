@@ -123,11 +123,15 @@ class Engine:
 
     def _leave(self, job: Job) -> None:
         job.gone = True
-        job.stopping.set()
         with self._turn:
             if job in self._jobs[1:]:
                 self._jobs.remove(job)
                 job.finish()
+
+    def __len__(self) -> int:
+        """How many pieces of work there are, the one that is being done among them."""
+        with self._turn:
+            return len(self._jobs)
 
     def close(self) -> None:
         """Ends the thread after the step that it is at."""

@@ -125,7 +125,7 @@ def build(studio: Studio, engine: Engine) -> Parts:
                     label="Pictures of this visit",
                     show_label=False,
                     columns=6,
-                    height="auto",
+                    height=250,
                     object_fit="contain",
                     allow_preview=False,
                     buttons=[],
@@ -138,7 +138,7 @@ def build(studio: Studio, engine: Engine) -> Parts:
                 look = InsideTab(studio, engine)
             with gr.Tab("Grid", id="grid"):
                 cells = GridTab(studio, engine)
-            with gr.Tab("What FreeU does here", id="explain"):
+            with gr.Tab("Explain", id="explain"):
                 words_on_it = ExplainTab(studio)
     ordered = {name: controls[name] for name in NAMES}
     return Parts(

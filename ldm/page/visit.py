@@ -1,5 +1,7 @@
 """What happens on a page: drawing, stopping, and settings that come and go."""
 
+import contextlib
+import re
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -130,8 +132,7 @@ class Visit:
         except InputError as fault:
             return {parts.told: lines([str(fault)], "fault"), parts.dropped: None}
         finally:
-            # What was uploaded is read once.
-            Path(path).unlink(missing_ok=True)
+            forget_upload(Path(path))
         return self.set_controls(settings, ["The controls now have this picture's settings.", *notes]) | {
             parts.dropped: None
         }
@@ -209,10 +210,18 @@ class Visit:
         parts.explain.wire(control, parts.inputs())
 
 
+def forget_upload(path: Path) -> None:
+    """Removes an upload, which is read once; gradio keeps each in a folder named by a hash."""
+    if re.fullmatch("[0-9a-f]{64}", path.parent.name):
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
+
+
 def thumbnails(pairs: list[Pair]) -> list[tuple[str, str]]:
     """A visit's pictures for the gallery, the newest pair first."""
     return [
-        (str(pair.files[side]), f"{stage.NAMES[side]} · seed {pair.settings.seed}")
+        (str(pair.files[side]), f"{stage.NAMES[side]} · {pair.settings.seed}")
         for pair in pairs
         for side in pair.files
     ]

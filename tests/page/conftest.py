@@ -110,11 +110,12 @@ class Tab:
     def wait_for(self, state: str) -> None:
         self.page.wait_for_selector(f'.stage[data-state="{state}"]')
 
-    def draw(self, state: str = "done") -> "Tab":
-        """Presses Draw and waits until the stage is in a state that it was not in before."""
+    def draw(self) -> "Tab":
+        """Presses Draw and waits for a new pair; the states before it may pass too fast to be seen."""
+        picture = "document.querySelector('.stage[data-state=done] .freeu img')?.getAttribute('src')"
+        old = self.page.evaluate(f"{picture} ?? null")
         self.page.click("#draw")
-        self.page.wait_for_selector('.stage[aria-busy="true"], .stage[data-state="error"]')
-        self.wait_for(state)
+        self.page.wait_for_function(f"old => ![null, undefined, old].includes({picture})", arg=old)
         return self
 
     def download(self, side: str, folder: Path) -> Path:

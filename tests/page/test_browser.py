@@ -1,6 +1,7 @@
 """The page in a real browser, as its visitors see it."""
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,13 +90,15 @@ def test_nothing_moves_while_pictures_arrive(tab: Tab):
     places = f"[...{parts}].map(e => e.getBoundingClientRect().toJSON())"
     before = tab.page.evaluate(places)
     tab.draw()
+    tab.page.wait_for_selector("#history .thumbnail-item")
     assert tab.page.evaluate(places) == before
 
 
 def test_a_bad_setting_is_a_sentence_and_the_page_goes_on(tab: Tab):
     tab.open(prompt=PROMPT)
     tab.page.fill("#seed textarea, #seed input", "twelve")
-    tab.draw("error")
+    tab.page.click("#draw")
+    tab.wait_for("error")
     assert tab.status == "The seed is 'twelve': give a whole number."
     tab.page.fill("#seed textarea, #seed input", "12")
     tab.draw()
@@ -121,7 +124,8 @@ def test_a_fault_while_drawing_is_a_sentence_and_the_page_goes_on(
     tab.open(prompt=PROMPT)
     with monkeypatch.context() as patched:
         patched.setattr(served.studio, "pairs", raise_fault)
-        tab.draw("error")
+        tab.page.click("#draw")
+        tab.wait_for("error")
     assert told in tab.status and "secret" not in tab.status
     tab.draw()
 
@@ -169,6 +173,10 @@ def test_a_link_carries_all_settings(tab: Tab, browser, served):
     try:
         other.page.goto(tab.value("link"))
         other.page.wait_for_selector("#told .lines")
+        for each in (tab, other):
+            each.page.get_by_role("button", name="When, and how much of it").click()
+            each.page.wait_for_selector("#stop-share input")
+        assert float(other.value("stop-share")) == 0.5
         for name in ("prompt", "seed", "b1", "s2", "stop-share"):
             assert other.value(name) == tab.value(name)
         assert other.page.is_checked("#sampler input[value=plms]")
@@ -185,3 +193,101 @@ def test_a_picture_of_the_visit_can_be_shown_again_and_taken_up(tab: Tab):
     tab.page.wait_for_function("document.querySelector('.stage .caption').innerText.includes('seed 5')")
     tab.page.click("#take")
     tab.page.wait_for_function("document.querySelector('#seed textarea, #seed input').value === '5'")
+
+
+def test_who_closes_the_tab_frees_his_place(browser, served: Served):
+    tab = Tab(browser, served.address)
+    tab.open(prompt=PROMPT, steps=200, H=128, W=128)
+    tab.page.click("#draw")
+    tab.page.wait_for_function("/Step [1-9]/.test(document.querySelector('.stage .status').innerText)")
+    assert len(served.engine) == 1
+    tab.page.close()
+    deadline = time.monotonic() + 30
+    while len(served.engine) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not len(served.engine)
+
+
+def test_a_visitor_who_waits_sees_his_place(tab: Tab, browser, served: Served):
+    first = Tab(browser, served.address)
+    try:
+        first.open(prompt=PROMPT, steps=200, H=128, W=128)
+        first.page.click("#draw")
+        first.wait_for("running")
+        tab.open(prompt=PROMPT)
+        tab.page.click("#draw")
+        tab.wait_for("waiting")
+        assert tab.status == "You are number 2 in line: one other's work is done before yours."
+        first.page.click("#stop")
+        first.wait_for("stopped")
+        tab.wait_for("done")
+    finally:
+        first.page.close()
+
+
+def test_a_pair_can_be_looked_into(tab: Tab):
+    tab.open(prompt=PROMPT, steps=3, H=64, W=64).draw()
+    tab.page.get_by_role("tab", name="Look inside").click()
+    tab.page.click("#look")
+    tab.page.wait_for_selector(".inside .plot svg")
+    assert tab.page.locator(".inside .maps img").count() == 4
+    tab.page.fill("#block input[type=number]", "7")
+    tab.page.keyboard.press("Tab")
+    tab.page.wait_for_function(
+        "document.querySelector('.inside').innerText.includes('Decoder block 7 takes')"
+    )
+    assert not tab.errors
+
+
+def test_a_grid_fills_cell_by_cell_and_can_be_stopped(tab: Tab):
+    tab.open(prompt=PROMPT, steps=40, H=64, W=64)
+    tab.page.get_by_role("tab", name="Grid").click()
+    tab.page.wait_for_timeout(500)
+    tab.page.fill("#across-values textarea, #across-values input", "1, 1.2, 1.4, 1.6")
+    tab.page.click("#draw-grid")
+    tab.page.wait_for_selector(".grid .cell img")
+    assert tab.page.locator(".grid .cell").count() == 12
+    tab.page.click("#stop-grid")
+    tab.page.wait_for_function("document.querySelector('#grid').innerText.includes('are not drawn')")
+    assert 1 <= tab.page.locator(".grid .cell img").count() < 12
+
+
+def test_the_explanation_follows_the_controls(tab: Tab):
+    tab.open(prompt=PROMPT)
+    tab.page.get_by_role("tab", name="Explain").click()
+    tab.page.wait_for_selector(".explain .blocks")
+    tab.page.fill("#s2 input[type=number]", "0.3")
+    tab.page.keyboard.press("Tab")
+    tab.page.wait_for_function("document.querySelector('.explain').innerText.includes('s = 0.3')")
+
+
+def test_what_a_visitor_writes_is_never_run(tab: Tab):
+    nasty = "<img src=x onerror=\"document.title='run'\"> ${document.title='run'} {{value}} `"
+    tab.open(prompt=nasty).draw()
+    assert nasty in tab.page.inner_text(".stage .caption")
+    assert tab.page.title() != "run"
+
+
+def test_everything_is_reached_by_the_keyboard(tab: Tab):
+    tab.open(prompt=PROMPT).draw()
+    wanted = {"prompt", "draw", "b1", "seed", "steps", "dropped", "link-button"}
+    reached: set[str] = set()
+    tab.page.focus("#light-or-dark")
+    for _ in range(80):
+        tab.page.keyboard.press("Tab")
+        reached |= {
+            *tab.page.evaluate(
+                "(() => { const ids = []; let e = document.activeElement;"
+                "while (e) { ids.push(e.id); e = e.parentElement; } return ids; })()"
+            )
+        }
+    assert wanted <= reached
+
+
+def test_light_and_dark_are_kept(tab: Tab):
+    tab.open()
+    before = tab.page.evaluate("document.body.classList.contains('dark')")
+    tab.page.click("#light-or-dark")
+    tab.open()
+    assert tab.page.evaluate("document.body.classList.contains('dark')") != before
+    tab.page.click("#light-or-dark")

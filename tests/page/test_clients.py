@@ -92,9 +92,9 @@ def test_a_client_sees_its_place_and_leaving_frees_it(served: Served):
     plain, *_ = Client(served.address, verbose=False).predict("a cross", **SMALL, api_name="/generate")
     assert pixels(plain).shape == (32, 32, 3)
     deadline = time.monotonic() + 20
-    while served.engine._jobs and time.monotonic() < deadline:
+    while len(served.engine) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not served.engine._jobs
+    assert not len(served.engine)
 
 
 def routes(path: str) -> list[str]:

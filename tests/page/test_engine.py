@@ -121,7 +121,7 @@ def test_work_that_waits_is_dropped_when_it_is_stopped(engine: Engine):
         one = asyncio.create_task(items(engine, "one", first))
         await until(first.begun)
         two = asyncio.create_task(items(engine, "two", second))
-        while len(engine._jobs) < 2:
+        while len(engine) < 2:
             await asyncio.sleep(0.01)
         engine.stop(("two", "draw"))
         assert await two == []
@@ -152,7 +152,7 @@ def test_who_leaves_frees_his_place(engine: Engine, waits: bool):
 
     in_a_loop(visit())
     assert leaver.closed.is_set() != waits, "the work that was begun is closed, the other never began"
-    assert not engine._jobs
+    assert not len(engine)
 
 
 def test_a_fault_reaches_its_owner_and_nobody_else(engine: Engine):
@@ -176,7 +176,7 @@ def test_a_full_queue_is_said(engine: Engine):
         one = asyncio.create_task(items(engine, "0", first))
         await until(first.begun)
         others = [asyncio.create_task(items(engine, str(k), lambda _: iter([]))) for k in range(1, 6)]
-        while len(engine._jobs) < 6:
+        while len(engine) < 6:
             await asyncio.sleep(0.01)
         with pytest.raises(InputError, match="5 others are waiting already"):
             await items(engine, "late", lambda _: iter([]))
