@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 # newest of November 2026: torch 2.15, Lightning 2.6.6, open_clip 3.3, OmegaConf 2.4, diffusers 0.42.1.
 EXTRAS = {
     "diffusers": ["diffusers>=0.35.2", "transformers>=5", "accelerate>=1.0", "peft>=0.18"],
-    "demo": ["gradio>=6"],
+    "demo": ["gradio>=6.31"],
     "figures": ["matplotlib>=3.8"],
     "search": ["optuna>=4", "matplotlib>=3.8"],
 }
@@ -39,7 +39,7 @@ setup(
         **EXTRAS,
         "test": [
             *sorted({need for needs in EXTRAS.values() for need in needs}),
-            *("pytest>=8", "hypothesis>=6.100", "playwright>=1.49", "ruff>=0.9", "mypy>=1.14"),
+            *("pytest>=8", "hypothesis>=6.100", "playwright>=1.65", "ruff>=0.9", "mypy>=1.14"),
         ],
     },
 )

@@ -7,9 +7,10 @@ Needs gradio: pip install -e ".[demo]". Trailing arguments change the config, as
 """
 
 import argparse
-import signal
 import sys
 from pathlib import Path
+
+from ldm.errors import InputError, exit_code, stop_when_asked
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -22,6 +23,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--config", default="freeu_tiny.yaml", help="a file, here or in configs/ (default: the small model)")
     add("--ckpt", help="weights, .safetensors or .ckpt, here or in checkpoints/ (default: the config's)")
     add("--download", action="store_true", help="fetch the config's checkpoint if it is not there")
+    add("--trust-config", action="store_true", help="run code of other packages that the config names")
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--precision", choices=("auto", "full", "autocast", "fp16", "bf16"), default="auto",
         help="auto and autocast: what the device does fast and safely; full: float32")  # fmt: skip
@@ -46,8 +48,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ldm.errors import InputError
-
     try:
         from ldm.page.server import serve
     except ModuleNotFoundError as fault:
@@ -60,16 +60,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    from ldm.errors import exit_code
-
     return exit_code(lambda: run(make_parser().parse_intermixed_args(argv)), "stopped; the pictures are kept")
 
 
-def stop(number: int, _: object) -> None:
-    """What schedulers and service managers ask for is done as Ctrl-C is."""
-    raise KeyboardInterrupt(number)
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, stop)
+    stop_when_asked()
     sys.exit(main(sys.argv[1:]))

@@ -4,138 +4,117 @@ import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from html import escape
+from itertools import product
 from pathlib import Path
 
 from ldm.errors import InputError
-from ldm.image_io import save_png
+from ldm.grid_sheets import GridSheets
+from ldm.image_io import read_picture
 from ldm.page.pair import Drawn, draw
-from ldm.page.settings import TITLES, Settings
-from ldm.page.stage import address
+from ldm.page.settings import Settings
+from ldm.page.stage import COARSE, address
 from ldm.page.studio import Studio
+from ldm.settings_grid import NAMES, Axis, parse_axis
 
-# What may vary; the others would change the pictures' shape, or are no numbers.
-VARIED = (
-    "b1",
-    "b2",
-    "s1",
-    "s2",
-    "version",
-    "strength",
-    "start",
-    "stop",
-    "threshold",
-    "scale",
-    "steps",
-    "seed",
-)
 NONE = "nothing"
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One setting and its values."""
-
-    name: str
-    values: tuple[str, ...]
-
-    @classmethod
-    def read(cls, name: str, text: str) -> "Axis":
-        """An axis as a visitor writes it: `1, 1.2, 1.4`. Raises InputError."""
-        if name == NONE:
-            return cls(NONE, ("",))
-        if name not in VARIED:
-            raise InputError(f"A grid varies one of {', '.join(VARIED)}, not {name!r:.40}.")
-        values = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-        if not values:
-            raise InputError(f"There are no values for {TITLES[name]}: write them as 1, 1.2, 1.4.")
-        return cls(name, values)
-
-    def label(self, value: str) -> str:
-        return "" if self.name == NONE else f"{TITLES[self.name]} {value}"
+CHOICES = (*NAMES, NONE)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid's settings: those of the cell in `row` r and `column` c, and what is drawn already."""
+    """A grid's cells, row by row, and the files of those that are drawn; `sheet` shows all of them."""
 
-    rows: Axis
-    columns: Axis
+    across: Axis | None
+    down: Axis | None
     cells: list[Settings]
     files: dict[int, Path] = field(default_factory=dict)
+    sheet: Path | None = None
 
-    @classmethod
-    def plan(cls, base: Settings, rows: Axis, columns: Axis, studio: Studio) -> "Grid":
-        """All cells, row by row, checked before any is drawn. Raises InputError."""
-        count = len(rows.values) * len(columns.values)
-        if count > studio.limits.cells:
-            raise InputError(f"That is {count} pictures; a grid has {studio.limits.cells} at most.")
-        if rows.name == columns.name != NONE:
-            raise InputError(f"Both axes vary {TITLES[rows.name]}: choose two settings.")
-        cells = []
-        for down in rows.values:
-            for across in columns.values:
-                given = {rows.name: down, columns.name: across}
-                given.pop(NONE, None)
-                cells.append(Settings.read(asdict(replace(base, n_samples=1)) | given))
-                studio.check(cells[-1])
-        return cls(rows, columns, cells)
+    @property
+    def axes(self) -> list[Axis]:
+        """Those that there are, as sheets have them: from left to right, then downwards."""
+        return [axis for axis in (self.across, self.down) if axis is not None]
+
+
+def read_axis(name: str, text: str) -> Axis | None:
+    """An axis as a visitor writes its values: `1, 1.2, 1.4` or `1:1.4:5`. Raises InputError."""
+    if name == NONE:
+        return None
+    try:
+        return parse_axis(f"{name}={','.join(part.strip() for part in text.split(','))}")
+    except InputError as fault:
+        raise InputError(str(fault).replace("--grid ", "The grid's ")) from None
+
+
+def plan(base: Settings, across: Axis | None, down: Axis | None, studio: Studio) -> Grid:
+    """A grid with all of its cells, checked before any is drawn. Raises InputError."""
+    if across and down and across.name == down.name:
+        raise InputError(f"Both sides of the grid vary {across.name}: choose two settings.")
+    rows, columns = (axis.values if axis else (None,) for axis in (down, across))
+    count = len(rows) * len(columns)
+    if count > studio.limits.cells:
+        raise InputError(f"That is {count} pictures; a grid has {studio.limits.cells} at most.")
+    cells = []
+    for values in product(rows, columns):
+        given = {axis.name: value for axis, value in zip((down, across), values, strict=True) if axis}
+        cells.append(Settings.read(asdict(replace(base, n_samples=1)) | given))
+        studio.check(cells[-1])
+    return Grid(across, down, cells)
 
 
 def draw_cells(studio: Studio, grid: Grid, stopping: threading.Event) -> Iterator[Grid]:
-    """Draws the cells one after the other; yields the grid after every step, with what is on disk by then."""
+    """Draws the cells one after the other, and then their sheet; yields the grid after every step.
+
+    Once `stopping` is set, the cell that is being drawn is given up.
+    """
     folder = studio.new_folder()
     for i, cell in enumerate(grid.cells):
-        sides = {"freeu": studio.freeu(cell)}
-        for news in draw(
-            studio.model,
-            cell.prompt,
-            cell.negative_prompt,
-            cell.seed,
-            cell.sampling,
-            sides,
-            threading.Event(),
-        ):
+        words, sides = (cell.prompt, cell.negative_prompt), {"freeu": studio.freeu(cell)}
+        for news in draw(studio.model, *words, cell.seed, cell.sampling, sides, threading.Event()):
             if stopping.is_set():
                 return
             if isinstance(news, Drawn):
                 path = folder / f"cell-{i + 1}.png"
-                recipe = studio.recipe(cell, "freeu")
-                save_png(path, news.pictures["freeu"], recipe.parameters(), asdict(recipe))
+                studio.recipe(cell, "freeu").save(path, news.pictures["freeu"])
                 grid = replace(grid, files=grid.files | {i: path})
             yield grid
+    if grid.axes:
+        sheet = folder / "grid.png"
+        pictures = [read_picture(path) for path in grid.files.values()]
+        GridSheets(grid.axes, studio.recipe(grid.cells[0], "freeu")).save(sheet, 0, pictures)
+        yield replace(grid, sheet=sheet)
 
 
 def markup(grid: Grid, message: str) -> str:
     """The grid as HTML; each cell has its place from the beginning."""
-    columns = len(grid.columns.values)
-    head = "".join(
-        f'<div class="name" role="columnheader">{escape(grid.columns.label(value))}</div>'
-        for value in grid.columns.values
-    )
+    heads = grid.across.labels if grid.across else [""]
+    sides = grid.down.labels if grid.down else [""]
+    head = "".join(f'<div class="name" role="columnheader">{escape(name)}</div>' for name in heads)
     rows = []
-    for r, value in enumerate(grid.rows.values):
-        name = f'<div class="name row" role="rowheader">{escape(grid.rows.label(value))}</div>'
-        cells = "".join(cell(grid, r * columns + c) for c in range(columns))
+    for r, side in enumerate(sides):
+        cells = "".join(cell(grid, r * len(heads) + c, [side, name]) for c, name in enumerate(heads))
+        name = f'<div class="name row" role="rowheader">{escape(side)}</div>'
         rows.append(f'<div role="row" class="line">{name}{cells}</div>')
     first = grid.cells[0]
-    small = " small" if max(first.width, first.height) <= 256 else ""
-    lone = " lone" if grid.rows.name == NONE else ""
+    small = " small" if max(first.width, first.height) <= COARSE else ""
+    lone = "" if grid.down else " lone"
+    link = ""
+    if grid.sheet:
+        link = f' <a href="{escape(address(grid.sheet))}" download="grid.png">All as one picture, PNG ↓</a>'
     return (
         f'<div class="grid{small}{lone}" role="table" aria-label="Pictures by settings" '
-        f'style="--columns: {columns}; --ratio: {first.width} / {first.height}">'
+        f'style="--columns: {len(heads)}; --ratio: {first.width} / {first.height}">'
         f'<div role="row" class="line"><div class="name row"></div>{head}</div>{"".join(rows)}</div>'
-        f'<p class="status" role="status">{escape(message)}</p>'
+        f'<p class="status" role="status">{escape(message)}{link}</p>'
     )
 
 
-def cell(grid: Grid, i: int) -> str:
+def cell(grid: Grid, i: int, names: list[str]) -> str:
+    """The place of cell i, and its picture once it is drawn."""
     path = grid.files.get(i)
     if path is None:
         return '<div class="cell" role="cell"></div>'
-    settings = grid.cells[i]
-    axes = [axis for axis in (grid.rows, grid.columns) if axis.name != NONE]
-    name = ", ".join(axis.label(str(getattr(settings, axis.name))) for axis in axes)
-    what = escape(name or "the picture")
+    what = escape(", ".join(name for name in names if name) or "the picture")
     return (
         f'<a class="cell" role="cell" href="{escape(address(path))}" download="{escape(path.name)}" '
         f'title="Download {what}"><img src="{escape(address(path))}" alt="{what}"></a>'

@@ -100,7 +100,7 @@ def build(studio: Studio, engine: Engine) -> Parts:
                 stage.markup(stage.empty(first)), apply_default_css=False, elem_id="stage", padding=False
             )
         with gr.Column(elem_classes="controls"):
-            chosen = presets.choices(studio.name, studio.config_freeu)
+            chosen = presets.choices(studio.arguments.config, studio.config_freeu)
             preset, source, live = factor_controls(first, controls, chosen)
             dice, reuse = picture_controls(studio, first, controls)
             with gr.Group(elem_id="exchange"):

@@ -1,5 +1,7 @@
 """The presets to choose from, each with where it comes from."""
 
+from pathlib import Path
+
 from ldm.freeu import PRESETS, FreeUSettings
 
 MODELS = {
@@ -17,7 +19,8 @@ OTHERS = {
 
 def choices(config: str, own: FreeUSettings) -> dict[str, tuple[FreeUSettings, str]]:
     """Each preset by the name that people see, with its source; the config's own factors come first."""
-    found = {f"This model ({config})": (own, f"the factors in configs/{config}.yaml")}
+    source = f"{config} has none, so they are one" if own == own.off() else f"the factors in {config}"
+    found = {f"This model ({Path(config).stem})": (own, source)}
     for (model, version), preset in PRESETS.items():
         source = OTHERS.get((model, version), AUTHORS)
         found[f"{MODELS[model]}, version {version}"] = (preset, source)

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 from omegaconf import DictConfig
 
+from ldm.caveats import caveats, warn
 from ldm.errors import InputError
 from ldm.generate import Sampling
 from ldm.page import layout, theme
@@ -95,6 +96,8 @@ def serve(arguments: Namespace, config: DictConfig) -> None:
     limits = read_limits(arguments, config)
     check_address(arguments.host, arguments.port)
     studio = Studio(arguments, config, limits)
+    for line in caveats(studio.model, []):
+        warn(line)
     engine = Engine(limits.queue)
     page = make_page(studio, engine)
     address = launch(page, studio, arguments.host, arguments.port, arguments.share)

@@ -66,7 +66,14 @@ class Studio:
         device = pick_device(arguments.device)
         dtype = DTYPES.get(arguments.precision) or pick_dtype(device)
         self.precision = {dtype: name for name, dtype in DTYPES.items()}[dtype]
-        model = load_model(config, arguments.ckpt, device, dtype, download=arguments.download)
+        model = load_model(
+            config,
+            arguments.ckpt,
+            device,
+            dtype,
+            download=arguments.download,
+            trust_config=arguments.trust_config,
+        )
         if not isinstance(model, LatentDiffusion) or isinstance(model.cond_stage_model, torch.nn.Identity):
             raise InputError("The config's model draws no prompts; its target has to be LatentDiffusion.")
         self.model = model

@@ -97,12 +97,16 @@ class GridTab:
     def __init__(self, studio: Studio, engine: Engine):
         self.studio, self.engine = studio, engine
         with gr.Row():
-            choices = [*grid.VARIED, grid.NONE]
+            choices = [*grid.CHOICES]
             self.across = gr.Dropdown(choices, value="b1", label="Across", elem_id="across", min_width=120)
-            self.across_values = gr.Textbox("1, 1.1, 1.2, 1.4", label="Its values", elem_id="across-values")
+            self.across_values = gr.Textbox(
+                "1, 1.1, 1.2, 1.4", label="Its values", info="or first:last:count", elem_id="across-values"
+            )
         with gr.Row():
             self.down = gr.Dropdown(choices, value="s2", label="Down", elem_id="down", min_width=120)
-            self.down_values = gr.Textbox("1, 0.6, 0.2", label="Its values", elem_id="down-values")
+            self.down_values = gr.Textbox(
+                "1, 0.6, 0.2", label="Its values", info="or first:last:count", elem_id="down-values"
+            )
         with gr.Row():
             self.go = gr.Button("Draw the grid", variant="primary", elem_id="draw-grid")
             self.halt = gr.Button("Stop", interactive=False, min_width=80, elem_id="stop-grid")
@@ -126,8 +130,8 @@ class GridTab:
         plan = None
         try:
             base = Settings.read(dict(zip(NAMES, values, strict=True)))
-            axes = grid.Axis.read(down, down_values), grid.Axis.read(across, across_values)
-            plan = grid.Grid.plan(base, *axes, self.studio)
+            axes = grid.read_axis(across, across_values), grid.read_axis(down, down_values)
+            plan = grid.plan(base, *axes, self.studio)
             yield {self.view: grid.markup(plan, "Beginning …"), self.halt: gr.update(interactive=True)}
             async for news in self.engine.follow(owner, partial(grid.draw_cells, self.studio, plan)):
                 if isinstance(news, Waiting):

@@ -36,7 +36,7 @@ class Visit:
 
     def __init__(self, studio: Studio, engine: Engine, parts: layout.Parts):
         self.studio, self.engine, self.parts = studio, engine, parts
-        self.presets = presets.choices(studio.name, studio.config_freeu)
+        self.presets = presets.choices(studio.arguments.config, studio.config_freeu)
         self.newest: dict[str, object] = {}  # each visitor's newest press of Draw
 
     async def draw(

@@ -46,6 +46,7 @@ def demo_arguments(folder: Path, ckpt: Path) -> Namespace:
         device="cpu",
         precision="full",
         download=False,
+        trust_config=False,
         overrides=[],
         outdir=folder,
     )

@@ -9,10 +9,14 @@ import pytest
 from PIL import Image
 
 from ldm.errors import InputError
+from ldm.freeu import PRESETS
 from ldm.page.pair import Previews, Progress
-from ldm.page.settings import Settings
+from ldm.page.presets import choices
+from ldm.page.settings import Limits, Settings
 from ldm.page.studio import Pair, Studio
 from ldm.recipe import read_recipe
+from ldm.util import load_config
+from tests.page.conftest import demo_arguments
 
 
 @pytest.fixture
@@ -137,3 +141,22 @@ def test_what_is_too_much_or_means_nothing_is_named(
 def test_notes_name_unknown_words_cut_ends_and_unusual_factors(studio: Studio, small: Settings):
     notes = studio.notes(replace(small, prompt="a red dragon " + "circle " * 40, b1=1.9))
     assert "dragon" in notes[0] and "leaves out" in notes[1] and "b1 = 1.9" in notes[2]
+
+
+def test_a_plain_config_begins_with_every_factor_one(tiny_checkpoint, tmp_path, small: Settings):
+    arguments = demo_arguments(tmp_path, tiny_checkpoint)
+    arguments.config = "tiny.yaml"
+    plain = Studio(arguments, load_config("tiny.yaml"), Limits())
+    first = plain.defaults()
+    assert (first.b1, first.b2, first.s1, first.s2) == (1, 1, 1, 1)
+    [pair] = drawn(plain, replace(small, b1=1.3))
+    assert (pixels(pair.files["plain"]) != pixels(pair.files["freeu"])).any()
+    _, source = next(iter(choices("tiny.yaml", plain.config_freeu).values()))
+    assert source == "tiny.yaml has none, so they are one"
+
+
+def test_every_preset_has_a_source_and_fits_the_model(studio: Studio):
+    found = choices("freeu_tiny.yaml", studio.config_freeu)
+    assert len(found) == len(PRESETS) + 1
+    for preset, source in found.values():
+        assert source and preset.factors(studio.unet.decoder_stages, studio.unet.model_channels)
