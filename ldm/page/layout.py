@@ -106,7 +106,7 @@ def build(studio: Studio, engine: Engine) -> Parts:
             with gr.Group(elem_id="exchange"):
                 gr.HTML(
                     '<p class="lead"><b>Settings from a picture</b><br>'
-                    "Drop a PNG of this page, of txt2img or of a webui.</p>"
+                    "Drop a PNG of this page, of txt2img or of a webui, anywhere.</p>"
                 )
                 dropped = gr.File(
                     label="A PNG with settings inside",

@@ -1,4 +1,5 @@
-// What the page does without asking the server: Enter draws, the wipe follows the hand, and light or dark is kept.
+// What the page does without asking the server: Enter draws, the wipe follows the hand, pictures are dropped
+// anywhere, and light or dark is kept.
 (() => {
   const dark = localStorage.getItem("freeu-dark");
   if (dark !== null && !new URLSearchParams(location.search).has("__theme")) {
@@ -16,6 +17,25 @@
       // On the component's root, which is not written anew when pictures arrive.
       event.target.closest("#stage").style.setProperty("--split", `${event.target.value}%`);
     }
+  });
+
+  // A picture may be dropped anywhere; its place is lit while it is over the page.
+  const carriesFiles = (event) => event.dataTransfer?.types?.includes("Files");
+  document.addEventListener("dragover", (event) => {
+    if (!carriesFiles(event)) return;
+    event.preventDefault();
+    document.body.classList.add("dropping");
+  });
+  document.addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) document.body.classList.remove("dropping");
+  });
+  document.addEventListener("drop", (event) => {
+    document.body.classList.remove("dropping");
+    const input = document.querySelector("#dropped input[type=file]");
+    if (!carriesFiles(event) || !input || event.target.closest?.("#dropped")) return;
+    event.preventDefault();
+    input.files = event.dataTransfer.files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
   });
 
   document.addEventListener("keydown", (event) => {

@@ -98,12 +98,16 @@ class GridTab:
         self.studio, self.engine = studio, engine
         with gr.Row():
             choices = [*grid.CHOICES]
-            self.across = gr.Dropdown(choices, value="b1", label="Across", elem_id="across", min_width=120)
+            self.across = gr.Dropdown(
+                choices, value="b1", label="Across", info="a setting", elem_id="across", min_width=120
+            )
             self.across_values = gr.Textbox(
                 "1, 1.1, 1.2, 1.4", label="Its values", info="or first:last:count", elem_id="across-values"
             )
         with gr.Row():
-            self.down = gr.Dropdown(choices, value="s2", label="Down", elem_id="down", min_width=120)
+            self.down = gr.Dropdown(
+                choices, value="s2", label="Down", info="a setting, or nothing", elem_id="down", min_width=120
+            )
             self.down_values = gr.Textbox(
                 "1, 0.6, 0.2", label="Its values", info="or first:last:count", elem_id="down-values"
             )

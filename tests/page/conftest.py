@@ -27,6 +27,7 @@ FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
+PROMPT = "a large red circle left of a small blue star on a green background"
 PATIENCE = 60_000  # milliseconds; two busy cores may take long over little
 
 

@@ -1,7 +1,6 @@
 """The page in a real browser, as its visitors see it."""
 
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +10,7 @@ import torch
 from PIL import Image
 
 from ldm.errors import InputError
-from tests.page.conftest import Served, Tab
-
-PROMPT = "a large red circle left of a small blue star on a green background"
+from tests.page.conftest import PROMPT, Served, Tab
 
 
 def test_a_prompt_gives_two_pictures_that_are_txt2imgs_to_the_bit(tab: Tab, txt2img, tmp_path: Path):
@@ -184,83 +181,6 @@ def test_a_link_carries_all_settings(tab: Tab, browser, served):
         other.page.close()
 
 
-def test_a_picture_of_the_visit_can_be_shown_again_and_taken_up(tab: Tab):
-    tab.open(prompt=PROMPT, seed=5).draw()
-    tab.page.fill("#seed textarea, #seed input", "6")
-    tab.draw()
-    tab.page.wait_for_function("document.querySelectorAll('#history .thumbnail-item').length === 4")
-    tab.page.locator("#history .thumbnail-item").last.click()
-    tab.page.wait_for_function("document.querySelector('.stage .caption').innerText.includes('seed 5')")
-    tab.page.click("#take")
-    tab.page.wait_for_function("document.querySelector('#seed textarea, #seed input').value === '5'")
-
-
-def test_who_closes_the_tab_frees_his_place(browser, served: Served):
-    tab = Tab(browser, served.address)
-    tab.open(prompt=PROMPT, steps=200, H=128, W=128)
-    tab.page.click("#draw")
-    tab.page.wait_for_function("/Step [1-9]/.test(document.querySelector('.stage .status').innerText)")
-    assert len(served.engine) == 1
-    tab.page.close()
-    deadline = time.monotonic() + 30
-    while len(served.engine) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not len(served.engine)
-
-
-def test_a_visitor_who_waits_sees_his_place(tab: Tab, browser, served: Served):
-    first = Tab(browser, served.address)
-    try:
-        first.open(prompt=PROMPT, steps=200, H=128, W=128)
-        first.page.click("#draw")
-        first.wait_for("running")
-        tab.open(prompt=PROMPT)
-        tab.page.click("#draw")
-        tab.wait_for("waiting")
-        assert tab.status == "You are number 2 in line: one other's work is done before yours."
-        first.page.click("#stop")
-        first.wait_for("stopped")
-        tab.wait_for("done")
-    finally:
-        first.page.close()
-
-
-def test_a_pair_can_be_looked_into(tab: Tab):
-    tab.open(prompt=PROMPT, steps=3, H=64, W=64).draw()
-    tab.page.get_by_role("tab", name="Look inside").click()
-    tab.page.click("#look")
-    tab.page.wait_for_selector(".inside .plot svg")
-    assert tab.page.locator(".inside .maps img").count() == 4
-    tab.page.fill("#block input[type=number]", "7")
-    tab.page.keyboard.press("Tab")
-    tab.page.wait_for_function(
-        "document.querySelector('.inside').innerText.includes('Decoder block 7 takes')"
-    )
-    assert not tab.errors
-
-
-def test_a_grid_fills_cell_by_cell_and_can_be_stopped(tab: Tab):
-    tab.open(prompt=PROMPT, steps=40, H=64, W=64)
-    tab.page.get_by_role("tab", name="Grid").click()
-    tab.page.wait_for_timeout(500)
-    tab.page.fill("#across-values textarea, #across-values input", "1, 1.2, 1.4, 1.6")
-    tab.page.click("#draw-grid")
-    tab.page.wait_for_selector(".grid .cell img")
-    assert tab.page.locator(".grid .cell").count() == 12
-    tab.page.click("#stop-grid")
-    tab.page.wait_for_function("document.querySelector('#grid').innerText.includes('are not drawn')")
-    assert 1 <= tab.page.locator(".grid .cell img").count() < 12
-
-
-def test_the_explanation_follows_the_controls(tab: Tab):
-    tab.open(prompt=PROMPT)
-    tab.page.get_by_role("tab", name="Explain").click()
-    tab.page.wait_for_selector(".explain .blocks")
-    tab.page.fill("#s2 input[type=number]", "0.3")
-    tab.page.keyboard.press("Tab")
-    tab.page.wait_for_function("document.querySelector('.explain').innerText.includes('s = 0.3')")
-
-
 def test_what_a_visitor_writes_is_never_run(tab: Tab):
     nasty = "<img src=x onerror=\"document.title='run'\"> ${document.title='run'} {{value}} `"
     tab.open(prompt=nasty).draw()
@@ -291,3 +211,30 @@ def test_light_and_dark_are_kept(tab: Tab):
     tab.open()
     assert tab.page.evaluate("document.body.classList.contains('dark')") != before
     tab.page.click("#light-or-dark")
+
+
+def test_a_picture_may_be_dropped_anywhere(tab: Tab, txt2img):
+    [path] = txt2img("--prompt", "a black heart", "--seed", 1234).pictures()
+    tab.open()
+    tab.page.evaluate(
+        """bytes => {
+          const file = new File([new Uint8Array(bytes)], "a.png", { type: "image/png" });
+          const dataTransfer = new DataTransfer();
+          dataTransfer.items.add(file);
+          const drop = new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true });
+          document.querySelector(".stage").dispatchEvent(drop);
+        }""",
+        [*path.read_bytes()],
+    )
+    tab.page.wait_for_function("document.querySelector('#seed textarea, #seed input').value === '1234'")
+    assert tab.value("prompt") == "a black heart"
+
+
+def test_a_file_that_is_no_picture_is_told_of(tab: Tab, tmp_path: Path, served: Served):
+    (tmp_path / "no.png").write_bytes(b"hello")
+    tab.open(seed=5)
+    tab.page.set_input_files("#dropped input[type=file]", tmp_path / "no.png")
+    tab.page.wait_for_selector("#told .fault")
+    assert tab.page.inner_text("#told") == "This file is not a PNG picture."
+    assert tab.value("seed") == "5"
+    assert not [*served.studio.folder.rglob("no.png")], "what was uploaded is not kept"
