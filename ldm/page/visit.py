@@ -148,7 +148,10 @@ class Visit:
     def set_controls(self, settings: Settings, notes: list[str]) -> dict[Any, Any]:
         """The controls' new values, and what is said about them."""
         settings, clipped = settings.clipped(self.studio.limits, self.studio.multiple)
-        values = dict(zip(self.parts.inputs(), settings.values(), strict=True))
+        values = {
+            part: with_room(part, value)
+            for part, value in zip(self.parts.inputs(), settings.values(), strict=True)
+        }
         words = layout.vocabulary(self.studio, settings.prompt)
         return values | {
             self.parts.told: lines([*notes, *clipped], "told"),
@@ -182,7 +185,7 @@ class Visit:
             "outputs": [parts.stage, parts.stop, parts.pairs, parts.shown, parts.history],
             "trigger_mode": "multiple",
         }
-        gr.on([parts.draw.click], self.draw, **drawing)
+        parts.draw.click(self.draw, **drawing)
         factors = [control[name] for name in ("b1", "b2", "s1", "s2", "strength", "start", "stop", "ramp")]
         changes = [*(slider.release for slider in factors), control["version"].input]
         gr.on(changes, self.draw_live, **(drawing | {"inputs": [parts.live, *drawing["inputs"]]}))
@@ -208,6 +211,13 @@ class Visit:
         parts.inside.wire(parts.pairs, parts.shown)
         parts.grid.wire(parts.inputs())
         parts.explain.wire(control, parts.inputs())
+
+
+def with_room(part: Any, value: Any) -> Any:
+    """A control's new value; a slider that is too short for it is made longer."""
+    if isinstance(part, gr.Slider) and not part.minimum <= value <= part.maximum:
+        return gr.update(value=value, minimum=min(part.minimum, value), maximum=max(part.maximum, value))
+    return value
 
 
 def forget_upload(path: Path) -> None:

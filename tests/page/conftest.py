@@ -11,16 +11,14 @@ from urllib.parse import urlencode
 
 import numpy as np
 import pytest
+from PIL import Image
+from playwright.sync_api import sync_playwright
 
-gradio = pytest.importorskip("gradio", reason="the page needs gradio")
-
-from PIL import Image  # noqa: E402
-
-from ldm.page.engine import Engine  # noqa: E402
-from ldm.page.server import launch, make_page  # noqa: E402
-from ldm.page.settings import Limits  # noqa: E402
-from ldm.page.studio import Studio  # noqa: E402
-from ldm.util import load_config  # noqa: E402
+from ldm.page.engine import Engine
+from ldm.page.server import launch, make_page
+from ldm.page.settings import Limits
+from ldm.page.studio import Studio
+from ldm.util import load_config
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -77,8 +75,7 @@ def served(studio: Studio) -> Iterator[Served]:
 def browser() -> Iterator:
     if CHROMIUM is None:
         pytest.skip("there is no chromium here: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
-    with playwright.sync_playwright() as driver, tempfile.TemporaryDirectory() as profile:
+    with sync_playwright() as driver, tempfile.TemporaryDirectory() as profile:
         context = driver.chromium.launch_persistent_context(
             profile, executable_path=CHROMIUM, args=FLAGS, viewport={"width": 1280, "height": 900}
         )

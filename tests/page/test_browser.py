@@ -238,3 +238,9 @@ def test_a_file_that_is_no_picture_is_told_of(tab: Tab, tmp_path: Path, served: 
     assert tab.page.inner_text("#told") == "This file is not a PNG picture."
     assert tab.value("seed") == "5"
     assert not [*served.studio.folder.rglob("no.png")], "what was uploaded is not kept"
+
+
+def test_settings_beyond_the_sliders_can_be_drawn(tab: Tab, tmp_path: Path):
+    tab.open(prompt=PROMPT, b1=2.75, scale=25, threshold=11).draw()
+    assert float(tab.value("b1")) == 2.75
+    assert "b1=2.75" in Image.open(tab.download("freeu", tmp_path)).info["parameters"]
