@@ -58,9 +58,8 @@ def side_by_side(off: Picture, on: Picture, recipe: Recipe, freeu: FreeUSettings
     """FreeU off and on, with what made them."""
     b, s = f"{freeu.b1:g}, {freeu.b2:g}", f"{freeu.s1:g}, {freeu.s2:g}"
     heads = ["FreeU off", f"FreeU V{freeu.version}: b {b}; s {s}"]
-    return labelled(
-        [[off, on]], [heads], (), Words("", recipe.prompt, small_print(recipe, (*FACTORS, "version")))
-    )
+    words = Words(caption=recipe.prompt, small_print=small_print(recipe, (*FACTORS, "version")))
+    return labelled([[off, on]], [heads], words=words)
 
 
 def small_print(recipe: Recipe, named: Collection[str] = ()) -> list[str]:
