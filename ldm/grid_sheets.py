@@ -58,7 +58,8 @@ def side_by_side(off: Picture, on: Picture, recipe: Recipe, freeu: FreeUSettings
     """FreeU off and on, with what made them."""
     b, s = f"{freeu.b1:g}, {freeu.b2:g}", f"{freeu.s1:g}, {freeu.s2:g}"
     heads = ["FreeU off", f"FreeU V{freeu.version}: b {b}; s {s}"]
-    return labelled([[off, on]], [heads], (), Words("", recipe.prompt, small_print(recipe, FACTORS)))
+    words = Words(caption=recipe.prompt, small_print=small_print(recipe, (*FACTORS, "version")))
+    return labelled([[off, on]], [heads], words=words)
 
 
 def small_print(recipe: Recipe, named: Collection[str] = ()) -> list[str]:
@@ -73,8 +74,10 @@ def small_print(recipe: Recipe, named: Collection[str] = ()) -> list[str]:
     parts = [text for name, text in said.items() if text and name not in named]
     if recipe.negative_prompt:
         parts.append(f"without {recipe.negative_prompt}")
-    for name, value in (recipe.freeu or {}).items():
-        usual = name not in FACTORS and value == getattr(USUAL, name)
+    freeu = recipe.freeu or {}
+    for name in sorted(freeu, key=lambda name: name != "version"):
+        value = freeu[name]
+        usual = name not in (*FACTORS, "version") and value == getattr(USUAL, name)
         if name in FREEU and name not in named and not usual:
             parts.append(f"{'FreeU V' if name == 'version' else name + ' '}{shown(value)}")
     return [Path(recipe.ckpt or recipe.config).stem, *parts]

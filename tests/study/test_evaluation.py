@@ -14,12 +14,12 @@ from numpy.random import default_rng
 from PIL import Image
 from torch import nn
 
-from ldm.data.scenes import HELD_OUT, draw_scene
+from ldm.data.scenes import HELD_OUT, describe, draw_scene
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings, find_preset
 from ldm.modules.encoders.words import WordEmbedder
 from ldm.study.evaluation import measures
-from ldm.study.evaluation.asked import plan
+from ldm.study.evaluation.asked import Asked, plan, plan_apart
 from ldm.study.evaluation.bootstrap import Mean, resamples
 from ldm.study.evaluation.measures import JUDGED, judged
 from ldm.study.evaluation.settings import parse, read_settings
@@ -117,8 +117,8 @@ def test_one_command_leaves_a_table_the_numbers_and_a_picture(evaluate: Callable
 
     # Three prompts below each other, five variants beside each other.
     width, height = Image.open(done.folder / "evaluation.png").size
-    assert width > 5 * 384
-    assert height > 3 * 384
+    assert width > 5 * 256
+    assert height > 3 * 256
 
 
 def test_a_second_command_samples_nothing_again_and_prints_the_same(evaluate: Callable[..., Outcome]) -> None:
@@ -135,13 +135,14 @@ def test_without_guidance_there_is_nothing_to_match_and_the_table_says_so(
     evaluate: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     (tmp_path / "prompts.txt").write_text("a red star\na blue ring\n")
-    done = evaluate(
-        "sampling.height=64", "--prompts", tmp_path / "prompts.txt", "--scale", 1, "--settings", "config"
-    )
+    # A change to the config may stand anywhere, behind --settings too.
+    prompts = ("--prompts", tmp_path / "prompts.txt")
+    done = evaluate(*prompts, "--scale", 1, "--settings", "config", "sampling.height=64")
     assert done.code == 0, done.err
     assert "not guided at scale 1" in done.out
     summary = json.loads((done.folder / "evaluation.json").read_text())
     assert [variant["setting"] for variant in summary["variants"]] == ["off", "config"]
+    assert summary["sampling"]["height"] == 64
     assert tuple(summary["variants"][0]["measures"]) == PLAIN  # the prompts are no captions of known scenes
 
 
@@ -229,6 +230,21 @@ def test_held_out_captions_hold_only_pairs_that_training_never_showed() -> None:
     )
     assert held_out == HELD_OUT
     assert not usual & HELD_OUT
+
+
+@pytest.mark.parametrize("captions", [True, False], ids=["captions", "the paper's prompts"])
+def test_a_search_and_the_check_of_it_share_no_prompt_and_no_noise(captions: bool) -> None:
+    encoder = text_encoder() if captions else nn.Identity()
+    first, second = plan_apart(None, None, 2, encoder, (20, 50))
+    assert (len(first.pairs), len(second.pairs)) == ((20, 50) if captions else (4, 4))
+    assert not set(first.prompts) & set(second.prompts)
+
+    def seeds(asked: Asked) -> list[int]:
+        return [pair.seed for pairs in asked.pairs for pair in pairs]
+
+    assert len({*seeds(first), *seeds(second)}) == len(seeds(first)) + len(seeds(second))
+    if captions:
+        assert [describe(scene) for scene in second.scenes] == second.prompts
 
 
 class HandMade:

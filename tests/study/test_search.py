@@ -269,6 +269,7 @@ def test_a_search_that_was_killed_leaves_nothing_untried(
         (["--space", "start=0.5:0.8", "stop=0.2:0.6"], "start at 0.8, above its stop at 0.2"),
         (["--trials", "2"], "--trials 4 or more"),
         (["--trials", "0"], "--trials is 0"),
+        (["--seed", "-1"], "--seed is -1"),
         (["--pictures", "-3"], "--pictures is -3"),
         (["--search-steps", "0"], "0"),
         (["--storage", "{text}"], "{text} is no storage of a search"),

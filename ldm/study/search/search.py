@@ -8,6 +8,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,9 +63,9 @@ class Search:
         published = read_settings(None, self.config, checkpoint_name(arguments, self.config))
         weights = weights_of(arguments)
         goals = read_goals(arguments.metrics or [], weights)
-        for name in ("trials", "pictures"):
-            if (value := getattr(arguments, name)) is not None and value < 1:
-                raise InputError(f"--{name} is {value}: give 1 or more.")
+        for name, least in {"trials": 1, "pictures": 1, "seed": 0}.items():
+            if (value := getattr(arguments, name)) is not None and value < least:
+                raise InputError(f"--{name} is {value}: give {least} or more.")
 
         self.subject = Subject(arguments, self.config)
         encoder = self.subject.model.cond_stage_model
@@ -128,7 +129,7 @@ class Search:
             "metrics": " ".join(map(str, self.goals)),
             "sampling": facts["sampling"] | {"steps": self.steps},
             "prompts": f"{len(self.asked.pairs)} of sha256 {digest(asked)}",
-            "paths": facts["paths"],
+            "paths": {name: path and Path(path).name for name, path in facts["paths"].items()},
         }
 
     def run(self) -> Outcome:
@@ -138,12 +139,12 @@ class Search:
         each = batches * total_steps(self.subject.model, runs[0].sampling)
         with tqdm(total=self.budget * each, desc="trials", unit="step", disable=None) as bar:
             while True:
-                complete = len(self.trials.complete())
+                complete, begun = len(self.trials.complete()), len(self.trials.begun())
                 bar.n = complete * each
                 bar.refresh()
-                if len(self.trials.begun()) < self.budget:
+                if begun < self.budget:
                     self.make_trial(bar.update)
-                elif complete < self.budget:
+                elif complete < begun:
                     bar.set_description("waiting for trials that run elsewhere")
                     time.sleep(WAIT)
                 else:
