@@ -30,7 +30,7 @@ SCRIPT = str(ROOT / "scripts" / "txt2img.py")
 SMALL = ["--H", "32", "--W", "32", "--steps", "2", "--device", "cpu", "--precision", "full"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 FEW = ["--n_iter", "2", "--prompt", "a red star", "--n_samples", "3"]
-MANY = ["--n_iter", "200", "--prompt", "a red star"]
+MANY = ["--n_iter", "100", "--prompt", "a red star"]
 
 
 @pytest.fixture
@@ -89,12 +89,12 @@ def test_a_process_that_is_killed_takes_nothing_along_and_others_go_on_in_anothe
     )
 
     kept = {path.name: path.read_bytes() for path in folder.glob("samples/[!.]*.png")}
-    assert 5 < len(kept) < 200
+    assert 5 < len(kept) < 100
     again = start([*command, *MANY, "--outdir", str(folder), "--devices", "2", "--resume"])
     code, out, err = end(again)
     assert (code, err) == (0, "")
-    assert f"{len(kept)} of 200 pictures are there already" in out
-    assert out.splitlines()[-1] == f"200 pictures in {folder}" and out.count("200 pictures in") == 1
+    assert f"{len(kept)} of 100 pictures are there already" in out
+    assert out.splitlines()[-1] == f"100 pictures in {folder}" and out.count("100 pictures in") == 1
     assert tree(folder) == tree(txt2img(*MANY).folder)
 
 
@@ -214,7 +214,7 @@ def test_two_machines_share_a_run(
     ]  # fmt: skip
     codes, outs, errs = zip(*map(end, machines), strict=True)
     assert codes == (0, 0), errs
-    assert "".join(outs).count(f"200 pictures in {folder}") == 1
+    assert "".join(outs).count(f"100 pictures in {folder}") == 1
     assert tree(folder) == tree(txt2img(*MANY).folder)
 
 
