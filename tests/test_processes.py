@@ -208,7 +208,8 @@ def test_two_machines_share_a_run(
     machines = [
         subprocess.Popen(
             ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", *rendezvous,
-             "--rdzv-endpoint", "10.77.0.1:29500", "--local-addr", f"10.77.0.{i}", *command, *MANY,
+             "--rdzv-endpoint", "10.77.0.1:29500", "--local-addr", f"10.77.0.{i}",
+             "--rdzv-conf", f"is_host={i == 1:d}", *command, *MANY,
              "--outdir", str(folder)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=ENVIRONMENT | {"GLOO_SOCKET_IFNAME": "cable"},
