@@ -17,7 +17,7 @@ def stop_when_asked() -> None:
 
     def stop(number: int, _: object) -> None:
         for other in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(other, signal.SIG_IGN)
+            signal.signal(other, lambda *_: None)
         raise KeyboardInterrupt(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):

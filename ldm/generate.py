@@ -1,5 +1,6 @@
 """Prompts to pictures: noise, context, the sampler's steps, decoding, as plain functions."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from ldm.models.diffusion.plms import PLMSSampler
 from ldm.models.diffusion.sampling import Sampler, Step
 from ldm.modules.diffusionmodules.schedule import check_steps
 from ldm.parameterization import mix_up
+from ldm.strips import decode_in_strips
 
 LARGEST = 16384  # pixels of a side
+WHOLE = 1024 * 1024  # pixels of the largest picture that is decoded whole
 SAMPLERS: dict[str, type[Sampler]] = {"ddim": DDIMSampler, "plms": PLMSSampler, "dpm": DPMSolverSampler}
 
 
@@ -130,13 +133,24 @@ def decode(model: LatentDiffusion, latents: Tensor) -> list[Picture]:
     """Latents (B, C, h, w) as B pictures (H, W, 3), one after the other to spare memory."""
     pictures = []
     for latent in latents:
-        pixels = model.decode_first_stage(latent[None])[0].float()  # (3, H, W)
+        pixels = decode_one(model, latent[None])[0].float()  # (3, H, W)
         if not pixels.isfinite().all():
             cause = cause_of_nan(model, "first_stage_model")
             raise InputError(f"The decoded picture holds values that are no numbers: {cause}.")
         pixels = (127.5 * (pixels + 1)).clamp(0, 255).round().byte()
         pictures.append(pixels.permute(1, 2, 0).cpu().numpy())  # (H, W, 3)
     return pictures
+
+
+def decode_one(model: LatentDiffusion, latent: Tensor) -> Tensor:
+    """A latent (1, C, h, w) as pixels near [-1, 1], (1, 3, H, W).
+
+    In strips where the picture is large, or where the device's memory does not hold the whole decode.
+    """
+    if latent[0, 0].numel() * model.first_stage_model.downsampling**2 <= WHOLE:
+        with contextlib.suppress(torch.OutOfMemoryError):
+            return model.decode_first_stage(latent)
+    return decode_in_strips(model.first_stage_model, latent.to(model.dtype) / model.scale_factor)
 
 
 def generate(

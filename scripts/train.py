@@ -39,7 +39,6 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def train(config_name: str, outdir: Path, overrides: list[str], trust_config: bool = False) -> None:
     config = load_config(config_name, overrides)
     outdir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, outdir / "config.yaml")
     pl.seed_everything(config.seed, workers=True)
     last = outdir / "last.ckpt"
     trainer = pl.Trainer(
@@ -55,11 +54,14 @@ def train(config_name: str, outdir: Path, overrides: list[str], trust_config: bo
             ),
             EMAWeightAveraging(decay=config.ema_decay),
         ],
+        use_distributed_sampler=False,  # the stages' loaders know of all processes
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         gradient_clip_val=1.0,
         **OmegaConf.to_container(config.trainer),
     )
+    if trainer.is_global_zero:
+        OmegaConf.save(config, outdir / "config.yaml")
     module = instantiate_from_config(
         {"target": config.target, "params": OmegaConf.to_container(config.params)}, trust_config
     )

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import shutil
 import signal
 import socket
@@ -30,7 +31,7 @@ SCRIPT = str(ROOT / "scripts" / "txt2img.py")
 SMALL = ["--H", "32", "--W", "32", "--steps", "2", "--device", "cpu", "--precision", "full"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 FEW = ["--n_iter", "2", "--prompt", "a red star", "--n_samples", "3"]
-MANY = ["--n_iter", "200", "--prompt", "a red star"]
+MANY = ["--n_iter", "100", "--prompt", "a red star"]
 
 
 @pytest.fixture
@@ -38,15 +39,22 @@ def command(tiny_checkpoint: Path) -> list[str]:
     return [SCRIPT, "--ckpt", str(tiny_checkpoint), *SMALL]
 
 
-def start(argv: list[str], **environment: str) -> subprocess.Popen[str]:
+def start(
+    argv: list[str], largest_file: int = resource.RLIM_INFINITY, **environment: str
+) -> subprocess.Popen[str]:
+    def prepare() -> None:
+        # Where the tests run in the background the interrupt is ignored, and children inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # A file that grows past the limit is cut short and refused, as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
+
     return subprocess.Popen(
         [sys.executable, *argv],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT | environment,
-        # Where the tests run in the background the interrupt is ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=prepare,
     )
 
 
@@ -83,18 +91,17 @@ def test_a_process_that_is_killed_takes_nothing_along_and_others_go_on_in_anothe
     os.kill(drawing(process)[2], signal.SIGKILL)
     code, _, err = end(process)
     assert code == 128 + signal.SIGKILL
-    [line] = err.splitlines()
-    assert (
-        line.startswith("error: process ") and "was killed (SIGKILL); every finished picture is kept" in line
-    )
+    # Python itself may have a word to say of what a killed process leaves.
+    line, *_ = err.splitlines()
+    assert line.startswith("error: process ") and "was killed (SIGKILL)" in line and "--resume" in line
 
     kept = {path.name: path.read_bytes() for path in folder.glob("samples/[!.]*.png")}
-    assert 5 < len(kept) < 200
+    assert 5 < len(kept) < 100
     again = start([*command, *MANY, "--outdir", str(folder), "--devices", "2", "--resume"])
     code, out, err = end(again)
     assert (code, err) == (0, "")
-    assert f"{len(kept)} of 200 pictures are there already" in out
-    assert out.splitlines()[-1] == f"200 pictures in {folder}" and out.count("200 pictures in") == 1
+    assert f"{len(kept)} of 100 pictures are there already" in out
+    assert out.splitlines()[-1] == f"100 pictures in {folder}" and out.count("100 pictures in") == 1
     assert tree(folder) == tree(txt2img(*MANY).folder)
 
 
@@ -106,15 +113,11 @@ def test_bad_input_is_told_of_once_with_code_2(command: list[str], tmp_path: Pat
 
 def test_a_disk_that_fills_up_is_told_of_once_with_code_2(command: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "full"
-    process = start(["-c", (
-        "import resource, runpy, sys\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (4500, 4500))\n"
-        f"sys.argv = {[*command, *FEW, '--outdir', str(folder), '--devices', '2']}\n"
-        "sys.path.insert(0, '')\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')"
-    )])  # fmt: skip
+    larger = ["--H", "64", "--W", "64", "--outdir", str(folder), "--devices", "2"]
+    process = start([*command, *FEW, *larger], largest_file=6000)  # the processes' own files are smaller
     code, _, err = end(process)
-    assert code == 2 and len(err.splitlines()) == 1 and "File too large" in err
+    assert (code, len(err.splitlines())) == (2, 1), err
+    assert "File too large" in err
     assert not list(folder.rglob(".*.png.*"))
 
 
@@ -205,7 +208,8 @@ def test_two_machines_share_a_run(
     machines = [
         subprocess.Popen(
             ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", *rendezvous,
-             "--rdzv-endpoint", "10.77.0.1:29500", "--local-addr", f"10.77.0.{i}", *command, *MANY,
+             "--rdzv-endpoint", "10.77.0.1:29500", "--local-addr", f"10.77.0.{i}",
+             "--rdzv-conf", f"is_host={i == 1:d}", *command, *MANY,
              "--outdir", str(folder)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=ENVIRONMENT | {"GLOO_SOCKET_IFNAME": "cable"},
@@ -214,7 +218,7 @@ def test_two_machines_share_a_run(
     ]  # fmt: skip
     codes, outs, errs = zip(*map(end, machines), strict=True)
     assert codes == (0, 0), errs
-    assert "".join(outs).count(f"200 pictures in {folder}") == 1
+    assert "".join(outs).count(f"100 pictures in {folder}") == 1
     assert tree(folder) == tree(txt2img(*MANY).folder)
 
 
@@ -289,7 +293,7 @@ def test_runs_begun_at_the_same_instant_take_numbers_of_their_own(tmp_path: Path
     moment = time.time() + 0.3
 
     def begin(seed: int) -> int:
-        time.sleep(moment - time.time())
+        time.sleep(max(0, moment - time.time()))
         for k in range(5):
             Manifest(tmp_path).begin("samples", 3, 1, {"seed": seed, "k": k})
         return 0

@@ -1,7 +1,10 @@
 """Training: all stages through the script, on a few small scenes."""
 
 import csv
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -141,3 +144,40 @@ def test_standardised_latents_have_mean_0_and_deviation_1_and_decode_alike(
     assert torch.allclose(after.mean.std((0, 2, 3)), torch.ones(12), atol=1e-5)
     assert torch.allclose(after.std, relative_spread, rtol=1e-4)
     assert torch.allclose(autoencoder.decode(after.mode()), decoded, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    ["diffusion", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("autoencoder", "words"))],
+)
+def test_two_processes_learn_what_one_does_at_the_same_global_batch(
+    stage: str, stages: Path, tmp_path: Path
+) -> None:
+    config = {"diffusion": "tiny", "autoencoder": "tiny_autoencoder", "words": "tiny_words"}[stage]
+    networks = {
+        "diffusion": [
+            *("params.side=64", "params.compile=false", f"params.cache={tmp_path / 'latents.npy'}"),
+            f"params.weights={stages / 'diffusion' / 'model.safetensors'}",
+        ],
+        "autoencoder": ["params.data.crop=32"],
+        "words": [],
+    }[stage]
+
+    def trained(processes: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+        outdir = tmp_path / str(processes)
+        changes = [
+            *(*QUICK, *networks, "trainer.max_steps=6", "params.lr=0.1", "params.data.count=10"),
+            *(f"params.batch_size={4 // processes}", f"trainer.devices={processes}"),
+        ]
+        subprocess.run(
+            [sys.executable, ROOT / "scripts" / "train.py", "--config", f"train/{config}.yaml",
+             "--outdir", outdir, *changes],
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True,
+        )  # fmt: skip
+        return list(losses(outdir).values()), load_file(outdir / "model.safetensors")
+
+    (one, weights), (two, others) = trained(1), trained(2)
+    assert len(one) == 6 and np.ptp(one) > 1e-2 * np.mean(one)  # three epochs, and something is learnt
+    assert two == pytest.approx(one, rel=2e-4)
+    for name, weight in weights.items():
+        assert torch.allclose(weight.float(), others[name].float(), rtol=1e-2, atol=1e-3), name

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ldm.data.datasets import ScenePictures
+from ldm.generate import seeded_noise
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.training.stage import SHOWN, SHOWN_SEED, Stage
 from ldm.util import instantiate_from_config
@@ -43,14 +44,17 @@ class AutoencoderTraining(Stage):
             self.model.encoder.requires_grad_(False)
             self.model.quant_conv.requires_grad_(False)
 
-    def training_step(self, pictures: Tensor, _: int) -> Tensor:
-        reconstruction, posterior = self.model(pictures)
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        seeds, pictures = batch
+        posterior = self.model.encode(pictures)
+        noise = seeded_noise(seeds.tolist())(posterior.mean.shape).to(pictures)
+        reconstruction = self.model.decode(posterior.mean + posterior.std * noise)
         error = reconstruction - pictures  # (B, 3, H, W)
         l1 = error.abs().mean()
         edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         loss = l1 + self.edge_weight * edges + self.kl_weight * kl
-        self.log_dict({"loss": loss, "l1": l1, "edges": edges, "kl": kl}, prog_bar=True)
+        self.log_dict({"loss": loss, "l1": l1, "edges": edges, "kl": kl}, prog_bar=True, sync_dist=True)
         return loss
 
     def validation_step(self, pictures: Tensor, _: int) -> None:

@@ -52,17 +52,19 @@ class DiffusionTraining(Stage):
         if compile:
             self.model.model.compile()
 
-    def training_step(self, batch: tuple[Tensor, list[str], Tensor], _: int) -> Tensor:
-        latents, captions, weight = batch
+    def training_step(self, batch: tuple[Tensor, tuple[Tensor, list[str], Tensor]], _: int) -> Tensor:
+        seeds, (latents, captions, weight) = batch
         x = self.model.scale_factor * latents  # (B, C, h, w)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+        noise = torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators]).to(x)
         # Late timesteps come more often: there, where little of the picture is left, the caption is needed.
-        t = (self.model.num_timesteps * torch.rand(len(x), device=x.device).sqrt()).long()  # (B,)
-        noise = torch.randn_like(x)
+        chance = torch.cat([torch.rand(1, generator=g) for g in generators]).to(x.device)
+        t = (self.model.num_timesteps * chance.sqrt()).long()  # (B,)
         context = self.model.get_learned_conditioning(captions)
         output = self.model.apply_model(self.model.q_sample(x, t, noise), t, context)
         target = noise if self.model.parameterization == "eps" else self.model.get_v(x, noise, t)
-        loss = (weight * (output - target).square()).mean() / weight.mean()
-        self.log("loss", loss, prog_bar=True)
+        loss = (weight * (output - target).square()).mean() / self.everywhere(weight.mean())
+        self.log("loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
     @torch.compiler.set_stance("force_eager")
@@ -70,9 +72,15 @@ class DiffusionTraining(Stage):
         self.save_sheet(generate(self.model, captions, range(len(captions)), self.sampling), columns=8)
 
     def train_dataloader(self) -> DataLoader:
-        return self.loader(
-            SceneLatents(self.cache, self.model.first_stage_model, side=self.sampling.height, **self.data)
-        )
+        # The first process encodes the scenes, should they not be there yet, and the others wait.
+        def latents() -> SceneLatents:
+            side = self.sampling.height
+            return SceneLatents(self.cache, self.model.first_stage_model, side=side, **self.data)
+
+        if self.trainer.is_global_zero:
+            latents()
+        self.trainer.strategy.barrier()
+        return self.loader(latents())
 
     def val_dataloader(self) -> DataLoader:
         captions: Any = [describe(draw_scene(default_rng((SHOWN_SEED, i)))) for i in range(SHOWN)]

@@ -67,8 +67,8 @@ class JudgeTraining(Stage):
         super().__init__(lr, weight_decay=0.01, batch_size=batch_size)
         self.data, self.model = data, Judge()
 
-    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], _: int) -> Tensor:
-        pictures, where, behind = batch  # (B, 3, 128, 128), (B, 3, 16, 16), (B, 2)
+    def training_step(self, batch: tuple[Tensor, tuple[Tensor, Tensor, Tensor]], _: int) -> Tensor:
+        _seeds, (pictures, where, behind) = batch  # (B, 3, 128, 128), (B, 3, 16, 16), (B, 2)
         cells, whole = self.model(pictures)
         presence, *seen = cells.split(SEEN, dim=1)
 
@@ -78,9 +78,10 @@ class JudgeTraining(Stage):
         error = F.binary_cross_entropy_with_logits(
             presence, here, pos_weight=presence.new_tensor(30.0), reduction="none"
         )
-        losses = [(error * counted).sum() / counted.sum()]
+        losses = [(error * counted).sum() / self.everywhere(counted.sum())]
+        things = self.everywhere(here.sum())
         losses += [
-            F.cross_entropy(scores, facts, ignore_index=NOTHING)
+            F.cross_entropy(scores, facts, ignore_index=NOTHING, reduction="sum") / things
             for scores, facts in zip(seen, where.unbind(1), strict=True)
         ]
         losses += [
@@ -88,7 +89,7 @@ class JudgeTraining(Stage):
             for scores, facts in zip(whole.split(BEHIND, dim=1), behind.unbind(1), strict=True)
         ]
         loss = torch.stack(losses).sum()
-        self.log("loss", loss, prog_bar=True)
+        self.log("loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
     def train_dataloader(self) -> DataLoader:

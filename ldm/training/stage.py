@@ -1,12 +1,15 @@
 """What all stages of training share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
+from numpy.random import default_rng
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ldm.image_io import grid, save_png
 
@@ -14,8 +17,36 @@ SHOWN = 16  # pictures on a sheet of samples
 SHOWN_SEED = 2**32  # of the scenes that are shown; training's seeds lie below
 
 
+class Shuffled(DistributedSampler):
+    """The samples of an epoch in random order, as (epoch, index), dealt out to all processes in turn.
+
+    So a batch of all processes together holds what one process alone would have in it.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((self.epoch, index) for index in super().__iter__())
+
+
+class Seeded(Dataset):
+    """A dataset in whose samples chance follows seed, epoch and index; before each stands a seed for more."""
+
+    def __init__(self, dataset: Any, seed: int):
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Any]:
+        own, further = default_rng((self.seed, *key)).integers(2**62, size=2).tolist()
+        torch.manual_seed(own)
+        return further, self.dataset[key[1]]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
 class Stage(pl.LightningModule):
     """The optimizer, the loader, and the weights written for inference at the end.
+
+    Batches are pairs of seeds (B,) and samples. Several processes learn what one would from all their batches
+    together, up to rounding.
 
     The learning rate warms up over 200 steps, stays, and falls to zero over the last fifth of `max_steps`, so
     that a run can be lengthened at any time before that.
@@ -38,18 +69,31 @@ class Stage(pl.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def loader(self, dataset: torch.utils.data.Dataset) -> DataLoader:
+    def loader(self, dataset: Dataset) -> DataLoader:
+        trainer, seed = self.trainer, torch.initial_seed()
+        seeded = Seeded(dataset, seed)
         return DataLoader(
-            dataset,
+            seeded,
             self.batch_size,
-            shuffle=True,
+            sampler=Shuffled(seeded, trainer.world_size, trainer.global_rank, seed=seed, drop_last=True),
             drop_last=True,
             num_workers=1,
             persistent_workers=True,
         )
 
+    def everywhere(self, count: Tensor) -> Tensor:
+        """The mean of a number over all processes.
+
+        Sums over one process's batch that are divided by it have as their mean, and so has the gradient, the
+        mean over the batches of all.
+        """
+        gathered: Any = self.all_gather(count.detach())
+        return gathered.float().mean()
+
     def save_sheet(self, pictures: list[np.ndarray], columns: int) -> None:
         """Writes pictures into the run's folder under the step's number."""
+        if not self.trainer.is_global_zero:
+            return
         folder = Path(self.trainer.default_root_dir) / "samples"
         folder.mkdir(exist_ok=True)
         save_png(folder / f"{self.global_step:06}.png", grid(pictures, columns))

@@ -29,14 +29,15 @@ class WordsTraining(Stage):
         self.model: WordEmbedder = instantiate_from_config(model)
         self.answers = torch.nn.Linear(model["params"]["width"], sum(FACTS))
 
-    def training_step(self, batch: tuple[list[str], Tensor], _: int) -> Tensor:
-        captions, facts = batch  # facts (B, L, 4)
+    def training_step(self, batch: tuple[Tensor, tuple[list[str], Tensor]], _: int) -> Tensor:
+        _seeds, (captions, facts) = batch  # facts (B, L, 4)
         told = facts[..., 0] != NO_FACT  # the places of words
         answers = self.answers(self.model(captions)[told]).split(FACTS, dim=-1)  # 4 of (words, one of FACTS)
         pairs = list(zip(answers, facts[told].unbind(-1), strict=True))
-        loss = torch.stack([F.cross_entropy(answer, fact) for answer, fact in pairs]).sum()
-        right = torch.stack([answer.argmax(-1) == fact for answer, fact in pairs]).float().mean()
-        self.log_dict({"loss": loss, "right": right}, prog_bar=True)
+        words = self.everywhere(told.sum())
+        loss = sum(F.cross_entropy(answer, fact, reduction="sum") for answer, fact in pairs) / words
+        right = sum((answer.argmax(-1) == fact).sum() for answer, fact in pairs) / (len(FACTS) * words)
+        self.log_dict({"loss": loss, "right": right}, prog_bar=True, sync_dist=True)
         return loss
 
     def train_dataloader(self) -> DataLoader:

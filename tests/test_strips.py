@@ -1,0 +1,105 @@
+"""Decoding in strips is the whole decode."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ldm.strips as strips_module
+from ldm.checkpoint import load_model
+from ldm.generate import Sampling, decode, denoise
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.strips import decode_in_strips
+from ldm.util import instantiate_from_config, load_config
+from tests.conftest import fill_by_name, relative_error, rnd
+from tests.memory import LittleMemory
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> Any:
+    return load_model("freeu_tiny", tiny_checkpoint, "cpu", torch.float32)
+
+
+@pytest.fixture(scope="module")
+def latents(model: LatentDiffusion) -> torch.Tensor:
+    """Of real pictures, so that their bytes can be compared."""
+    prompts = ["a large red striped circle left of a small blue star on a dotted green background", "a ring"]
+    for step in denoise(model, prompts, ["", ""], [3, 4], Sampling(128, 160, steps=8, scale=3.0)):
+        last = step
+    return last.x
+
+
+@pytest.mark.parametrize("strip", [1, 5000, 2**24])
+def test_real_pictures_come_out_the_same(
+    strip: int, model: LatentDiffusion, latents: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = decode(model, latents)
+    monkeypatch.setattr(strips_module, "STRIP", strip)
+    monkeypatch.setattr("ldm.generate.WHOLE", 0)
+    for one, other in zip(whole, decode(model, latents), strict=True):
+        difference = np.abs(one.astype(int) - other)
+        assert difference.max() <= 1 and difference.mean() < 1e-3
+        assert one.std() > 20
+
+
+@settings(deadline=None, max_examples=12)
+@given(height=st.integers(1, 9), width=st.integers(1, 9), strip=st.integers(1, 3000))
+def test_a_decoder_with_attention_gives_the_same_numbers_in_strips_of_any_size(
+    height: int, width: int, strip: int
+) -> None:
+    config = load_config("v1-inference.yaml").model.params.first_stage_config
+    config.params.ddconfig |= {"ch": 8, "norm_groups": 4, "attn_resolutions": [64], "ch_mult": [1, 2, 2]}
+    autoencoder: Any = fill_by_name(instantiate_from_config(config))
+    assert any("attn" in name for name, _ in autoencoder.decoder.up.named_modules())
+    z = rnd(7, 1, 4, height, width)
+    whole = autoencoder.decode(z)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strips_module, "STRIP", strip)
+        assert relative_error(decode_in_strips(autoencoder, z), whole) < 1e-5
+
+
+def test_half_precision_is_kept(model: LatentDiffusion, latents: torch.Tensor) -> None:
+    half = copy.deepcopy(model.first_stage_model).bfloat16()
+    whole = model.first_stage_model.decode(latents[:1])
+    out = decode_in_strips(half, latents[:1].bfloat16())
+    assert out.dtype == torch.bfloat16
+    error = (out.float() - whole).abs().mean()
+    assert error < 1.5 * (half.decode(latents[:1].bfloat16()).float() - whole).abs().mean()
+
+
+def test_a_decode_that_does_not_fit_is_done_in_strips(
+    model: LatentDiffusion, latents: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = decode(model, latents[:1])
+    monkeypatch.setattr(strips_module, "STRIP", 2**15)
+    with LittleMemory(2**18) as memory:
+        [picture] = decode(model, latents[:1])
+    assert memory.refused == 1 and memory.largest < 2**18
+    assert np.abs(picture.astype(int) - whole[0]).max() <= 1
+
+
+def test_large_pictures_are_decoded_in_strips(
+    model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldm.generate.WHOLE", 128 * 128)
+    asked: list[int] = []
+    whole = LatentDiffusion.decode_first_stage
+    monkeypatch.setattr(
+        LatentDiffusion, "decode_first_stage", lambda self, z: asked.append(z.shape[-1]) or whole(self, z)
+    )
+    assert decode(model, rnd(1, 1, 12, 16, 16))[0].shape == (128, 128, 3) and asked == [16]
+    assert decode(model, rnd(1, 1, 12, 16, 24))[0].shape == (128, 192, 3) and asked == [16]
+
+
+@pytest.mark.slow
+def test_stable_diffusion_decodes_2048_pixels_square_in_strips_of_bounded_size() -> None:
+    autoencoder = instantiate_from_config(load_config("v1-inference.yaml").model.params.first_stage_config)
+    with LittleMemory(2**27) as memory:
+        picture = decode_in_strips(autoencoder.eval(), rnd(1, 1, 4, 256, 256))
+    assert picture.shape == (1, 3, 2048, 2048) and picture.isfinite().all()
+    assert memory.refused == 0
