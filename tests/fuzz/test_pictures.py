@@ -20,18 +20,10 @@ JSON: st.SearchStrategy[Any] = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXTS, inner, max_size=2),
     max_leaves=4,
 )
+UNET = "model.params.unet_config.target"
 OVERRIDE = st.sampled_from(
-    [
-        "model.target=os.mkdir",
-        "model.params.channels=7",
-        "sampling.prompt=${oc.env:HOME}",
-        "base=x",
-        "model=1",
-        "checkpoint=../../x",
-        "model.params.unet_config.target=ldm.study.runs.Runs",
-        "model.params={a:*b}",
-    ]
-)
+    ["model.target=os.mkdir", "model.params.channels=7", "sampling.prompt=${oc.env:HOME}", "base=x"]
+) | st.sampled_from(["model=1", "checkpoint=../../x", f"{UNET}=ldm.study.runs.Runs", "model.params={a:*b}"])
 
 
 @pytest.fixture(scope="module")
