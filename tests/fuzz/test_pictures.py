@@ -52,8 +52,8 @@ def test_any_settings_in_a_picture_are_repeated_or_refused(
     ):
         value = data.draw(st.lists(OVERRIDE | TEXTS, max_size=2) if name == "overrides" else JSON)
         heavy = name in ("height", "width", "steps") and type(value) is int and 3 < value < 2**31
-        if name == "freeu" and data.draw(st.booleans()) and record["freeu"]:
-            record["freeu"][data.draw(st.sampled_from([*record["freeu"]]) | TEXTS)] = value
+        if name == "freeu" and isinstance(record.get("freeu"), dict) and data.draw(st.booleans()):
+            record["freeu"][data.draw(st.sampled_from([*record["freeu"], "b1"]) | TEXTS)] = value
         elif data.draw(st.booleans()) and name in record:
             del record[name]
         elif not heavy:
