@@ -13,7 +13,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> P
     """A folder to run in, after one run in which all that is imported late has been imported."""
     sys.dont_write_bytecode = True
     place = tmp_path_factory.mktemp("fuzz")
-    assert run(place, "--ckpt", str(tiny_checkpoint), *SMALL).code == 0
+    assert run(place, "--ckpt", str(tiny_checkpoint), *SMALL, imports=True).code == 0
     return place
 
 
