@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from ldm.bounded import most_described
 from ldm.device import pick_device, pick_dtype
@@ -37,6 +38,7 @@ HARMLESS: Final = {
     r"cond_stage_model\.model\.visual\..*": "the image tower, which no prompt passes through",
     r"cond_stage_model\.model\.(text_projection|logit_scale)": "for comparing a text with a picture",
 }
+MOST_LAYERS: Final = 20_000  # Stable Diffusion 2 has about 2,500
 HARMLESS_KEY: Final = re.compile("|".join(f"(?:{pattern})" for pattern in HARMLESS))
 
 
@@ -149,9 +151,24 @@ def _nature(head: bytes) -> str:
 
 
 def build_on_meta(config: Mapping[str, Any]) -> nn.Module:
-    """The model of a `target` and its `params`, with shapes and no weights: no time and no memory spent."""
-    with torch.device("meta"):
-        return instantiate_from_config(config)
+    """The model of a `target` and its `params`, with shapes and no weights: no time and no memory spent.
+
+    Raises InputError, also where the config asks for more layers than any model of this kind has.
+    """
+    count = 0
+
+    def register(*_: object) -> None:
+        nonlocal count
+        count += 1
+        if count > MOST_LAYERS:
+            raise InputError(f"The config asks for over {MOST_LAYERS:,} layers: lower its numbers of blocks.")
+
+    hook = register_module_module_registration_hook(register)
+    try:
+        with torch.device("meta"):
+            return instantiate_from_config(config)
+    finally:
+        hook.remove()
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> None:

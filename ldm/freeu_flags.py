@@ -3,6 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from ldm.errors import InputError
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
@@ -46,6 +48,9 @@ def make_config(arguments: argparse.Namespace) -> "DictConfig":
     config = load_config(arguments.config, arguments.overrides)
     factors = {name: value for name in FREEU if (value := getattr(arguments, name)) is not None}
     if arguments.stages:
+        for width, *_ in arguments.stages:
+            if not width.is_integer():
+                raise InputError(f"--stage {width:g}: its width is a whole number of channels, such as 320.")
         factors["stages"] = {int(width): [b, s] for width, b, s in arguments.stages}
     was_plain = arguments.from_image is not None and not arguments.recorded
     if arguments.no_freeu or (was_plain and not factors):

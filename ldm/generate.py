@@ -18,6 +18,7 @@ from ldm.models.diffusion.plms import PLMSSampler
 from ldm.models.diffusion.sampling import Sampler, Step
 from ldm.modules.diffusionmodules.schedule import check_steps
 from ldm.parameterization import mix_up
+from ldm.parts import check_parts
 from ldm.strips import decode_in_strips
 
 LARGEST = 16384  # pixels of a side
@@ -39,6 +40,7 @@ class Sampling:
 
 def check(sampling: Sampling, model: LatentDiffusion) -> None:
     """Raises InputError where the settings do not fit each other or the model, before any work is done."""
+    check_parts(model)
     if sampling.sampler not in SAMPLERS:
         raise InputError(f"There is no sampler {sampling.sampler!r}: take one of {', '.join(SAMPLERS)}.")
     multiple = model.first_stage_model.downsampling * model.model.diffusion_model.downsampling

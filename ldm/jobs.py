@@ -1,5 +1,6 @@
 """Which pictures a run makes, from which prompts and seeds."""
 
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +18,21 @@ class Job:
 def read_prompts(path: Path) -> list[str]:
     """The prompts in a file, one a line, blank lines left out. Raises InputError where there is none."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as fault:
-        raise InputError(f"The prompt file {path} cannot be read: {fault.strerror}.") from None
-    except UnicodeDecodeError:
-        raise InputError(f"The prompt file {path} is not UTF-8 text: save it as UTF-8.") from None
+        content = path.read_bytes()
+    except (OSError, ValueError) as fault:
+        reason = getattr(fault, "strerror", None) or fault
+        raise InputError(f"The prompt file {path} cannot be read: {reason}.") from None
+    # Windows writes UTF-16 here and there, and marks it.
+    encoding = "utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as fault:
+        line = content.count(b"\n", 0, fault.start) + 1
+        raise InputError(
+            f"The prompt file {path} is not UTF-8 text (its line {line} is not): save it as UTF-8."
+        ) from None
+    # Only these end a line, and not all that Unicode has beside them.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise InputError(f"There is no prompt in {path}: write one a line.")

@@ -2,12 +2,11 @@
 
 import json
 import re
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import GenericAlias, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
+from ldm.annotations import fits
 from ldm.errors import InputError
 from ldm.image_io import Picture, is_whole, read_record, save_png
 
@@ -80,16 +79,3 @@ def read_recipe(path: Path) -> Recipe:
         if not fits(record[name], hint):
             raise InputError(f"The settings in {path} are damaged: {name} is {record[name]!r:.99}.")
     return Recipe(**{name: record[name] for name in hints})
-
-
-def fits(value: Any, hint: type | UnionType | GenericAlias) -> bool:
-    """Whether a value out of JSON or YAML is of an annotated type; a whole number will do for a float."""
-    if isinstance(hint, UnionType):
-        return any(fits(value, one) for one in get_args(hint))
-    if get_origin(hint) is list:
-        return isinstance(value, list) and all(fits(one, *get_args(hint)) for one in value)
-    if get_origin(hint) is dict:
-        return isinstance(value, dict) and all(fits(one, get_args(hint)[1]) for one in value.values())
-    if hint is float:
-        return type(value) in (int, float) and abs(value) <= sys.float_info.max
-    return type(value) is hint

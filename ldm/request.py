@@ -7,16 +7,17 @@ from typing import Any, get_type_hints
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from ldm.annotations import fits
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling
 from ldm.jobs import Job, plan, read_prompts
-from ldm.recipe import fits
 from ldm.settings_grid import Axis, Cell, grid_jobs, parse_grid
 from ldm.util import FREE_UNET, FREEU, unet_section
 
 DEFAULT_PROMPT = "a professional photograph of an astronaut riding a horse"
 DTYPES = {"full": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+MOST_PICTURES = 1_000_000
 SIZES = {name: get_type_hints(Sampling)[name] for name in ("height", "width", "steps", "scale")}
 
 
@@ -72,9 +73,13 @@ def read_request(arguments: Namespace, config: DictConfig) -> Request:
     asked = {name: value for name in SIZES if (value := getattr(arguments, name)) is not None}
     sampling = Sampling(**(usual | asked), sampler=arguments.sampler, eta=arguments.eta)
     if arguments.from_file is None:
-        prompts = [default_prompt if arguments.prompt is None else arguments.prompt] * arguments.n_samples
+        lines = [default_prompt if arguments.prompt is None else arguments.prompt]
+        times = arguments.n_samples
     else:
-        prompts = [p for p in read_prompts(arguments.from_file) for _ in range(arguments.repeat)]
+        lines, times = read_prompts(arguments.from_file), arguments.repeat
+    if len(lines) * times * arguments.n_iter > MOST_PICTURES:
+        raise InputError(f"That would be over {MOST_PICTURES:,} pictures: ask for fewer at a time.")
+    prompts = [line for line in lines for _ in range(times)]
     texts = list(dict.fromkeys([*prompts, arguments.negative_prompt]))
     for text in texts:
         try:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from ldm.annotations import misfits
 from ldm.errors import InputError
 from ldm.expansion import check_yaml, resolve
 from ldm.trust import refuse_foreign_class, refuse_foreign_name, trusting
@@ -28,7 +29,15 @@ FACTORS = ("b1", "b2", "s1", "s2")
 FREEU = (*FACTORS, "version", "threshold", "match", "strength", "start", "stop", "ramp", "channels", "stages")
 
 # What OmegaConf and YAML raise for contents that they cannot take.
-FAULTS = (OmegaConfBaseException, YAMLError, ValueError, TypeError, RecursionError)
+FAULTS = (
+    OmegaConfBaseException,
+    YAMLError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
 # Names parted by dots, places in lists in brackets, and a value, which may be empty.
 OVERRIDE = re.compile(r"([\w-]+)(\.[\w-]+|\[-?\d+\])*=")
 
@@ -193,6 +202,8 @@ def _build(target: str, params: Any) -> Any:
         raise InputError(f"The params of {target} are {params!r}; they have to be `key: value` lines.")
     if cls.__module__.startswith("ldm."):
         check_names(target, params, accepted_parameters(cls))
+        for misfit in misfits(cls, params):
+            raise InputError(f"{target}: {misfit}.")
     try:
         return cls(**params)
     except InputError:

@@ -146,6 +146,7 @@ def test_a_config_that_does_not_fit_its_base_is_named(tmp_path: Path) -> None:
         ("model: {a: '${'}", "model.a: no viable alternative"),
         ("model: {a: 1, a: 2}", "found duplicate key a"),
         ("model: {a: !!set {b}}", "model.a: "),
+        ("!!float", "string index out of range"),
         ("model: {a: !!timestamp 2001-99-99}", "month must be in 1..12"),
         ("model: 1\n---\nmodel: 2", "expected a single document"),
     ],

@@ -49,7 +49,6 @@ FOREIGN = [
     "ldm.manifest.Manifest",
     "ldm.study.runs.Runs",
     "ldm.study.figures.study.Study",
-    "torch.nn.functional.Callable",
     "torch.nn.modules.module.OrderedDict",
     "torch.nn.parallel.DistributedDataParallel",
     "torch.nn.utils.prune.PruningContainer",

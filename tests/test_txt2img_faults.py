@@ -315,7 +315,8 @@ def test_a_picture_cannot_have_foreign_code_run(
     overrides = [override.replace("%s", str(marker)) for override in overrides]
     save_png(path, np.zeros((8, 8, 3), np.uint8), record=RECORD | {"ckpt": None, "overrides": overrides})
     message = fault(txt2img("--from-image", path, "--ckpt", tiny_checkpoint, defaults=CPU))
-    assert "add --trust-config" in message and not marker.exists()
+    assert "add --trust-config" in message or "cannot be resolved" in message  # by OmegaConf 2.3
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

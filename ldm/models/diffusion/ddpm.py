@@ -13,6 +13,8 @@ from ldm.modules.diffusionmodules.schedule import linear_betas
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.util import instantiate_from_config
 
+MOST_TIMESTEPS = 100_000
+
 
 class DiffusionWrapper(nn.Module):
     """Hands a conditioning to the U-Net in the way that `conditioning_key` names."""
@@ -165,6 +167,11 @@ def make_schedule(timesteps: int, linear_start: float, linear_end: float) -> dic
 
     On the CPU whatever the default device, so that a model built on meta has it too.
     """
+    if not 1 <= timesteps <= MOST_TIMESTEPS:
+        raise InputError(f"timesteps is {timesteps}: give a whole number from 1 to {MOST_TIMESTEPS}.")
+    for name, beta in {"linear_start": linear_start, "linear_end": linear_end}.items():
+        if not 0 < beta < 1:
+            raise InputError(f"{name} is {beta}: give a number between 0 and 1.")
     with torch.device("cpu"):
         betas = linear_betas(timesteps, linear_start, linear_end)
         alphas = 1.0 - betas

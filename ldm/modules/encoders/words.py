@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ldm.errors import InputError
 from ldm.modules.encoders.clip import ClipTextTower
 
 PAD, START, END = 0, 1, 2
@@ -32,6 +33,8 @@ class WordEmbedder(nn.Module):
     ):
         super().__init__()
         self.words = tuple(words)
+        if odd := [word for word in (*self.words, *(synonyms or {})) if not isinstance(word, str)]:
+            raise InputError(f"{odd[0]!r} is no word: put it in quotes, as YAML takes on and yes for values.")
         self.ids = {word: i for i, word in enumerate(words, start=3)}
         self.ids |= {other: self.ids[word] for other, word in (synonyms or {}).items()}
         self.max_length = max_length
