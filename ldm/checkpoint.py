@@ -1,6 +1,8 @@
 """Checkpoints: read without running anything in them, renamed here and nowhere else, put into a model."""
 
+import ctypes
 import hashlib
+import mmap
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -40,6 +42,10 @@ HARMLESS: Final = {
 }
 MOST_LAYERS: Final = 20_000  # Stable Diffusion 2 has about 2,500
 HARMLESS_KEY: Final = re.compile("|".join(f"(?:{pattern})" for pattern in HARMLESS))
+
+
+class Mapped(dict[str, Tensor]):
+    """A state dict whose tensors are views of a mapped file that nothing writes to."""
 
 
 def load_model(
@@ -125,7 +131,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         if int.from_bytes(head[:8], "little") > most_described(Path(path).stat().st_size):
             raise InputError("has a header that is long beside its tensors: download or save it again")
         with safe_open(path, framework="pt") as handle:
-            return {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+            return Mapped({key: handle.get_tensor(key) for key in handle.keys()})  # noqa: SIM118
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except SafetensorError as error:
@@ -189,16 +195,36 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype, de
     if faults:
         raise InputError("\n  ".join(["does not fit the config" + likely_nature(slots, named), *faults]))
 
+    # Convolutions run fastest with a position's channels side by side, and maps follow their weights.
+    last = device.type in ("cpu", "cuda")
     weights: dict[str, Tensor] = {}
     for key, tensor in given.items():
         slot = slots[key]
-        weights[key] = tensor.to(device, dtype if slot.is_floating_point() else slot.dtype)
+        layout = torch.channels_last if last and tensor.ndim == 4 else torch.preserve_format
+        kind = dtype if slot.is_floating_point() else slot.dtype
+        weights[key] = tensor.to(device, kind, memory_format=layout)
+        if isinstance(tensors, Mapped) and weights[key].data_ptr() != tensor.data_ptr():
+            forget(tensor)
     model.load_state_dict(weights, strict=False, assign=True)
 
     hollow = [name for name, it in chain(model.named_parameters(), model.named_buffers()) if it.is_meta]
     if hollow:
         raise RuntimeError(f"left on meta, to be made under torch.device('cpu'): {', '.join(hollow)}")
     model.to(device)
+
+
+def forget(tensor: Tensor) -> None:
+    """Gives the memory of a tensor of a mapped file back to the system, which reads it again if asked for.
+
+    Without this the whole file stays in memory beside the weights that were made of it.
+    """
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    end = tensor.data_ptr() + tensor.nbytes
+    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    whole = end // mmap.PAGESIZE * mmap.PAGESIZE - first  # pages that hold nothing else
+    if whole > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(whole), mmap.MADV_DONTNEED)
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -9,6 +9,7 @@ the noise: a network that does not has learnt neither, and nothing is said of it
 from typing import Final, Literal
 
 import torch
+from torch import Tensor
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
@@ -24,39 +25,58 @@ NEARLY_NOISE: Final = 0.2  # how much of the picture may be left at the last tim
 STABLE_DIFFUSION_2: Final = {"eps": "freeu_sd21_base.yaml", "v": "freeu_sd21.yaml"}
 
 
-@torch.no_grad()
 def foretells(model: LatentDiffusion) -> Literal["eps", "v"] | None:
-    """What the network foretells, by one pass on a small latent; None where its answers do not tell."""
-    unet, T = model.model.diffusion_model, model.num_timesteps
+    """What the network foretells, by two passes on a small latent; None where its answers do not tell."""
+    likely = likely_kind(model)
+    return likely if likely and has_learnt(model) else None
+
+
+def likely_kind(model: LatentDiffusion) -> Literal["eps", "v"] | None:
+    """What the answer at the noisiest step speaks for; one that has learnt nothing may answer so too."""
+    unet = model.model.diffusion_model
     usual = model.model.conditioning_key == "crossattn" and unet.in_channels == model.channels
     if not usual or model.sqrt_alphas_cumprod[-1] > NEARLY_NOISE:
         return None
+    noise, answer = noise_and_answer(model, model.num_timesteps - 1)
+    share = answer @ noise / (noise @ noise)
+    return "eps" if share > IS_EPS else "v" if share < IS_V else None
+
+
+def has_learnt(model: LatentDiffusion) -> bool:
+    """Whether the network follows the noise at a quarter of the timesteps, as both kinds do."""
+    noise, answer = noise_and_answer(model, model.num_timesteps // 4)
+    return bool(answer @ noise > TRAINED * answer.norm() * noise.norm())
+
+
+@torch.no_grad()
+def noise_and_answer(model: LatentDiffusion, timestep: int) -> tuple[Tensor, Tensor]:
+    """Noise over plain grey as of a timestep, and the network's answer to it, flat and in float64."""
+    unet = model.model.diffusion_model
     side = 4 * unet.downsampling
     noise = torch.randn(1, model.channels, side, side, generator=torch.Generator().manual_seed(0))
     noise = noise.to(model.device)
-    t = torch.tensor([T // 4, T - 1], device=model.device)
-    context = model.get_learned_conditioning(["", ""])
+    t = torch.tensor([timestep], device=model.device)
+    context = model.get_learned_conditioning([""])
 
     # Whatever FreeU is told to do says nothing about the weights.
     settings = unet.freeu if isinstance(unet, Free_UNetModel) else None
     try:
         if settings is not None:
             unet.freeu = settings.off()
-        answers = model.apply_model(model.q_sample(torch.zeros_like(noise), t, noise), t, context)
+        answer = model.apply_model(model.q_sample(torch.zeros_like(noise), t, noise), t, context)
     finally:
         if settings is not None:
             unet.freeu = settings
-    early, late, x = (it.cpu().double().flatten() for it in (*answers, noise))
-    if not early @ x > TRAINED * early.norm() * x.norm():
-        return None
-    share = late @ x / (x @ x)
-    return "eps" if share > IS_EPS else "v" if share < IS_V else None
+    return noise.cpu().double().flatten(), answer.cpu().double().flatten()
 
 
 def mix_up(model: LatentDiffusion) -> str | None:
-    """What is wrong and the remedy, where the config takes the network for the other kind."""
-    found = foretells(model)
-    if found is None or found == model.parameterization:
+    """What is wrong and the remedy, where the config takes the network for the other kind.
+
+    A network of the kind that the config names is asked once only.
+    """
+    found = likely_kind(model)
+    if found is None or found == model.parameterization or not has_learnt(model):
         return None
     what = {"eps": "the noise (eps)", "v": "the velocity (v)"}
     return (

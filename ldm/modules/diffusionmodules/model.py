@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.errors import InputError
+from ldm.modules.layers import attention
 
 
 def normalize(channels: int, groups: int) -> nn.GroupNorm:
@@ -68,7 +69,7 @@ class AttnBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         q, k, v = (rearrange(f(h), "b c h w -> b 1 (h w) c") for f in (self.q, self.k, self.v))
-        h = F.scaled_dot_product_attention(q, k, v)
+        h = attention(q, k, v)
         return x + self.proj_out(rearrange(h, "b 1 (h w) c -> b c h w", h=x.shape[2]))
 
 

@@ -11,6 +11,7 @@ from ldm.errors import InputError
 from ldm.freeu import TRAINING_STEPS, Channels, DecoderStage, FreeUSettings, Match, free_u
 from ldm.modules.attention import AttentionBlock, SpatialTransformer
 from ldm.modules.diffusionmodules.util import timestep_embedding
+from ldm.modules.layers import Conv3x3
 
 
 class Downsample(nn.Module):
@@ -29,7 +30,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))  # (B, C, 2H, 2W)
@@ -55,7 +56,7 @@ class ResBlock(nn.Module):
         self.use_scale_shift_norm = use_scale_shift_norm
         self.resize = resize
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(norm_groups, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+            nn.GroupNorm(norm_groups, channels), nn.SiLU(), Conv3x3(channels, out_channels)
         )
         self.emb_layers = nn.Sequential(
             nn.SiLU(), nn.Linear(emb_channels, (2 if use_scale_shift_norm else 1) * out_channels)
@@ -64,7 +65,7 @@ class ResBlock(nn.Module):
             nn.GroupNorm(norm_groups, out_channels),
             nn.SiLU(),
             nn.Dropout(dropout),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+            Conv3x3(out_channels, out_channels),
         )
         self.skip_connection = (
             nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)

@@ -1,0 +1,122 @@
+"""A step of Stable Diffusion 1.4's U-Net and its decoder, beside those of diffusers on the same shapes."""
+
+import math
+from collections.abc import Callable
+from importlib import util
+from typing import Any
+
+import torch
+from torch import nn
+
+from ldm.freeu import PRESETS
+from ldm.study.bench.rounds import Row, Work, alternate, rows
+from ldm.util import instantiate_from_config, load_config
+
+CONTEXT = (77, 768)
+
+
+def made_up(build: Callable[[], nn.Module], dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The network with small random weights, channels last, that keep its maps at a size of about one."""
+    with torch.device("meta"):
+        network = build()
+    network = network.to_empty(device=device).to(dtype).to(memory_format=torch.channels_last)
+    numbers = torch.randn(2**22 + 7, generator=torch.Generator().manual_seed(0)).to(device)
+    for i, (name, weight) in enumerate(network.named_parameters()):
+        count = weight.numel()
+        drawn = numbers.roll(1009 * i).repeat(-(-count // len(numbers)))[:count].view(weight.shape)
+        if weight.ndim > 1:
+            drawn = drawn / math.prod(weight.shape[1:]) ** 0.5
+        else:
+            drawn = 0.05 * drawn + name.endswith("weight")
+        weight.data.copy_(drawn)
+    return network.eval().requires_grad_(False)
+
+
+def our_unet() -> nn.Module:
+    return instantiate_from_config(load_config("freeu_sd14.yaml").model.params.unet_config)
+
+
+def our_autoencoder() -> nn.Module:
+    return instantiate_from_config(load_config("v1-inference.yaml").model.params.first_stage_config)
+
+
+def diffusers_unet() -> Any:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=(320, 640, 1280, 1280),
+        down_block_types=(*3 * ["CrossAttnDownBlock2D"], "DownBlock2D"),
+        up_block_types=("UpBlock2D", *3 * ["CrossAttnUpBlock2D"]),
+        cross_attention_dim=CONTEXT[1],
+        attention_head_dim=8,  # the number of heads, despite its name
+    )
+
+
+def diffusers_autoencoder() -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=4 * ("DownEncoderBlock2D",),
+        up_block_types=4 * ("UpDecoderBlock2D",),
+        layers_per_block=2,
+        latent_channels=4,
+    )
+
+
+def step(
+    dtype: torch.dtype,
+    device: torch.device,
+    rounds: int,
+    side: int = 64,
+    batch: int = 2,
+    compiled: bool = False,
+) -> list[Row]:
+    """One step of the U-Net with FreeU V1: ours and, where installed, diffusers', eager and compiled."""
+    x = torch.randn(batch, 4, side, side).to(device, dtype)
+    t = torch.full((batch,), 501, device=device)
+    context = torch.randn(batch, *CONTEXT).to(device, dtype)
+    unet: Any = made_up(our_unet, dtype, device)
+    works: dict[str, Work] = {"ours, FreeU V1": lambda: unet(x, t, context)}
+    if compiled:
+        ours_compiled = torch.compile(unet)
+        works["ours, compiled"] = lambda: ours_compiled(x, t, context)
+    if util.find_spec("diffusers"):
+        peer: Any = made_up(diffusers_unet, dtype, device)
+        preset = PRESETS["sd14", 1]
+        peer.enable_freeu(s1=preset.s1, s2=preset.s2, b1=preset.b1, b2=preset.b2)
+        works["diffusers, enable_freeu"] = lambda: peer(x, t, context, return_dict=False)
+        if compiled:
+            peer_compiled = torch.compile(peer)
+            works["diffusers, compiled"] = lambda: peer_compiled(x, t, context, return_dict=False)
+    return rows(f"U-Net step, {batch} x {side}x{side}", dtype, alternate(works, rounds, device))
+
+
+def overhead(dtype: torch.dtype, device: torch.device, rounds: int, side: int = 64) -> list[Row]:
+    """One step of the same U-Net with FreeU off, then by each version."""
+    x = torch.randn(2, 4, side, side).to(device, dtype)
+    t, context = torch.full((2,), 501, device=device), torch.randn(2, *CONTEXT).to(device, dtype)
+    unet: Any = made_up(our_unet, dtype, device)
+    first, second = PRESETS["sd14", 1], PRESETS["sd14", 2]
+
+    def under(settings: Any) -> Work:
+        def run() -> None:
+            unet.freeu = settings
+            unet(x, t, context)
+
+        return run
+
+    works = {"FreeU off": under(first.off()), "FreeU V1": under(first), "FreeU V2": under(second)}
+    return rows("FreeU on against off", dtype, alternate(works, rounds, device))
+
+
+def decode(dtype: torch.dtype, device: torch.device, rounds: int, side: int = 64) -> list[Row]:
+    """The decoder from latents of that side to a picture eight times as wide."""
+    z = torch.randn(1, 4, side, side).to(device, dtype)
+    ours: Any = made_up(our_autoencoder, dtype, device)
+    works: dict[str, Work] = {"ours": lambda: ours.decode(z)}
+    if util.find_spec("diffusers"):
+        theirs: Any = made_up(diffusers_autoencoder, dtype, device)
+        works["diffusers"] = lambda: theirs.decode(z, return_dict=False)
+    return rows(f"decode {side}x{side} to {8 * side}x{8 * side}", dtype, alternate(works, rounds, device))

@@ -1,0 +1,92 @@
+"""Timing in rounds: all contenders take turns, so that what disturbs the machine meets them alike."""
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from statistics import median, quantiles
+from time import perf_counter
+from typing import Any
+
+import torch
+
+Work = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The rounds of one contender, in seconds, beside those of the one it is compared with."""
+
+    what: str
+    dtype: str
+    contender: str
+    seconds: list[float]
+    base: list[float]
+
+    @property
+    def ratios(self) -> list[float]:
+        """How many times as long as the base it takes, round by round."""
+        return [mine / other for mine, other in zip(self.seconds, self.base, strict=True)]
+
+    def cells(self) -> tuple[str, str, str, float, float, float, float]:
+        """What the table says: the median in ms, then the median and the deciles of the ratios."""
+        ratios = self.ratios
+        low, *_, high = quantiles(ratios, n=10, method="inclusive") if len(ratios) > 1 else 2 * ratios
+        middle = 1000 * median(self.seconds)
+        return self.what, self.dtype, self.contender, middle, median(ratios), low, high
+
+
+def taken(work: Work, device: torch.device) -> float:
+    """The seconds that `work` takes: on a GPU between two events in its stream, elsewhere by the clock."""
+    if device.type != "cuda":
+        start = perf_counter()
+        work()
+        return perf_counter() - start
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    first.record()
+    work()
+    last.record()
+    torch.cuda.synchronize(device)
+    return first.elapsed_time(last) / 1000
+
+
+@torch.inference_mode()
+def alternate(
+    works: Mapping[str, Work], rounds: int, device: torch.device, before: Work = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of each work in each round, after a round that is not counted.
+
+    Every round begins with another work. `before` is done ahead of each, uncounted.
+    """
+    names = list(works)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for i in range(1 + rounds):
+        for k in range(len(names)):
+            name = names[(i + k) % len(names)]
+            before()
+            seconds[name].append(taken(works[name], device))
+    return {name: counted[1:] for name, counted in seconds.items()}
+
+
+def rows(what: str, dtype: torch.dtype, seconds: Mapping[str, list[float]]) -> list[Row]:
+    """The table's rows of works that were measured together; the others are held against the first."""
+    base = next(iter(seconds.values()))
+    name = str(dtype).removeprefix("torch.")
+    return [Row(what, name, contender, counted, base) for contender, counted in seconds.items()]
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What was measured on: processor, threads, versions."""
+    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    cpu = told.partition("model name\t: ")[2].partition("\n")[0] or platform.machine()
+    versions = {name: metadata.version(name) for name in ("torch", "diffusers") if util.find_spec(name)}
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    return {
+        "cpu": cpu,
+        **gpu,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **versions,
+    }

@@ -1,0 +1,154 @@
+"""From the start of a process to the end of its first step, and to a picture.
+
+Stable Diffusion 1.4's weights are made up and written once: 4.3 GB in float32 for each implementation, in its
+own layout.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import util
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ldm.checkpoint import build_on_meta
+from ldm.study.bench.networks import diffusers_autoencoder, diffusers_unet
+from ldm.study.bench.rounds import Row
+from ldm.util import ROOT, load_config
+
+TELL = """
+import json, resource
+print(json.dumps({"peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+"""
+
+OURS = """
+import sys, torch
+from ldm import load_model
+from ldm.generate import Sampling, denoise
+model = load_model("freeu_sd14.yaml", sys.argv[1], device="cpu", dtype=getattr(torch, sys.argv[2]))
+next(denoise(model, ["a squirrel eating a burger"], [""], [42], Sampling(steps=50)))
+"""
+
+DIFFUSERS = """
+import sys, torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel
+kind = getattr(torch, sys.argv[2])
+unet, vae, text = (
+    cls.from_pretrained(f"{sys.argv[1]}/{name}", **{key: kind})
+    for cls, name, key in (
+        (UNet2DConditionModel, "unet", "torch_dtype"),
+        (AutoencoderKL, "vae", "torch_dtype"),
+        (CLIPTextModel, "text_encoder", "dtype"),
+    )
+)
+unet.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+unet.to(memory_format=torch.channels_last)
+scheduler = DDIMScheduler()
+scheduler.set_timesteps(50)
+with torch.no_grad():
+    context = text(torch.full((2, 77), 49407))[0]
+    x = torch.randn(1, 4, 64, 64).to(kind)
+    t = scheduler.timesteps[0]
+    without, given = unet(torch.cat([x, x]), t, context, return_dict=False)[0].chunk(2)
+    scheduler.step(without + 7.5 * (given - without), t, x)
+"""
+
+
+def numbers(shapes: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Small random weights of these shapes, in float32."""
+    drawn = torch.randn(2**22 + 7, generator=torch.Generator().manual_seed(0))
+    state = {}
+    for i, (name, slot) in enumerate(shapes.items()):
+        count = slot.numel()
+        weight = drawn.roll(1009 * i).repeat(-(-count // len(drawn)))[:count].view(slot.shape)
+        if slot.ndim > 1:
+            state[name] = weight / math.prod(slot.shape[1:]) ** 0.5
+        else:
+            state[name] = 0.05 * weight + name.endswith("weight")
+    return state
+
+
+def write_ours(path: Path) -> None:
+    """The whole model in one file."""
+    model = build_on_meta(load_config("freeu_sd14.yaml").model)
+    save_file(numbers(dict(model.named_parameters())), path)
+
+
+def write_diffusers(folder: Path) -> None:
+    """The same networks in the folders that diffusers reads."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        parts: dict[str, nn.Module] = {
+            "unet": diffusers_unet(),
+            "vae": diffusers_autoencoder(),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072,
+                                          num_attention_heads=12, num_hidden_layers=12)),
+        }  # fmt: skip
+    for name, part in parts.items():
+        made: Any = part.to_empty(device="cpu")
+        made.load_state_dict(numbers(dict(made.named_parameters())), strict=False)
+        made.save_pretrained(folder / name)
+
+
+def seconds_and_peak(command: list[str]) -> tuple[float, int | None]:
+    """How long a process takes, and the most memory it held where its last line tells, in bytes."""
+    start = perf_counter()
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | threads)
+    last = done.stdout.strip().rpartition("\n")[2]
+    return perf_counter() - start, json.loads(last)["peak"] if last.startswith("{") else None
+
+
+def cold_start(dtype: torch.dtype, folder: Path, rounds: int) -> tuple[list[Row], dict[str, int | None]]:
+    """Process start to the end of the first step, and each one's peak of memory in bytes.
+
+    The files are written into `folder` where they are not there yet.
+    """
+    contenders: dict[str, tuple[str, Path, Callable[[Path], None]]] = {
+        "ours": (OURS, folder / "sd14.safetensors", write_ours)
+    }
+    if util.find_spec("diffusers") and util.find_spec("transformers"):
+        contenders["diffusers"] = (DIFFUSERS, folder / "diffusers", write_diffusers)
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    peaks: dict[str, int | None] = {}
+    for _ in range(rounds):
+        for name, (code, path, write) in contenders.items():
+            if not path.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                write(path)
+            command = [sys.executable, "-c", code + TELL, str(path), str(dtype).removeprefix("torch.")]
+            taken, peaks[name] = seconds_and_peak(command)
+            seconds[name].append(taken)
+    what = "cold start to the first step"
+    kind = str(dtype).removeprefix("torch.")
+    return [Row(what, kind, name, taken, seconds["ours"]) for name, taken in seconds.items()], peaks
+
+
+def embedded_picture(folder: Path, rounds: int) -> list[Row]:
+    """A guided picture of the embedded model in 50 steps, process start to PNG, and the imports in it."""
+    works = {
+        "process start to PNG": [
+            str(ROOT / "scripts" / "txt2img.py"),
+            "--outdir",
+            str(folder),
+            "--steps",
+            "50",
+        ],
+        "its imports alone": ["-c", "import ldm.txt2img"],
+    }
+    seconds = {
+        name: [seconds_and_peak([sys.executable, *work])[0] for _ in range(rounds)]
+        for name, work in works.items()
+    }
+    base = seconds["process start to PNG"]
+    return [Row("embedded model, 50 steps", "auto", name, taken, base) for name, taken in seconds.items()]

@@ -1,0 +1,105 @@
+"""The layers' fast paths against torch's own and against formulas in float64."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ldm.modules import layers
+from ldm.modules.attention import FeedForward
+from ldm.modules.layers import Conv3x3, Linear, attention, is_fast
+from tests.conftest import fill_by_name, relative_error, rnd
+
+KINDS = [torch.float32, *([torch.bfloat16] if layers.HAS_BFLOAT16 else [])]
+CLOSE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
+only_here = pytest.mark.skipif(not layers.HAS_ONEDNN, reason="torch has no oneDNN on this machine")
+each_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
+
+
+@only_here
+def test_inference_in_one_precision_is_fast_and_nothing_else():
+    x, weight = rnd(1, 3, 8), rnd(2, 4, 8)
+    assert is_fast(x, weight)
+    assert not is_fast(x.double(), weight.double())
+    assert not is_fast(x.bfloat16(), weight)
+    assert not is_fast(x[:0], weight)
+    assert not is_fast(x.to("meta"), weight.to("meta"))
+    with torch.enable_grad():
+        assert not is_fast(x, weight)
+
+
+@each_kind
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(16,), (5, 16), (2, 3, 16), (1, 2, 3, 16)])
+def test_a_linear_layer_is_its_formula(kind, bias, shape):
+    layer = fill_by_name(Linear(16, 7, bias=bias)).to(kind)
+    x = rnd(3, *shape).to(kind)
+    w = layer.weight.double()
+    expected = x.double() @ w.T + (layer.bias.double() if bias else 0)
+    assert relative_error(layer(x).double(), expected) < CLOSE[kind]
+
+
+@each_kind
+@settings(max_examples=25, deadline=None)
+@given(batch=st.integers(1, 3), height=st.integers(1, 9), width=st.integers(1, 9), seed=st.integers(0, 99))
+def test_a_convolution_on_few_positions_is_its_formula(kind, batch, height, width, seed):
+    with torch.no_grad():
+        conv = fill_by_name(Conv3x3(6, 5)).to(kind).to(memory_format=torch.channels_last)
+        x = rnd(seed, batch, 6, height, width).to(kind)
+        for maps in (x, x.contiguous(memory_format=torch.channels_last)):
+            out = conv(maps)
+            expected = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=1)
+            assert relative_error(out.double(), expected) < CLOSE[kind]
+            assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_a_convolution_on_many_positions_is_torchs(memory):
+    conv = fill_by_name(Conv3x3(6, 5)).to(memory_format=memory)
+    x = rnd(4, 2, 6, 32, 16)
+    assert torch.equal(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1))
+
+
+@each_kind
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (9, 5), (64, 64), (1100, 1000)])
+def test_attention_is_its_formula(kind, n, m):
+    # As a U-Net's heads lie: beside each other in every token.
+    q, k, v = (rnd(i, 2, length, 3, 8).to(kind).transpose(1, 2) for i, length in enumerate((n, m, m)))
+    weights = (q.double() @ k.double().mT / 8**0.5).softmax(-1)
+    assert relative_error(attention(q, k, v).double(), weights @ v.double()) < CLOSE[kind]
+
+
+def test_attention_holds_where_scores_are_large():
+    q, k, v = (200 * rnd(i, 1, 1, 1100, 8) for i in range(3))
+    out = attention(q, k, v)
+    expected = (q.double() @ k.double().mT / 8**0.5).softmax(-1) @ v.double()
+    assert relative_error(out.double(), expected) < 1e-3
+
+
+def test_tokens_taken_together_or_apart_come_out_alike():
+    network = fill_by_name(FeedForward(16, 0.0))
+    x = rnd(5, 2, 1500, 16)
+    assert relative_error(network(x), network.net(x)) < 1e-6
+
+
+def test_gradients_and_copies_are_torchs():
+    ours = nn.Sequential(Conv3x3(4, 6), nn.Flatten(), Linear(6 * 9, 3))
+    plain = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.Flatten(), nn.Linear(6 * 9, 3))
+    plain.load_state_dict(ours.state_dict())
+    x = rnd(6, 2, 4, 3, 3)
+    assert torch.equal(copy.deepcopy(ours)(x), ours(x))
+    with torch.enable_grad():
+        for model in (ours, plain):
+            model(x).square().sum().backward()
+    for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine.grad, theirs.grad)
+
+
+def test_autocast_is_torchs():
+    layer = fill_by_name(Linear(8, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(rnd(7, 2, 8)).dtype == torch.bfloat16

@@ -1,0 +1,87 @@
+"""The bench: what it compares is the same work, and its files hold what it printed. Nothing is timed."""
+
+import json
+import runpy
+
+import pytest
+import torch
+
+from ldm.study.bench import filters, networks
+from ldm.study.bench.rounds import Row, alternate
+from ldm.util import ROOT
+from tests.conftest import relative_error
+
+CPU = torch.device("cpu")
+bench = runpy.run_path(str(ROOT / "scripts" / "bench.py"))
+
+
+def test_it_takes_the_ten_concatenations_of_stable_diffusion():
+    joints = filters.joints_of_a_step(torch.float32, CPU, side=8)
+    assert [(h.shape[1], skip.shape[1], h.shape[2]) for h, skip, *_ in joints] == [
+        *[(1280, 1280, 1), (1280, 1280, 1), (1280, 1280, 1)],
+        *[(1280, 1280, 2), (1280, 1280, 2), (1280, 640, 2)],
+        *[(1280, 640, 4), (640, 640, 4), (640, 320, 4), (640, 320, 8)],
+    ]
+    assert [(b, s) for _, _, b, s in joints] == 7 * [(1.2, 0.9)] + 3 * [(1.4, 0.2)]
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("name", ["ours, contiguous", "diffusers", "original"])
+def test_all_contenders_do_the_same(name, dtype, close):
+    for h, skip, b, s in filters.joints_of_a_step(dtype, CPU, side=16):
+        expected = filters.CONTENDERS["ours, channels last"](h.clone(), skip.clone(), b, s)()
+        out = filters.CONTENDERS[name](h.clone(), skip.clone(), b, s)()
+        fused = torch.cat(out, dim=1) if isinstance(out, tuple) else out
+        assert relative_error(fused.float(), expected.float()) < close
+
+
+def test_the_networks_compared_have_the_same_weights():
+    for ours, theirs in (
+        (networks.our_unet, networks.diffusers_unet),
+        (networks.our_autoencoder, networks.diffusers_autoencoder),
+    ):
+        with torch.device("meta"):
+            counts = [sum(p.numel() for p in build().parameters()) for build in (ours, theirs)]
+        assert counts[0] == counts[1]
+
+
+def test_contenders_take_turns_and_the_first_round_does_not_count():
+    heard = []
+    seconds = alternate({name: lambda name=name: heard.append(name) for name in "ab"}, 2, CPU)
+    assert heard == ["a", "b", "b", "a", "a", "b"]
+    assert [len(counted) for counted in seconds.values()] == [2, 2]
+
+
+def test_a_row_holds_the_medians_of_its_rounds():
+    row = Row("step", "float32", "other", [0.002, 0.008, 0.003], [0.001, 0.002, 0.003])
+    assert row.ratios == [2, 4, 1]
+    assert row.cells() == ("step", "float32", "other", 3.0, 2.0, pytest.approx(1.2), pytest.approx(3.6))
+
+
+def test_the_table_and_the_file_agree(tmp_path, capsys):
+    file = tmp_path / "bench.json"
+    argv = [
+        "--subject",
+        "filters",
+        "--dtype",
+        "float32",
+        "--rounds",
+        "1",
+        "--device",
+        "cpu",
+        "--json",
+        str(file),
+    ]
+    assert bench["main"](argv) == 0
+    printed = capsys.readouterr().out
+    told = json.loads(file.read_text())
+    assert f"threads {torch.get_num_threads()}" in printed and told["machine"]["cpu"] in printed
+    assert [row["contender"] for row in told["rows"]] == list(filters.CONTENDERS)
+    for row in told["rows"]:
+        what, dtype, contender, ms, middle, *_ = Row(**row).cells()
+        assert f"{what:32} {dtype:9} {contender:25} {ms:10.1f} ms {middle:7.2f} times" in printed
+
+
+def test_no_rounds_are_refused(capsys):
+    assert bench["main"](["--rounds", "0"]) == 2
+    assert "--rounds is 0: give a whole number from 1 up" in capsys.readouterr().err
