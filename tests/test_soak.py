@@ -14,7 +14,7 @@ from tests.conftest import SMALL
 PICTURES = 2000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_thousand_pictures_take_no_more_memory_and_no_more_handles_than_the_first_ones(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -96,7 +96,7 @@ def test_large_pictures_are_decoded_in_strips(
     assert decode(model, rnd(1, 1, 12, 16, 24))[0].shape == (128, 192, 3) and asked == [16]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stable_diffusion_decodes_2048_pixels_square_in_strips_of_bounded_size() -> None:
     autoencoder = instantiate_from_config(load_config("v1-inference.yaml").model.params.first_stage_config)
     with LittleMemory(2**27) as memory:
