@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.errors import InputError
-from ldm.modules.layers import attention
+from ldm.modules.layers import Conv3x3, attention
 
 
 def normalize(channels: int, groups: int) -> nn.GroupNorm:
@@ -43,15 +43,15 @@ class ResnetBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, dropout: float, norm_groups: int):
         super().__init__()
         self.norm1 = normalize(in_channels, norm_groups)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         self.norm2 = normalize(out_channels, norm_groups)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = self.conv1(F.silu(self.norm1(x), inplace=True))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h), inplace=True)))
         return h + (self.nin_shortcut(x) if self.nin_shortcut is not None else x)
 
 
@@ -162,7 +162,7 @@ class Encoder(nn.Module):
         for stage in self.down:
             h = stage(h)
         h = self.mid(h)  # (B, C, H/f, W/f)
-        return self.conv_out(F.silu(self.norm_out(h)))  # (B, 2 z_channels, H/f, W/f)
+        return self.conv_out(F.silu(self.norm_out(h), inplace=True))  # (B, 2 z_channels, H/f, W/f)
 
 
 class Decoder(nn.Module):
@@ -207,4 +207,4 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))  # (B, C, H/f, W/f)
         for stage in reversed(self.up):
             h = stage(h)
-        return self.conv_out(F.silu(self.norm_out(h)))  # (B, out_ch, H, W)
+        return self.conv_out(F.silu(self.norm_out(h), inplace=True))  # (B, out_ch, H, W)

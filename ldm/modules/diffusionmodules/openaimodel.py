@@ -56,14 +56,14 @@ class ResBlock(nn.Module):
         self.use_scale_shift_norm = use_scale_shift_norm
         self.resize = resize
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(norm_groups, channels), nn.SiLU(), Conv3x3(channels, out_channels)
+            nn.GroupNorm(norm_groups, channels), nn.SiLU(inplace=True), Conv3x3(channels, out_channels)
         )
         self.emb_layers = nn.Sequential(
             nn.SiLU(), nn.Linear(emb_channels, (2 if use_scale_shift_norm else 1) * out_channels)
         )
         self.out_layers = nn.Sequential(
             nn.GroupNorm(norm_groups, out_channels),
-            nn.SiLU(),
+            nn.SiLU(inplace=True),
             nn.Dropout(dropout),
             Conv3x3(out_channels, out_channels),
         )
@@ -227,7 +227,7 @@ class UNetModel(nn.Module):
         self.decoder_stages = tuple(stages)
 
         self.out = nn.Sequential(
-            nn.GroupNorm(norm_groups, ch), nn.SiLU(), nn.Conv2d(ch, out_channels, 3, padding=1)
+            nn.GroupNorm(norm_groups, ch), nn.SiLU(inplace=True), nn.Conv2d(ch, out_channels, 3, padding=1)
         )
 
     @property
