@@ -22,6 +22,7 @@ HAS_BFLOAT16 = HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 FEW_POSITIONS = (
     512  # of a batch of maps: below, a convolution spends longer on its weights' layout than on the maps
 )
+MANY_SCORES = 2**14  # of a head: below, torch's attention is faster than several products
 CACHED = 2**20  # numbers that stay in a processor's cache
 
 
@@ -79,9 +80,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Scores are in float32. On a CPU they are made for so many queries at a time as stay in the cache.
     """
-    if not is_fast(q, k):
-        return F.scaled_dot_product_attention(q, k, v)
     batch, heads, n, d = q.shape
+    if n * k.shape[2] < MANY_SCORES or not is_fast(q, k):
+        return F.scaled_dot_product_attention(q, k, v)
     out = torch.empty(batch, n, heads, v.shape[-1], dtype=q.dtype)
     rows = max(1, CACHED // k.shape[2])
     for i in range(batch):

@@ -65,7 +65,7 @@ def test_a_convolution_on_many_positions_is_torchs(memory):
 
 
 @each_kind
-@pytest.mark.parametrize(("n", "m"), [(1, 1), (9, 5), (64, 64), (1100, 1000)])
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (9, 5), (64, 64), (256, 77), (1100, 1000)])
 def test_attention_is_its_formula(kind, n, m):
     # As a U-Net's heads lie: beside each other in every token.
     q, k, v = (rnd(i, 2, length, 3, 8).to(kind).transpose(1, 2) for i, length in enumerate((n, m, m)))
