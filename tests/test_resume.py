@@ -85,11 +85,17 @@ def killed_at_random(run: Callable[[Path], int], folder: Path, moments: int, see
     stamps = [path.stat().st_mtime for path in (folder / "whole").rglob("*.png")]
     startup, work = min(stamps) - start, max(stamps) - min(stamps)
 
-    # Each life may take its share of the work and no more, so that none comes to the end.
+    def finished() -> int:
+        return len([*(folder / "broken").rglob("[!.]*.png")])
+
+    # Each life may take its share of the work and no more, however fast it is, so that none comes to the end.
+    share = len(stamps) // (moments + 1)
     draw, kept, deaths = random.Random(seed), {}, 0
     for _ in range(moments):
         pid = fork(lambda: run(folder / "broken"))
-        time.sleep(draw.uniform(0, startup + work / moments))
+        ends, begun = time.time() + draw.uniform(0, startup + work / moments), finished()
+        while time.time() < ends and finished() - begun < share:
+            time.sleep(0.002)
         os.kill(pid, signal.SIGKILL)
         deaths += ended(pid) == -signal.SIGKILL
         for path in (folder / "broken").rglob("[!.]*.png"):
