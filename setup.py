@@ -8,7 +8,7 @@ EXTRAS = {
     "diffusers": ["diffusers>=0.35.2", "transformers>=5", "accelerate>=1.0", "peft>=0.18"],
     "demo": ["gradio>=6.31"],
     "figures": ["matplotlib>=3.8"],
-    "search": ["optuna>=4", "matplotlib>=3.8"],
+    "search": ["optuna>=5", "matplotlib>=3.8"],
 }
 
 setup(
