@@ -19,7 +19,9 @@ class LittleMemory(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         made = out if isinstance(out, tuple | list) else [out]
-        sizes = [it.numel() for it in made if isinstance(it, torch.Tensor) and not it._is_view()]
+        tensors = [it for it in made if isinstance(it, torch.Tensor)]
+        known = {it.untyped_storage().data_ptr() for it in args if isinstance(it, torch.Tensor)}
+        sizes = [it.numel() for it in tensors if it.untyped_storage().data_ptr() not in known]
         if func is not torch.ops.aten.empty.memory_format and not func._schema.name.endswith("_"):
             self.largest = max([self.largest, *(size for size in sizes if size <= self.limit)])
             if any(size > self.limit for size in sizes):
