@@ -41,6 +41,12 @@ def _about_texts(encoder: Any, texts: list[str]) -> Iterator[str]:
             )
 
 
+def warn_of_mix_up(model: LatentDiffusion) -> None:
+    """Says it where the config takes the network for one of the other kind, eps or v."""
+    if wrong := mix_up(model):
+        warn(wrong)
+
+
 def warn(line: str) -> None:
     """To the terminal, beside the progress bars."""
     tqdm.write(f"warning: {line}", file=sys.stderr)

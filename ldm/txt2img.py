@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from ldm.caveats import caveats, warn
-from ldm.checkpoint import fingerprint, load_model
+from ldm.checkpoint import fingerprint
 from ldm.device import pick_dtype
 from ldm.errors import InputError
 from ldm.gallery import Gallery, PlainSheets, Sheets
@@ -21,9 +21,9 @@ from ldm.grid_sheets import GridSheets, side_by_side
 from ldm.image_io import Picture
 from ldm.jobs import Job
 from ldm.manifest import Manifest, differences
-from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.painter import Painter
 from ldm.processes import Group
+from ldm.prompted import load_prompted
 from ldm.recipe import Recipe
 from ldm.request import DTYPES, read_request
 from ldm.settings_grid import CellJob
@@ -39,16 +39,9 @@ class Run:
         self.request = read_request(arguments, config)
         dtype = DTYPES.get(arguments.precision) or pick_dtype(device)
         self.precision = {dtype: name for name, dtype in DTYPES.items()}[dtype]
-        model = load_model(
-            config,
-            arguments.ckpt,
-            device,
-            dtype,
-            download=arguments.download,
-            trust_config=arguments.trust_config,
+        model = load_prompted(
+            config, arguments.ckpt, device, dtype, arguments.download, arguments.trust_config
         )
-        if not isinstance(model, LatentDiffusion) or isinstance(model.cond_stage_model, torch.nn.Identity):
-            raise InputError("The config's model draws no prompts; its target has to be LatentDiffusion.")
         sampling = self.request.sampling
         check(sampling, model)
         jobs, axes = self.request.jobs, self.request.axes

@@ -1,6 +1,7 @@
 """A network's answers tell whether it foretells noise or velocity; where they do not, nothing is said."""
 
 import math
+import runpy
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from ldm.errors import InputError
 from ldm.generate import Sampling, generate
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.parameterization import foretells, mix_up
-from ldm.util import instantiate_from_config, load_config
+from ldm.util import ROOT, instantiate_from_config, load_config
 from tests.conftest import fill_by_name
 
 Run = Callable[..., "Outcome"]  # noqa: F821 (see conftest)
@@ -122,6 +123,30 @@ def test_a_mix_up_is_said_with_the_remedy_and_drawn(txt2img: Run) -> None:
     assert line.startswith("warning: the checkpoint is of a model that foretells the velocity (v), the con")
     assert "model.params.parameterization=v" in line and "freeu_sd21.yaml" in line
     assert txt2img().err == ""
+
+
+MIXED_UP = """
+base: freeu_tiny.yaml
+model: {params: {parameterization: eps}}
+sampling: {height: 32, width: 32, steps: 1}
+"""
+COMMANDS = {
+    "evaluate": ["--prompts", "1", "--seeds", "2", "--settings", "V1", "--metrics", "saturation"],
+    "figures": ["--prompts", "1", "--seeds", "2", "--figure", "13"],
+    "user_study": ["make", "--pairs", "1"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_study_says_a_mix_up_before_it_draws(
+    name: str, tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "mixed.yaml"
+    config.write_text(MIXED_UP)
+    argv = ["--config", str(config), "--ckpt", str(tiny_checkpoint), "--outdir", str(tmp_path / "out")]
+    main = runpy.run_path(str(ROOT / "scripts" / f"{name}.py"))["main"]
+    assert main([*COMMANDS[name], *argv, "--device", "cpu"]) == 0
+    assert "foretells the velocity (v), the config takes it for the noise (eps)" in capsys.readouterr().err
 
 
 def test_the_other_mix_up_names_the_other_config() -> None:

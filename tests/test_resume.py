@@ -44,7 +44,7 @@ def small_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
 def loaded_once(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spares the many runs of a test the time to read the same weights."""
     model = load_model("freeu_tiny", tiny_checkpoint, "cpu", torch.float32)
-    monkeypatch.setattr("ldm.txt2img.load_model", lambda *_, **__: model)
+    monkeypatch.setattr("ldm.txt2img.load_prompted", lambda *_, **__: model)
 
 
 def tree(folder: Path) -> Tree:

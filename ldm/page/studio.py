@@ -10,20 +10,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 
-from ldm.checkpoint import load_model
 from ldm.device import pick_device, pick_dtype
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling, check
 from ldm.image_io import Picture, save_png, writable_folder
-from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
 from ldm.modules.encoders.words import WordEmbedder
 from ldm.page.pair import Drawn, Progress, draw
 from ldm.page.settings import Limits, Settings
+from ldm.prompted import load_prompted
 from ldm.recipe import Recipe
 from ldm.request import DEFAULT_PROMPT, DTYPES, usual_settings
 from ldm.util import FREEU, set_freeu
@@ -66,16 +64,9 @@ class Studio:
         device = pick_device(arguments.device)
         dtype = DTYPES.get(arguments.precision) or pick_dtype(device)
         self.precision = {dtype: name for name, dtype in DTYPES.items()}[dtype]
-        model = load_model(
-            config,
-            arguments.ckpt,
-            device,
-            dtype,
-            download=arguments.download,
-            trust_config=arguments.trust_config,
+        model = load_prompted(
+            config, arguments.ckpt, device, dtype, arguments.download, arguments.trust_config
         )
-        if not isinstance(model, LatentDiffusion) or isinstance(model.cond_stage_model, torch.nn.Identity):
-            raise InputError("The config's model draws no prompts; its target has to be LatentDiffusion.")
         self.model = model
         self.unet: Any = model.model.diffusion_model
         if not isinstance(self.unet, Free_UNetModel):

@@ -17,11 +17,10 @@ from typing import Any, Final
 from numpy import arange
 from numpy.random import default_rng
 from PIL import Image
-from torch import nn
 from tqdm import tqdm
 
-from ldm.caveats import warn
-from ldm.checkpoint import fingerprint, load_model
+from ldm.caveats import warn, warn_of_mix_up
+from ldm.checkpoint import fingerprint
 from ldm.errors import InputError
 from ldm.generate import Sampling, check, generate
 from ldm.image_io import Picture, writable_folder, written_whole
@@ -29,6 +28,7 @@ from ldm.jobs import Job, read_prompts
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
 from ldm.modules.encoders.words import WordEmbedder
+from ldm.prompted import load_prompted
 from ldm.request import usual_settings
 from ldm.study.pairs import PAIRS, usual_prompts
 from ldm.study.votes import KEY, SIDES, Side
@@ -91,13 +91,12 @@ def make_study(
     asked = {name: value for name, value in {"steps": steps, "scale": scale}.items() if value is not None}
     sampling = Sampling(**(usual | asked))
 
-    model = load_model(loaded, ckpt, device, trust_config=trust_config)
-    if not isinstance(model, LatentDiffusion) or isinstance(model.cond_stage_model, nn.Identity):
-        raise InputError("The config's model draws no prompts; its target has to be LatentDiffusion.")
+    model = load_prompted(loaded, ckpt, device, "auto", download=False, trust_config=trust_config)
     unet = model.model.diffusion_model
     if not isinstance(unet, Free_UNetModel) or not unet.hit_blocks():
         raise InputError(f"{config} has no FreeU to compare with: take one of the freeu_ configs.")
     check(sampling, model)
+    warn_of_mix_up(model)
     writable_folder(outdir)
 
     encoder = model.cond_stage_model

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 import ldm.txt2img
-from ldm.checkpoint import load_model
+from ldm.prompted import load_prompted
 from ldm.util import ROOT
 
 CASES = int(os.environ.get("FUZZ_CASES", "300"))
@@ -138,12 +138,12 @@ KEPT: dict[str, Any] = {}
 
 
 def load_once(config: Any, ckpt: Any, *rest: Any, **options: Any) -> Any:
-    """As `load_model`, and each model of a config and a checkpoint is read once."""
+    """As `load_prompted`, and each model of a config and a checkpoint is read once."""
     key = repr((config, str(ckpt), rest, sorted(options.items())))
     if key not in KEPT:
         if len(KEPT) > 20:
             KEPT.clear()
-        KEPT[key] = load_model(config, ckpt, *rest, **options)
+        KEPT[key] = load_prompted(config, ckpt, *rest, **options)
     return KEPT[key]
 
 
@@ -166,7 +166,7 @@ def run(folder: Path, *argv: str, imports: bool = False) -> Ended:
     signal.setitimer(signal.ITIMER_REAL, LONGEST)
     try:
         with (
-            patch.object(ldm.txt2img, "load_model", load_once),
+            patch.object(ldm.txt2img, "load_prompted", load_once),
             contextlib.redirect_stdout(printed),
             contextlib.redirect_stderr(said),
             torch.no_grad(),

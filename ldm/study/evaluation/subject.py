@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
-from ldm.checkpoint import fingerprint, load_model
+from ldm.caveats import warn_of_mix_up
+from ldm.checkpoint import fingerprint
 from ldm.device import pick_device, pick_dtype
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling, check
 from ldm.image_io import writable_folder
-from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
+from ldm.prompted import load_prompted
 from ldm.request import DTYPES, usual_settings
 from ldm.study.evaluation.asked import Asked
 from ldm.study.evaluation.measures import Weights
@@ -44,16 +44,9 @@ class Subject:
         set_freeu(config, {})  # so that a plain U-Net takes settings too
         device = pick_device(arguments.device)
         dtype = DTYPES.get(arguments.precision) or pick_dtype(device)
-        model = load_model(
-            config,
-            arguments.ckpt,
-            device,
-            dtype,
-            download=arguments.download,
-            trust_config=arguments.trust_config,
+        model = load_prompted(
+            config, arguments.ckpt, device, dtype, arguments.download, arguments.trust_config
         )
-        if not isinstance(model, LatentDiffusion) or isinstance(model.cond_stage_model, nn.Identity):
-            raise InputError("The config's model draws no prompts; its target has to be LatentDiffusion.")
         unet = model.model.diffusion_model
         if not isinstance(unet, Free_UNetModel):
             raise InputError(
@@ -61,6 +54,7 @@ class Subject:
             )
         self.model, self.unet = model, unet
         check(self.sampling, model)
+        warn_of_mix_up(model)
 
         self.folder = writable_folder(arguments.outdir)
         remove_freeu(config)  # which every run names itself

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 from tqdm import tqdm
 
-from ldm.checkpoint import find_checkpoint, load_model
+from ldm.caveats import warn_of_mix_up
+from ldm.checkpoint import find_checkpoint
 from ldm.device import pick_device, pick_dtype
 from ldm.download import sha256
 from ldm.errors import InputError
 from ldm.freeu import find_preset
 from ldm.generate import Sampling, check
 from ldm.image_io import writable_folder
-from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
+from ldm.prompted import load_prompted
 from ldm.request import usual_settings
 from ldm.study.figures.figure import Figure, Material, Setup, save
 from ldm.study.figures.report import Drawn, write_claims, write_page
@@ -42,9 +42,7 @@ class Study:
         name = arguments.ckpt or config.get("checkpoint")
         with trusting(arguments.trust_config):
             add_freeu(config)
-            model = load_model(config, name, device, dtype, download=arguments.download)
-        if not isinstance(model, LatentDiffusion) or isinstance(model.cond_stage_model, nn.Identity):
-            raise InputError("The config's model draws no prompts; its target has to be LatentDiffusion.")
+        model = load_prompted(config, name, device, dtype, arguments.download, arguments.trust_config)
         self.model, self.unet = model, model.model.diffusion_model
 
         usual = usual_settings(config)
@@ -53,6 +51,7 @@ class Study:
             usual["steps"] = arguments.steps
         self.sampling = Sampling(**usual)
         check(self.sampling, self.model)
+        warn_of_mix_up(model)
         self.pairs = plan_pairs(arguments.prompts, arguments.seeds, self.model.cond_stage_model)
 
         digest = sha256(find_checkpoint(name))
