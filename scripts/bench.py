@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ldm.study.bench.rounds import Row
 
-SUBJECTS = ("filters", "freeu", "step", "decode", "picture", "start")
+SUBJECTS = ("filters", "freeu", "step", "decode", "picture", "start", "growth")
+USUAL = SUBJECTS[:5]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -26,15 +27,16 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--subject", nargs="+", choices=SUBJECTS, default=SUBJECTS[:-1],
+    add("--subject", nargs="+", choices=SUBJECTS, default=USUAL,
         help="the filters alone, FreeU on against off, a U-Net step, decoding, the embedded model's picture, "
-        "the start on Stable Diffusion's weights (default: all but the start)")  # fmt: skip
+        "the start on Stable Diffusion's weights, growth with size (default: the first five)")  # fmt: skip
     add("--rounds", type=int, default=5, help="of each subject (default: %(default)s)")
     add("--dtype", nargs="+", choices=("float32", "bfloat16", "float16"), default=["float32", "bfloat16"])
     add("--device", default="auto", help="auto, cuda or cpu")
     add("--compile", action="store_true", help="compiled networks too, which takes minutes")
     add("--files", type=Path, help="where the start's weights are kept, 9 GB (default: thrown away)")
     add("--quick", action="store_true", help="in a minute: the filters, and a step on small latents")
+    add("--plot", type=Path, metavar="FILE", help="gets the growth drawn, a PNG or a PDF")
     add("--json", type=Path, metavar="FILE", help="gets the machine and every round")
     return parser
 
@@ -69,6 +71,11 @@ def rows_of(arguments: argparse.Namespace) -> Iterator["Row"]:
                     yield from found
                     for name, peak in peaks.items():
                         print(f"peak memory of {name}: {(peak or 0) / 1e9:.2f} GB")
+                case "growth":
+                    from ldm.study.bench import growth
+
+                    yield from growth.steps(dtype, device, rounds)
+                    yield from growth.decodes(dtype, device, rounds)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -79,20 +86,26 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.rounds < 1:
         raise InputError(f"--rounds is {arguments.rounds}: give a whole number from 1 up.")
+    if arguments.plot and (arguments.quick or "growth" not in arguments.subject):
+        raise InputError("--plot draws the growth: add --subject growth.")
     if arguments.quick:
         arguments.rounds = min(arguments.rounds, 2)
     told = machine(pick_device(arguments.device))
     print(", ".join(f"{name} {value}" for name, value in told.items()))
     found = []
     for row in rows_of(arguments):
-        found.append(vars(row))
+        found.append(row)
         what, dtype, contender, ms, middle, low, high = row.cells()
         print(
             f"{what:32} {dtype:9} {contender:25} {ms:10.1f} ms {middle:7.2f} times ({low:.2f} to {high:.2f})"
         )
+    if arguments.plot:
+        from ldm.study.bench import growth
+
+        growth.draw([row for row in found if row.what.startswith(growth.WHATS)], arguments.plot)
     if arguments.json:
         with written_whole(arguments.json) as file:
-            file.write(json.dumps({"machine": told, "rows": found}, indent=1).encode())
+            file.write(json.dumps({"machine": told, "rows": [vars(row) for row in found]}, indent=1).encode())
 
 
 def main(argv: list[str]) -> int:

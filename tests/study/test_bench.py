@@ -6,7 +6,8 @@ import runpy
 import pytest
 import torch
 
-from ldm.study.bench import filters, networks
+from ldm.image_io import read_picture
+from ldm.study.bench import filters, growth, networks
 from ldm.study.bench.rounds import Row, alternate
 from ldm.util import ROOT
 from tests.conftest import relative_error
@@ -85,3 +86,31 @@ def test_the_table_and_the_file_agree(tmp_path, capsys):
 def test_no_rounds_are_refused(capsys):
     assert bench["main"](["--rounds", "0"]) == 2
     assert "--rounds is 0: give a whole number from 1 up" in capsys.readouterr().err
+
+
+def test_the_arithmetic_of_a_step_is_the_known_sum():
+    flops = growth.arithmetic(networks.our_unet, lambda unet: unet(*growth.step_inputs(2, 64)))
+    assert flops == pytest.approx(1607e9, rel=0.01)
+
+
+def test_growth_is_held_against_the_arithmetic_of_the_same_round():
+    small, large = growth.grown("step", torch.float32, [10, 40], {"small": [1.0, 2.0], "large": [5.0, 8.0]})
+    assert small.ratios == [1, 1] and large.base == [4.0, 8.0] and large.ratios == [1.25, 1]
+    assert (large.what, large.contender) == ("step, large", "0.00 TFLOP")
+
+
+def test_the_growth_is_drawn(tmp_path):
+    rows = [
+        row
+        for what in growth.WHATS
+        for row in growth.grown(
+            what, torch.float32, [10, 40], {"1 x 8x8": [1.0, 2.0], "1 x 16x16": [5.0, 8.0]}
+        )
+    ]
+    growth.draw(rows, tmp_path / "growth.png")
+    assert read_picture(tmp_path / "growth.png").std() > 10
+
+
+def test_a_plot_of_nothing_is_refused(tmp_path, capsys):
+    assert bench["main"](["--plot", str(tmp_path / "a.png"), "--subject", "filters"]) == 2
+    assert "add --subject growth" in capsys.readouterr().err and not (tmp_path / "a.png").exists()
