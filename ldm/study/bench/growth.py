@@ -37,6 +37,16 @@ def arithmetic(build: Callable[[], nn.Module], work: Callable[[Any], object]) ->
     return counter.get_total_flops()
 
 
+def step_arithmetic(batch: int, side: int) -> int:
+    """That of a step on latents of that batch and side."""
+    return arithmetic(our_unet, lambda unet: unet(*step_inputs(batch, side)))
+
+
+def decode_arithmetic(batch: int, side: int) -> int:
+    """That of a decode, in one piece."""
+    return arithmetic(our_autoencoder, lambda made: made.decode(torch.randn(batch, 4, side, side)))
+
+
 def grown(what: str, dtype: torch.dtype, flops: Sequence[int], seconds: dict[str, list[float]]) -> list[Row]:
     """Each size's rounds beside those foretold; `flops` and `seconds` are in the same order."""
     reference = next(iter(seconds.values()))
@@ -59,7 +69,7 @@ def steps(
         return lambda: unet(*inputs)
 
     works = {f"{batch} x {side}x{side}": work(batch, side) for batch, side in sizes}
-    flops = [arithmetic(our_unet, lambda unet, size=size: unet(*step_inputs(*size))) for size in sizes]
+    flops = [step_arithmetic(batch, side) for batch, side in sizes]
     return grown(WHATS[0], dtype, flops, alternate(works, rounds, device))
 
 
