@@ -81,9 +81,8 @@ def decodes(
 
     def work(batch: int, side: int) -> Work:
         z = torch.randn(batch, 4, side, side).to(device, dtype)
-        if (8 * side) ** 2 > WHOLE:
-            return lambda: decode_in_strips(autoencoder, z)
-        return lambda: autoencoder.decode(z)
+        in_strips = (8 * side) ** 2 > WHOLE
+        return lambda: decode_in_strips(autoencoder, z) if in_strips else autoencoder.decode(z)
 
     works = {f"{8 * side}x{8 * side}": work(batch, side) for batch, side in sizes}
     flops = [
