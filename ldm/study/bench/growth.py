@@ -85,12 +85,7 @@ def decodes(
         return lambda: decode_in_strips(autoencoder, z) if in_strips else autoencoder.decode(z)
 
     works = {f"{8 * side}x{8 * side}": work(batch, side) for batch, side in sizes}
-    flops = [
-        arithmetic(
-            our_autoencoder, lambda made, size=size: made.decode(torch.randn(size[0], 4, *2 * size[1:]))
-        )
-        for size in sizes
-    ]
+    flops = [decode_arithmetic(batch, side) for batch, side in sizes]
     return grown(WHATS[1], dtype, flops, alternate(works, rounds, device))
 
 
