@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "diffusers": ["diffusers>=0.35.2", "transformers>=5", "accelerate>=1.0", "peft>=0.18"],
     "demo": ["gradio>=6.31"],
+    "fid": ["torch-fidelity>=0.4"],
     "figures": ["matplotlib>=3.8"],
     "search": ["optuna>=5", "matplotlib>=3.8"],
 }

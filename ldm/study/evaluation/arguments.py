@@ -9,11 +9,12 @@ def add_measures(parser: argparse.ArgumentParser, usual: str) -> None:
     add = parser.add_argument_group("measures").add_argument
     add("--metrics", nargs="+", metavar="NAME", help="energy, saturation, clipped, diversity; of the small "
         "model number, shape, colour, texture, relation, background, alignment (all of these together), "
-        f"frechet; with weights clip, aesthetic, frechet (default: {usual})")  # fmt: skip
+        f"frechet; with weights clip, aesthetic, frechet, fid (default: {usual})")  # fmt: skip
     add("--clip", type=Path, metavar="FOLDER", help="a CLIP model as transformers saves it")
     add("--aesthetic", type=Path, metavar="FILE", help="LAION's aesthetic weights, for CLIP ViT-L/14")
+    add("--inception", type=Path, metavar="FILE", help="the Inception weights of FID, torch-fidelity's")
     add("--reference", type=Path, metavar="FOLDER",
-        help="true pictures, for the Frechet distance in CLIP's embeddings")  # fmt: skip
+        help="true pictures, for FID and for the Frechet distance in CLIP's embeddings")  # fmt: skip
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ from ldm.study.evaluation.asked import Asked
 from ldm.study.evaluation.bootstrap import Mean, Numbers, Statistic
 from ldm.study.evaluation.clip import AestheticHead, Clip, clip_scores
 from ldm.study.evaluation.frechet import FrechetDistance, Reference
+from ldm.study.evaluation.inception import Inception
 from ldm.study.judge import SIDE, Judge, load_judge
 from ldm.study.pairs import SCENES_SEED
 from ldm.study.pictures import Pictures, clipped_shares, diversities, energies, saturations
@@ -50,6 +51,7 @@ MEASURES = {
     "diversity": Measure("diversity, grey levels", of=diversities),
     **JUDGED,
     "frechet": Measure("Frechet distance", "lower"),
+    "fid": Measure("FID", "lower"),
     "clip": Measure("CLIP score", "higher"),
     "aesthetic": Measure("aesthetic score", "higher"),
 }
@@ -61,6 +63,7 @@ class Weights:
 
     clip: Path | None = None  # a folder
     aesthetic: Path | None = None
+    inception: Path | None = None
     reference: Path | None = None  # a folder of true pictures
 
 
@@ -69,8 +72,10 @@ def check_names(names: Sequence[str], weights: Weights) -> None:
     for name in names:
         if name not in MEASURES:
             raise InputError(f"There is no metric {name!r}: there are {', '.join(MEASURES)}.")
-    if weights.clip is None and (weights.aesthetic or weights.reference):
-        raise InputError("--aesthetic and --reference work on CLIP's embeddings: give --clip too.")
+    if weights.aesthetic and weights.clip is None:
+        raise InputError("--aesthetic works on CLIP's embeddings: give --clip too.")
+    if weights.reference and weights.clip is None and weights.inception is None:
+        raise InputError("--reference is seen by CLIP or by Inception: give --clip or --inception too.")
     for path in (weights.clip, weights.reference):
         if path is not None and not path.is_dir():
             raise InputError(f"There is no folder {path}.")
@@ -89,7 +94,11 @@ def choose(names: Sequence[str], asked: Asked, side: tuple[int, int], weights: W
     lacks = {
         "diversity": "it needs --seeds 2 or more" if len(asked.pairs[0]) == 1 else None,
         **dict.fromkeys(JUDGED, unjudged),
-        "frechet": unjudged and (None if weights.reference else f"{unjudged}; give --clip and --reference"),
+        "frechet": unjudged
+        and (None if weights.reference and weights.clip else f"{unjudged}; give --clip and --reference"),
+        "fid": "it needs --inception, the weights of FID's network"
+        if weights.inception is None
+        else unjudged and (None if weights.reference else f"{unjudged}; give --reference"),
         "clip": None if weights.clip else "it needs --clip, a folder with a CLIP model",
         "aesthetic": None if weights.aesthetic else "it needs --clip and --aesthetic, LAION's weights",
     }
@@ -110,9 +119,11 @@ class Meter:
         self.judge: Judge | None = None
         self.clip: Clip | None = None
         self.head: AestheticHead | None = None
-        self.reference: Reference | None = None
-        # Without pictures to compare with, the judge's features are compared with those of true renders.
-        self.by_judge = "frechet" in names and weights.reference is None
+        self.inception: Inception | None = None
+        self.reference: Reference | None = None  # of the judge or of CLIP
+        self.fid_reference: Reference | None = None
+        # Without pictures to compare with, or a CLIP to see them, the judge looks at true renders.
+        self.by_judge = "frechet" in names and (weights.reference is None or weights.clip is None)
         if self.by_judge or any(name in JUDGED for name in names):
             path = CHECKPOINTS / "judge.safetensors"
             if not path.is_file():
@@ -122,13 +133,17 @@ class Meter:
             self.head = AestheticHead(weights.aesthetic)
         if weights.clip is not None:
             self.clip = Clip(weights.clip, device)
-        if "frechet" in names and weights.reference is not None and self.clip is not None:
-            true = read_pictures(weights.reference)
-            self.reference = Reference(self.clip.embed(true, [""] * len(true))[0])
-        if self.by_judge and self.judge is not None:
-            scenes = (draw_scene(default_rng((SCENES_SEED + 1, k)), held_out) for k in range(RENDERS))
-            bar = tqdm(scenes, "true renders", RENDERS, unit="picture", disable=None)
-            self.reference = Reference(pooled(self.judge, [render(scene, SIDE) for scene in bar]))
+        if "fid" in names and weights.inception is not None:
+            self.inception = Inception(weights.inception, device)
+        if "frechet" in names or "fid" in names:
+            true = None if weights.reference is None else read_pictures(weights.reference)
+            if self.clip is not None and true is not None:
+                self.reference = Reference(self.clip.embed(true, [""] * len(true))[0])
+            renders = true_renders(held_out) if self.by_judge or true is None else []
+            if self.by_judge and self.judge is not None:
+                self.reference = Reference(pooled(self.judge, renders))
+            if self.inception is not None:
+                self.fid_reference = Reference(self.inception.embed(true or renders))
 
     def measure(self, pictures: Pictures, asked: Asked) -> dict[str, Statistic]:
         """Each measure of pictures (P, S, H, W, 3), those of asked prompt p with its seeds."""
@@ -147,9 +162,20 @@ class Meter:
             if self.head is not None:
                 made["aesthetic"] = Mean(self.head.scores(images).reshape(shape))
             features = features if self.by_judge else images
+        if self.inception is not None and self.fid_reference is not None:
+            seen = self.inception.embed(flat).reshape(*shape, -1)
+            made["fid"] = FrechetDistance(seen, self.fid_reference)
         if self.reference is not None and features is not None:
             made["frechet"] = FrechetDistance(features.reshape(*shape, -1), self.reference)
         return {name: made[name] for name in self.names}
+
+
+def true_renders(held_out: bool) -> list[Picture]:
+    """What the embedded model's pictures are compared with: scenes drawn by lot, as they should look."""
+    scenes = (draw_scene(default_rng((SCENES_SEED + 1, k)), held_out) for k in range(RENDERS))
+    return [
+        render(scene, SIDE) for scene in tqdm(scenes, "true renders", RENDERS, unit="picture", disable=None)
+    ]
 
 
 def judged(judge: Judge, pictures: Sequence[Picture], scenes: Sequence[Scene], seeds: int) -> dict[str, Mean]:

@@ -95,8 +95,8 @@ def legend(results: Sequence[Result], ratios: dict[str, float], facts: dict[str,
     for better in ("higher", "lower"):
         if names := [name for name in results[0].estimates if MEASURES[name].better == better]:
             lines.append(f"Better {better}: {', '.join(names)}.")
-    if "frechet" in results[0].estimates:
-        lines.append("The Frechet distance of few pictures is too large; differences keep little of that.")
+    if not {"frechet", "fid"}.isdisjoint(results[0].estimates):
+        lines.append("A Frechet distance of few pictures is too large; differences keep little of that.")
     if ratios:
         lines.append(
             "FreeU changes how far the caption guides: with it the network's answer to the caption moves so "

@@ -112,4 +112,4 @@ def checkpoint_name(arguments: Namespace, config: DictConfig) -> str:
 
 def weights_of(arguments: Namespace) -> Weights:
     """What measures are given by path."""
-    return Weights(arguments.clip, arguments.aesthetic, arguments.reference)
+    return Weights(arguments.clip, arguments.aesthetic, arguments.inception, arguments.reference)
