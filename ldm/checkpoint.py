@@ -16,15 +16,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from ldm.bounded import most_described
+from ldm.config.trust import trusting
 from ldm.device import pick_device, pick_dtype
-from ldm.download import KNOWN_FILES
-from ldm.download import download as fetch
 from ldm.errors import InputError
-from ldm.misfit import likely_nature, misfit
-from ldm.torch_file import LEGACY_START, ZIP_START, read_torch_file
-from ldm.trust import trusting
 from ldm.util import CHECKPOINTS, instantiate_from_config, load_config, resolved
+from ldm.weights.bounded import most_described
+from ldm.weights.download import KNOWN_FILES
+from ldm.weights.download import download as fetch
+from ldm.weights.misfit import likely_nature, misfit
+from ldm.weights.torch_file import LEGACY_START, ZIP_START, read_torch_file
 
 # Some releases of transformers leave a level out of the names of CLIP's text tower; the model has it.
 SHORT_CLIP_KEY: Final = re.compile(r"^cond_stage_model\.transformer\.(?=embeddings|encoder|final_layer_norm)")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.config.parts import check_parts
 from ldm.errors import InputError
 from ldm.image_io import Picture
 from ldm.models.diffusion.ddim import DDIMSampler
@@ -18,7 +19,6 @@ from ldm.models.diffusion.plms import PLMSSampler
 from ldm.models.diffusion.sampling import Sampler, Step
 from ldm.modules.diffusionmodules.schedule import check_steps
 from ldm.parameterization import mix_up
-from ldm.parts import check_parts
 from ldm.strips import decode_in_strips
 
 LARGEST = 16384  # pixels of a side

@@ -15,10 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ldm.annotations import misfits
+from ldm.config.annotations import misfits
+from ldm.config.expansion import check_yaml, resolve
+from ldm.config.trust import refuse_foreign_class, refuse_foreign_name, trusting
 from ldm.errors import InputError
-from ldm.expansion import check_yaml, resolve
-from ldm.trust import refuse_foreign_class, refuse_foreign_name, trusting
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ldm.command_line import sort_out_overrides
 from ldm.errors import exit_code, stop_when_asked
-from ldm.freeu_flags import add_freeu_flags, make_config
+from ldm.txt2img.freeu_flags import add_freeu_flags, make_config
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -76,8 +76,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     sort_out_overrides(arguments, "grid")
     recorded, written = None, arguments.overrides
     if arguments.from_image is not None:
-        from ldm.grid_sheets import read_grid
-        from ldm.recipe import read_recipe
+        from ldm.txt2img.grid_sheets import read_grid
+        from ldm.txt2img.recipe import read_recipe
 
         recipe = dict(vars(read_recipe(arguments.from_image)), grid=read_grid(arguments.from_image))
         recorded, under = recipe.pop("freeu"), recipe.pop("overrides")
@@ -99,8 +99,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(OmegaConf.to_yaml(config), end="")
         return
 
-    from ldm.processes import in_processes
-    from ldm.txt2img import draw
+    from ldm.txt2img.processes import in_processes
+    from ldm.txt2img.run import draw
 
     in_processes(partial(draw, arguments, config), arguments.devices, arguments.device)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from ldm.download import KNOWN_FILES, download
 from ldm.errors import InputError
+from ldm.weights.download import KNOWN_FILES, download
 
 # The hub's client writes 10 MB at a time, and resumes at a multiple of that.
 CHUNK = 10 << 20
@@ -27,7 +27,7 @@ NAME = "weights.ckpt"
 FETCH = """
 import sys
 from pathlib import Path
-from ldm.download import KNOWN_FILES, KnownFile, download
+from ldm.weights.download import KNOWN_FILES, KnownFile, download
 from ldm.errors import InputError
 name, sha256, into = sys.argv[1:]
 KNOWN_FILES[name] = KnownFile(sha256, None, "someone/somewhere", "some.yaml")

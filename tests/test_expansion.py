@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ldm.config.expansion import LARGEST, resolve
 from ldm.errors import InputError
-from ldm.expansion import LARGEST, resolve
 from ldm.util import load_config
 
 

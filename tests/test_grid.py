@@ -15,8 +15,8 @@ from ldm.checkpoint import load_model
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling, generate
-from ldm.painter import Painter
-from ldm.settings_grid import Axis, Cell, count_cells, grid_jobs, parse_axis, parse_grid
+from ldm.txt2img.painter import Painter
+from ldm.txt2img.settings_grid import Axis, Cell, count_cells, grid_jobs, parse_axis, parse_grid
 from tests.conftest import Outcome
 
 PLAIN = Cell(42, Sampling(64, 64, steps=2, scale=3.0), FreeUSettings(1.1, 1.2, 0.9, 0.6))

@@ -10,8 +10,8 @@ import torch
 from ldm.checkpoint import load_model
 from ldm.errors import InputError
 from ldm.generate import Sampling, denoise
-from ldm.jobs import Job
-from ldm.painter import Painter
+from ldm.txt2img.jobs import Job
+from ldm.txt2img.painter import Painter
 from tests.memory import LittleMemory
 
 SAMPLING = Sampling(128, 128, steps=1, scale=3.0)

@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 
 from ldm.errors import InputError
-from ldm.gallery import Gallery, PlainSheets
-from ldm.jobs import Job
-from ldm.manifest import Manifest
-from ldm.processes import Group, in_processes, launched
+from ldm.txt2img.gallery import Gallery, PlainSheets
+from ldm.txt2img.jobs import Job
+from ldm.txt2img.manifest import Manifest
+from ldm.txt2img.processes import Group, in_processes, launched
 from ldm.util import ROOT
 from tests.test_resume import ended, fork, tree
 

@@ -18,11 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import ldm.painter as painter_module
+import ldm.txt2img.painter as painter_module
 from ldm.checkpoint import load_model
-from ldm.gallery import PlainSheets
 from ldm.image_io import save_png
-from ldm.manifest import Manifest, differences
+from ldm.txt2img.gallery import PlainSheets
+from ldm.txt2img.manifest import Manifest, differences
 
 Run = Callable[..., "Outcome"]  # noqa: F821 (see conftest)
 Tree = dict[str, bytes]
@@ -44,7 +44,7 @@ def small_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
 def loaded_once(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spares the many runs of a test the time to read the same weights."""
     model = load_model("freeu_tiny", tiny_checkpoint, "cpu", torch.float32)
-    monkeypatch.setattr("ldm.txt2img.load_prompted", lambda *_, **__: model)
+    monkeypatch.setattr("ldm.txt2img.run.load_prompted", lambda *_, **__: model)
 
 
 def tree(folder: Path) -> Tree:

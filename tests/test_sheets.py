@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import ImageFont
 
 from ldm.image_io import INK, PAPER, Picture
-from ldm.sheets import CAPTION_LINES, LARGEST, Words, labelled, tiled, wrapped
+from ldm.txt2img.sheets import CAPTION_LINES, LARGEST, Words, labelled, tiled, wrapped
 
 FONT = ImageFont.load_default(17)
 SIZES = [(64, 64), (128, 128), (512, 512), (768, 512), (512, 64), (64, 320)]

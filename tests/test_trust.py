@@ -18,10 +18,10 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import load_model
+from ldm.config.trust import ALLOWED, trusting
 from ldm.errors import InputError
 from ldm.image_io import read_record, save_png
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
-from ldm.trust import ALLOWED, trusting
 from ldm.util import ROOT, get_class, instantiate_from_config, load_config
 
 FOREIGN = [
@@ -41,12 +41,12 @@ FOREIGN = [
     "ldmx.models.Model",
     # Names in a module of this project or of torch that lead out of it, or to what is no network.
     "ldm.util.Path",
-    "ldm.jobs.Path",
+    "ldm.txt2img.jobs.Path",
     "ldm.models.diffusion.ddpm.Callable",
     "ldm.models.diffusion.ddpm.__class__",
     "ldm.modules.encoders.open_clip_files.Path",
-    "ldm.txt2img.Run",
-    "ldm.manifest.Manifest",
+    "ldm.txt2img.run.Run",
+    "ldm.txt2img.manifest.Manifest",
     "ldm.study.runs.Runs",
     "ldm.study.figures.study.Study",
     "torch.nn.modules.module.OrderedDict",

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ldm.jobs import Job, plan
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.request import DEFAULT_PROMPT
+from ldm.txt2img.jobs import Job, plan
+from ldm.txt2img.request import DEFAULT_PROMPT
 from ldm.util import FREE_UNET, ROOT, load_config
 
 SCRIPT = ROOT / "scripts" / "txt2img.py"

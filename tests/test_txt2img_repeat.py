@@ -15,7 +15,7 @@ from PIL import Image
 
 from ldm.freeu import FreeUSettings
 from ldm.image_io import save_png
-from ldm.recipe import Recipe, fits, read_recipe
+from ldm.txt2img.recipe import Recipe, fits, read_recipe
 from ldm.util import load_config
 
 Run = Callable[..., "Outcome"]  # noqa: F821 (see conftest)

@@ -8,13 +8,13 @@ from itertools import product
 from pathlib import Path
 
 from ldm.errors import InputError
-from ldm.grid_sheets import GridSheets
 from ldm.image_io import read_picture
 from ldm.page.pair import Drawn, draw
 from ldm.page.settings import Settings
 from ldm.page.stage import COARSE, address
 from ldm.page.studio import Studio
-from ldm.settings_grid import NAMES, Axis, parse_axis
+from ldm.txt2img.grid_sheets import GridSheets
+from ldm.txt2img.settings_grid import NAMES, Axis, parse_axis
 
 NONE = "nothing"
 CHOICES = (*NAMES, NONE)

@@ -10,7 +10,6 @@ from typing import Any
 import gradio as gr
 from omegaconf import DictConfig
 
-from ldm.caveats import caveats, warn
 from ldm.errors import InputError
 from ldm.generate import Sampling
 from ldm.page import layout, theme
@@ -19,7 +18,8 @@ from ldm.page.engine import Engine
 from ldm.page.settings import Limits
 from ldm.page.studio import Studio
 from ldm.page.visit import Visit
-from ldm.request import usual_settings
+from ldm.txt2img.caveats import caveats, warn
+from ldm.txt2img.request import usual_settings
 
 MANY = 1000  # visitors whose events are followed at once; how many may wait is the engine's to say
 

@@ -21,9 +21,9 @@ from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
 from ldm.modules.encoders.words import WordEmbedder
 from ldm.page.pair import Drawn, Progress, draw
 from ldm.page.settings import Limits, Settings
-from ldm.prompted import load_prompted
-from ldm.recipe import Recipe
-from ldm.request import DEFAULT_PROMPT, DTYPES, usual_settings
+from ldm.txt2img.prompted import load_prompted
+from ldm.txt2img.recipe import Recipe
+from ldm.txt2img.request import DEFAULT_PROMPT, DTYPES, usual_settings
 from ldm.util import FREEU, set_freeu
 
 KEPT_PLAIN = 64 << 20  # bytes of plain pictures that are not drawn again while only FreeU changes

@@ -7,8 +7,8 @@ from torch import nn
 
 from ldm.data.scenes import describe, draw_scene
 from ldm.errors import InputError
-from ldm.jobs import Job, read_prompts
 from ldm.modules.encoders.words import WordEmbedder
+from ldm.txt2img.jobs import Job, read_prompts
 
 PAIRS = 16  # at least, unless told otherwise
 FIRST_SEED = 42

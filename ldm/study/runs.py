@@ -14,9 +14,9 @@ from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling
 from ldm.image_io import writable_folder, written_whole
-from ldm.jobs import Job
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.study.watch import Kept, sample
+from ldm.txt2img.jobs import Job
 
 LAYOUT = 1  # of the files; with another number all of them are made anew
 AT_ONCE = 4096  # positions of a batch's latents: one picture of Stable Diffusion's size, or many small ones

@@ -19,19 +19,19 @@ from numpy.random import default_rng
 from PIL import Image
 from tqdm import tqdm
 
-from ldm.caveats import warn, warn_of_mix_up
 from ldm.checkpoint import fingerprint
 from ldm.errors import InputError
 from ldm.generate import Sampling, check, generate
 from ldm.image_io import Picture, writable_folder, written_whole
-from ldm.jobs import Job, read_prompts
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
 from ldm.modules.encoders.words import WordEmbedder
-from ldm.prompted import load_prompted
-from ldm.request import usual_settings
 from ldm.study.pairs import PAIRS, usual_prompts
 from ldm.study.votes import KEY, SIDES, Side
+from ldm.txt2img.caveats import warn, warn_of_mix_up
+from ldm.txt2img.jobs import Job, read_prompts
+from ldm.txt2img.prompted import load_prompted
+from ldm.txt2img.request import usual_settings
 from ldm.util import load_config
 
 PAGE, KEY_FILE = "study.html", "key.json"

@@ -13,9 +13,9 @@ from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.freeu.spectrum import relative_log_amplitude
 from ldm.generate import SAMPLERS, Sampling, decode, denoise, seeded_noise
-from ldm.jobs import Job
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.study.record import Concatenation, recorded
+from ldm.txt2img.jobs import Job
 
 POSITIONS = 10  # how many of a run's latents are kept
 MOMENTS = {"early": 0.1, "middle": 0.5, "late": 0.9}  # when features are kept, as fractions of the run

@@ -23,8 +23,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-import ldm.txt2img
-from ldm.prompted import load_prompted
+import ldm.txt2img.run
+from ldm.txt2img.prompted import load_prompted
 from ldm.util import ROOT
 
 CASES = int(os.environ.get("FUZZ_CASES", "300"))
@@ -166,7 +166,7 @@ def run(folder: Path, *argv: str, imports: bool = False) -> Ended:
     signal.setitimer(signal.ITIMER_REAL, LONGEST)
     try:
         with (
-            patch.object(ldm.txt2img, "load_prompted", load_once),
+            patch.object(ldm.txt2img.run, "load_prompted", load_once),
             contextlib.redirect_stdout(printed),
             contextlib.redirect_stderr(said),
             torch.no_grad(),

@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ldm.recipe import read_recipe
+from ldm.txt2img.recipe import read_recipe
 from tests.fuzz.conftest import SMALL
 from tests.fuzz.harness import cases, run
 

@@ -14,7 +14,7 @@ import pytest
 
 from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
-from ldm.torch_file import ZIP_START
+from ldm.weights.torch_file import ZIP_START
 from tests.hostile.files import a_global, archive, state_dict, tensor
 
 MEGABYTES = 24

@@ -7,7 +7,7 @@ import pytest
 
 from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
-from ldm.torch_file import LEGACY_START, ZIP_START
+from ldm.weights.torch_file import LEGACY_START, ZIP_START
 from tests.hostile.files import STORAGE, archive, state_dict, tensor
 
 

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from ldm.errors import InputError
-from ldm.grid_sheets import read_grid
 from ldm.page.grid import draw_cells, markup, plan, read_axis
 from ldm.page.settings import Settings
 from ldm.page.studio import Studio
+from ldm.txt2img.grid_sheets import read_grid
 
 
 @pytest.fixture

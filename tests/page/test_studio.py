@@ -14,7 +14,7 @@ from ldm.page.pair import Previews, Progress
 from ldm.page.presets import choices
 from ldm.page.settings import Limits, Settings
 from ldm.page.studio import Pair, Studio
-from ldm.recipe import read_recipe
+from ldm.txt2img.recipe import read_recipe
 from ldm.util import load_config
 from tests.page.conftest import demo_arguments
 

@@ -13,10 +13,10 @@ from torch import nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from ldm.errors import InputError
-from ldm.jobs import Job
 from ldm.study.evaluation.asked import Asked
 from ldm.study.evaluation.clip import AestheticHead, Clip, clip_scores
 from ldm.study.evaluation.measures import Meter, Weights
+from ldm.txt2img.jobs import Job
 from tests.study.test_evaluation_frechet import by_definition
 
 CPU = torch.device("cpu")

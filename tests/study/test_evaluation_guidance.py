@@ -11,9 +11,9 @@ from ldm.checkpoint import load_model
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling, denoise, seeded_noise
-from ldm.jobs import Job
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.study.evaluation.guidance import guidance_ratios
+from ldm.txt2img.jobs import Job
 
 SAMPLING = Sampling(height=32, width=32, steps=4, scale=4.0)
 PAIRS = [Job("a small red circle", 1), Job("a large blue star on a white background", 2)]

@@ -15,10 +15,10 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ldm.errors import InputError
-from ldm.jobs import Job
 from ldm.study.evaluation.asked import Asked
 from ldm.study.evaluation.inception import Inception
 from ldm.study.evaluation.measures import Meter, Weights, choose
+from ldm.txt2img.jobs import Job
 
 CPU = torch.device("cpu")
 PICTURES = default_rng(0).integers(0, 256, (4, 50, 70, 3)).astype(np.uint8)

@@ -17,10 +17,10 @@ from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.freeu.spectrum import relative_log_amplitude
 from ldm.generate import Sampling, denoise, generate
-from ldm.jobs import Job
 from ldm.study.record import recorded
 from ldm.study.runs import Run, Runs
 from ldm.study.watch import positions
+from ldm.txt2img.jobs import Job
 from ldm.util import ROOT
 from tests.study.conftest import PIXELS, SMALL
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from ldm.data.scenes import Scene, describe, draw_scene
 from ldm.errors import InputError
-from ldm.jobs import Job, read_prompts
 from ldm.modules.encoders.words import WordEmbedder
 from ldm.study.pairs import FIRST_SEED, SCENES_SEED, usual_prompts
+from ldm.txt2img.jobs import Job, read_prompts
 
 CAPTIONS = 64  # for the embedded model, unless told otherwise
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling, denoise
-from ldm.jobs import Job
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.txt2img.jobs import Job
 
 
 def guidance_ratios(

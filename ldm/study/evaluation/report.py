@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ldm.image_io import save_png, written_whole
-from ldm.sheets import Words, labelled
 from ldm.study.evaluation.asked import Asked
 from ldm.study.evaluation.bootstrap import Estimate, Mean
 from ldm.study.evaluation.evaluation import SHOWN, Evaluation, Result
 from ldm.study.evaluation.measures import MEASURES, Measure
 from ldm.study.evaluation.settings import in_words
+from ldm.txt2img.sheets import Words, labelled
 
 WIDTH = 100  # columns of the terminal
 

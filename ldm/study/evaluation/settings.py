@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings, find_preset
-from ldm.request import freeu_of
+from ldm.txt2img.request import freeu_of
 from ldm.util import FACTORS, FREEU
 
 # Whose published factors V1 and V2 are, by the checkpoint's file; SD1.4 is the paper's own model.

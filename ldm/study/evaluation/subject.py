@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from ldm.caveats import warn_of_mix_up
 from ldm.checkpoint import fingerprint
 from ldm.device import pick_device, pick_dtype
 from ldm.errors import InputError
@@ -17,13 +16,14 @@ from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling, check
 from ldm.image_io import writable_folder
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
-from ldm.prompted import load_prompted
-from ldm.request import DTYPES, usual_settings
 from ldm.study.evaluation.asked import Asked
 from ldm.study.evaluation.measures import Weights
 from ldm.study.pictures import Pictures
 from ldm.study.runs import Run, Runs
 from ldm.study.watch import total_steps
+from ldm.txt2img.caveats import warn_of_mix_up
+from ldm.txt2img.prompted import load_prompted
+from ldm.txt2img.request import DTYPES, usual_settings
 from ldm.util import remove_freeu, set_freeu
 
 

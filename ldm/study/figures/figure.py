@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from ldm.freeu import DecoderStage, FreeUSettings
 from ldm.image_io import written_whole
-from ldm.jobs import Job
 from ldm.study.claims import Check
 from ldm.study.watch import Kept
+from ldm.txt2img.jobs import Job
 
 Row = dict[str, str | int | float]
 Variants = dict[str, FreeUSettings | None]  # None is the plain model

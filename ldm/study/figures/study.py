@@ -10,25 +10,25 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from ldm.caveats import warn_of_mix_up
 from ldm.checkpoint import find_checkpoint
+from ldm.config.trust import trusting
 from ldm.device import pick_device, pick_dtype
-from ldm.download import sha256
 from ldm.errors import InputError
 from ldm.freeu import find_preset
 from ldm.generate import Sampling, check
 from ldm.image_io import writable_folder
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
-from ldm.prompted import load_prompted
-from ldm.request import usual_settings
 from ldm.study.figures.figure import Figure, Material, Setup, save
 from ldm.study.figures.report import Drawn, write_claims, write_page
 from ldm.study.figures.style import style
 from ldm.study.pairs import plan_pairs
 from ldm.study.runs import Run, Runs
 from ldm.study.watch import total_steps
-from ldm.trust import trusting
+from ldm.txt2img.caveats import warn_of_mix_up
+from ldm.txt2img.prompted import load_prompted
+from ldm.txt2img.request import usual_settings
 from ldm.util import FACTORS, UNET, get_class, load_config, remove_freeu, set_freeu, unet_section
+from ldm.weights.download import sha256
 
 
 class Study:

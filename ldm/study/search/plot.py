@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial
 
 from ldm.image_io import written_whole
-from ldm.settings_grid import shown
 from ldm.study.evaluation.measures import MEASURES
 from ldm.study.figures.style import COLOURS, INK, PAGE, SEQUENCE, new_sheet, style
 from ldm.study.search.goals import Goal
 from ldm.study.search.search import FOUND, Outcome, called
 from ldm.study.search.space import Choice, Range, Space
 from ldm.study.search.trials import NAME
+from ldm.txt2img.settings_grid import shown
 
 COLUMNS = 5  # panels beside each other
 MARKERS = "sD^vP"  # of trials with a name

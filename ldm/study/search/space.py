@@ -13,7 +13,7 @@ from optuna.distributions import (
 
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
-from ldm.settings_grid import FREEU_NAMES, Value, shown, value_of
+from ldm.txt2img.settings_grid import FREEU_NAMES, Value, shown, value_of
 
 DECIMALS = 3  # of what is tried
 

@@ -20,8 +20,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ldm.errors import InputError
 from ldm.image_io import writable_folder
-from ldm.manifest import differences
 from ldm.study.search.space import Space
+from ldm.txt2img.manifest import differences
 
 STUDY: Final = "freeu"
 SETTINGS, NAME, HEARD = "settings", "name", "heard"  # attributes of the study and of a trial

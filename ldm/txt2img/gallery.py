@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from ldm.errors import InputError
 from ldm.image_io import Picture, grid, read_picture, save_png, writable_folder
-from ldm.jobs import Job
-from ldm.manifest import Files, Manifest
-from ldm.recipe import Recipe
+from ldm.txt2img.jobs import Job
+from ldm.txt2img.manifest import Files, Manifest
+from ldm.txt2img.recipe import Recipe
 
 
 class Sheets(Protocol):

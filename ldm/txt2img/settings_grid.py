@@ -9,7 +9,7 @@ from typing import Any
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import SAMPLERS, Sampling
-from ldm.jobs import Job
+from ldm.txt2img.jobs import Job
 from ldm.util import FREEU
 
 Value = int | float | str

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ldm.caveats import warn
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
-from ldm.freeu_each import freeu_of_each
 from ldm.generate import SAMPLERS, Sampling, check, generate
 from ldm.image_io import Picture
-from ldm.jobs import Job
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
-from ldm.settings_grid import Cell, CellJob
+from ldm.txt2img.caveats import warn
+from ldm.txt2img.freeu_each import freeu_of_each
+from ldm.txt2img.jobs import Job
+from ldm.txt2img.settings_grid import Cell, CellJob
 from ldm.util import FREEU
 
 Compare = Callable[[Job, Picture, Picture], Picture]

@@ -7,12 +7,12 @@ from typing import Any, get_type_hints
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ldm.annotations import fits
+from ldm.config.annotations import fits
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling
-from ldm.jobs import Job, plan, read_prompts
-from ldm.settings_grid import Axis, Cell, grid_jobs, parse_grid
+from ldm.txt2img.jobs import Job, plan, read_prompts
+from ldm.txt2img.settings_grid import Axis, Cell, grid_jobs, parse_grid
 from ldm.util import FREE_UNET, FREEU, unet_section
 
 DEFAULT_PROMPT = "a professional photograph of an astronaut riding a horse"

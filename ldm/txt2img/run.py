@@ -11,22 +11,22 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from ldm.caveats import caveats, warn
 from ldm.checkpoint import fingerprint
 from ldm.device import pick_dtype
 from ldm.errors import InputError
-from ldm.gallery import Gallery, PlainSheets, Sheets
 from ldm.generate import check
-from ldm.grid_sheets import GridSheets, side_by_side
 from ldm.image_io import Picture
-from ldm.jobs import Job
-from ldm.manifest import Manifest, differences
-from ldm.painter import Painter
-from ldm.processes import Group
-from ldm.prompted import load_prompted
-from ldm.recipe import Recipe
-from ldm.request import DTYPES, read_request
-from ldm.settings_grid import CellJob
+from ldm.txt2img.caveats import caveats, warn
+from ldm.txt2img.gallery import Gallery, PlainSheets, Sheets
+from ldm.txt2img.grid_sheets import GridSheets, side_by_side
+from ldm.txt2img.jobs import Job
+from ldm.txt2img.manifest import Manifest, differences
+from ldm.txt2img.painter import Painter
+from ldm.txt2img.processes import Group
+from ldm.txt2img.prompted import load_prompted
+from ldm.txt2img.recipe import Recipe
+from ldm.txt2img.request import DTYPES, read_request
+from ldm.txt2img.settings_grid import CellJob
 
 GRID_AT_ONCE = 16  # pictures of a grid on a GPU, if its memory holds them
 

@@ -13,8 +13,8 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import IO, Any, Final, cast
 
-from ldm.bounded import Bounded
 from ldm.errors import InputError
+from ldm.weights.bounded import Bounded
 
 
 class Inert:

@@ -17,9 +17,9 @@ from typing import IO, Any, Final, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ldm.bounded import Bounded
 from ldm.errors import InputError
-from ldm.pickle_reader import INERT, Meanings, read_pickle
+from ldm.weights.bounded import Bounded
+from ldm.weights.pickle_reader import INERT, Meanings, read_pickle
 
 ZIP_START: Final = b"PK\x03\x04"
 # The first pickle of the older layout: protocol 2, torch's magic number as a ten-byte integer, stop.

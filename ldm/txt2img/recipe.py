@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from ldm.annotations import fits
+from ldm.config.annotations import fits
 from ldm.errors import InputError
 from ldm.image_io import Picture, is_whole, read_record, save_png
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ldm.freeu import FreeUSettings
 from ldm.image_io import Picture, read_record, save_png
-from ldm.recipe import Recipe, quoted
-from ldm.settings_grid import Axis, shown
-from ldm.sheets import Words, labelled, tiled
+from ldm.txt2img.recipe import Recipe, quoted
+from ldm.txt2img.settings_grid import Axis, shown
+from ldm.txt2img.sheets import Words, labelled, tiled
 from ldm.util import FACTORS, FREEU
 
 USUAL = FreeUSettings(1.0, 1.0, 1.0, 1.0)
