@@ -25,7 +25,7 @@ from ldm.util import (
     set_freeu,
 )
 
-STOCK = json.loads((Path(__file__).parent / "data" / "sd-configs.json").read_text())
+STOCK = json.loads((Path(__file__).parents[1] / "data" / "sd-configs.json").read_text())
 FACTORS = ("b1", "b2", "s1", "s2")
 
 # What the authors publish (diffusers' old documentation for version 1 of SD1.5), and on which model.

@@ -114,7 +114,7 @@ def begin(url: str, into: Path, name: str = NAME, sha256: str = SHA256) -> subpr
     environment.pop("HF_HUB_OFFLINE", None)
     return subprocess.Popen(
         [sys.executable, "-c", FETCH, name, sha256, str(into)],
-        env=environment, cwd=Path(__file__).parents[1],
+        env=environment, cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -257,7 +257,7 @@ def test_only_known_files_are_fetched(tmp_path: Path) -> None:
 
 
 def test_the_table_is_that_of_the_contract() -> None:
-    contract = json.loads((Path(__file__).parent / "data" / "sd-configs.json").read_text())["files"]
+    contract = json.loads((Path(__file__).parents[1] / "data" / "sd-configs.json").read_text())["files"]
     del contract["note"]
     assert KNOWN_FILES.keys() == contract.keys()
     for name, entry in contract.items():
