@@ -5,13 +5,14 @@
     python scripts/train.py --config configs/train/tiny.yaml --outdir runs/diffusion
 
 The folder gets checkpoints, the losses as CSV, sample pictures and, at the end, the weights for inference
-(model.safetensors). A run whose folder holds a checkpoint goes on from it. Trailing arguments change the
+(model.safetensors) and, where matplotlib is installed, the losses as a curve. A run whose folder holds a checkpoint goes on from it. Trailing arguments change the
 config; `trainer.*` are Lightning's own options: `trainer.devices=8 trainer.num_nodes=2` trains on two
 machines of eight GPUs.
 """
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -20,6 +21,7 @@ from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 
 from ldm.errors import exit_code
+from ldm.training.losses import draw_losses, read_losses
 from ldm.util import instantiate_from_config, load_config
 
 
@@ -70,6 +72,8 @@ def train(config_name: str, outdir: Path, overrides: list[str], trust_config: bo
     # The averaged weights are the module's own once training has ended.
     if trainer.is_global_zero and trainer.global_step >= trainer.max_steps:
         module.export(outdir / "model.safetensors")
+        if find_spec("matplotlib"):
+            draw_losses(read_losses(outdir), outdir / "loss.png")
 
 
 def main(argv: list[str]) -> int:

@@ -16,8 +16,10 @@ from torch.utils.data import DataLoader
 from ldm.checkpoint import load_model
 from ldm.data.datasets import ScenePictures
 from ldm.generate import Sampling, generate
+from ldm.image_io import read_picture
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.training.autoencoder import standardise
+from ldm.training.losses import read_losses
 from ldm.util import ROOT, instantiate_from_config, load_config
 
 train = runpy.run_path(str(ROOT / "scripts" / "train.py"))["train"]
@@ -65,9 +67,9 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_stage_leaves_checkpoints_losses_and_weights(stages: Path) -> None:
     for stage in ("autoencoder", "words", "diffusion"):
-        assert {"config.yaml", "last.ckpt", "metrics", "model.safetensors"} <= {
-            path.name for path in (stages / stage).iterdir()
-        }
+        left = {path.name for path in (stages / stage).iterdir()}
+        assert {"config.yaml", "last.ckpt", "metrics", "model.safetensors", "loss.png"} <= left
+        assert read_picture(stages / stage / "loss.png").std() > 5
         logged = losses(stages / stage)
         assert logged and all(np.isfinite(loss) for loss in logged.values())
 
@@ -98,6 +100,14 @@ def test_a_run_whose_folder_holds_a_checkpoint_goes_on_from_it(tmp_path: Path) -
     train("train/tiny_autoencoder.yaml", tmp_path, [*arguments, "trainer.max_steps=3"])
     assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] == 3
     assert sorted(losses(tmp_path)) == [0, 1, 2]
+
+
+def test_where_a_run_went_on_the_later_losses_count(tmp_path: Path) -> None:
+    for version, text in {2: "loss,step\n3.0,20\n,25\n", 10: "loss,step\n5.0,20\n4.0,30\n"}.items():
+        folder = tmp_path / "metrics" / f"version_{version}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text(text)
+    assert read_losses(tmp_path) == {20: 5.0, 30: 4.0}
 
 
 def test_the_exported_weights_are_the_averaged_ones(stages: Path) -> None:

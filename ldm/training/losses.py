@@ -1,0 +1,38 @@
+"""The losses of a run, drawn."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+
+WINDOW = 50  # logged losses that a point of the curve is the median of
+
+
+def read_losses(folder: Path) -> dict[int, float]:
+    """The logged losses of a run's folder by step; where it was stopped and went on, the later ones count."""
+    losses = {}
+    for path in sorted(
+        folder.glob("metrics/version_*/metrics.csv"), key=lambda path: int(path.parts[-2][8:])
+    ):
+        with path.open() as file:
+            losses |= {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file) if row["loss"]}
+    return dict(sorted(losses.items()))
+
+
+def draw_losses(losses: Mapping[int, float], path: Path) -> None:
+    """A plot of losses by step, each a dot, and the median of those around it. Needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    from ldm.study.figures.style import COLOURS, FAINT, style
+
+    steps, values = list(losses), list(losses.values())
+    around = [median(values[max(0, i - WINDOW // 2) : i + WINDOW // 2 + 1]) for i in range(len(values))]
+    with style():
+        figure = Figure(figsize=(5, 2.4), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(steps, values, ".", color=FAINT, markersize=2)
+        axes.plot(steps, around, color=COLOURS[0])
+        axes.set(xlabel="step", ylabel="loss", yscale="log")
+        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            axis("{x:.1g}")
+        figure.savefig(path, dpi=200)
