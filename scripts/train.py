@@ -5,9 +5,9 @@
     python scripts/train.py --config configs/train/tiny.yaml --outdir runs/diffusion
 
 The folder gets checkpoints, the losses as CSV, sample pictures and, at the end, the weights for inference
-(model.safetensors) and, where matplotlib is installed, the losses as a curve. A run whose folder holds a checkpoint goes on from it. Trailing arguments change the
-config; `trainer.*` are Lightning's own options: `trainer.devices=8 trainer.num_nodes=2` trains on two
-machines of eight GPUs.
+(model.safetensors) and, where matplotlib is installed, the losses as a curve. A run whose folder holds a
+checkpoint goes on from it. Trailing arguments change the config; `trainer.*` are Lightning's own options:
+`trainer.devices=8 trainer.num_nodes=2` trains on two machines of eight GPUs.
 """
 
 import argparse

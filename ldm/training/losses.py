@@ -10,10 +10,9 @@ WINDOW = 50  # logged losses that a point of the curve is the median of
 
 def read_losses(folder: Path) -> dict[int, float]:
     """The logged losses of a run's folder by step; where it was stopped and went on, the later ones count."""
-    losses = {}
-    for path in sorted(
-        folder.glob("metrics/version_*/metrics.csv"), key=lambda path: int(path.parts[-2][8:])
-    ):
+    losses: dict[int, float] = {}
+    paths = folder.glob("metrics/version_*/metrics.csv")
+    for path in sorted(paths, key=lambda path: int(path.parts[-2].removeprefix("version_"))):
         with path.open() as file:
             losses |= {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file) if row["loss"]}
     return dict(sorted(losses.items()))
