@@ -4,104 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.errors import InputError
 from ldm.freeu import TRAINING_STEPS, Channels, DecoderStage, FreeUSettings, Match, free_u
 from ldm.modules.attention import AttentionBlock, SpatialTransformer
+from ldm.modules.diffusionmodules.blocks import Downsample, ResBlock, TimestepEmbedSequential, Upsample
 from ldm.modules.diffusionmodules.util import timestep_embedding
-from ldm.modules.layers import Conv3x3
-
-
-class Downsample(nn.Module):
-    """Halves height and width by a strided convolution, padded on every side."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)  # (B, C, H/2, W/2)
-
-
-class Upsample(nn.Module):
-    """Doubles height and width: nearest neighbour, then a convolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = Conv3x3(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))  # (B, C, 2H, 2W)
-
-
-class ResBlock(nn.Module):
-    """Two normalised convolutions beside a shortcut, told the time by an embedding between them.
-
-    With `resize` 2 or 0.5 the block also doubles or halves height and width (`resblock_updown` of configs).
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        emb_channels: int,
-        dropout: float,
-        out_channels: int,
-        use_scale_shift_norm: bool,
-        norm_groups: int,
-        resize: float,
-    ):
-        super().__init__()
-        self.use_scale_shift_norm = use_scale_shift_norm
-        self.resize = resize
-        self.in_layers = nn.Sequential(
-            nn.GroupNorm(norm_groups, channels), nn.SiLU(inplace=True), Conv3x3(channels, out_channels)
-        )
-        self.emb_layers = nn.Sequential(
-            nn.SiLU(), nn.Linear(emb_channels, (2 if use_scale_shift_norm else 1) * out_channels)
-        )
-        self.out_layers = nn.Sequential(
-            nn.GroupNorm(norm_groups, out_channels),
-            nn.SiLU(inplace=True),
-            nn.Dropout(dropout),
-            Conv3x3(out_channels, out_channels),
-        )
-        self.skip_connection = (
-            nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
-        )
-
-    def _resized(self, x: Tensor) -> Tensor:
-        if self.resize == 2:
-            return F.interpolate(x, scale_factor=2, mode="nearest")
-        return F.avg_pool2d(x, 2) if self.resize == 0.5 else x
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        norm, silu, conv = self.in_layers
-        h = conv(self._resized(silu(norm(x))))  # (B, out, H, W)
-        e = self.emb_layers(emb)[:, :, None, None]  # (B, out or 2 out, 1, 1)
-        if self.use_scale_shift_norm:
-            scale, shift = e.chunk(2, dim=1)
-            h = self.out_layers[1:](self.out_layers[0](h) * (1 + scale) + shift)
-        else:
-            h = self.out_layers(h + e)
-        return self.skip_connection(self._resized(x)) + h
-
-
-class TimestepEmbedSequential(nn.Sequential):
-    """Layers in a row, each given what it asks for: the time embedding, the context, or the map alone."""
-
-    def forward(  # type: ignore[override]  # a Sequential takes one argument
-        self, x: Tensor, emb: Tensor, context: Tensor | None = None
-    ) -> Tensor:
-        for layer in self:
-            if isinstance(layer, ResBlock):
-                x = layer(x, emb)
-            elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context)
-            else:
-                x = layer(x)
-        return x
 
 
 class UNetModel(nn.Module):
