@@ -32,7 +32,7 @@ QUICK = [
     "trainer.log_every_n_steps=1",
 ]
 AUTOENCODER = [*QUICK, "params.data.crop=32", "trainer.val_check_interval=2"]
-DIFFUSION = [*QUICK, "params.side=64", "params.compile=false", "trainer.val_check_interval=2"]
+DIFFUSION = [*QUICK, "params.side=64", "trainer.val_check_interval=2"]
 
 
 def losses(outdir: Path) -> dict[int, float]:
@@ -166,7 +166,7 @@ def test_two_processes_learn_what_one_does_at_the_same_global_batch(
     config = {"diffusion": "tiny", "autoencoder": "tiny_autoencoder", "words": "tiny_words"}[stage]
     networks = {
         "diffusion": [
-            *("params.side=64", "params.compile=false", f"params.cache={tmp_path / 'latents.npy'}"),
+            *("params.side=64", f"params.cache={tmp_path / 'latents.npy'}"),
             f"params.weights={stages / 'diffusion' / 'model.safetensors'}",
         ],
         "autoencoder": ["params.data.crop=32"],
