@@ -19,6 +19,7 @@ from ldm.generate import Sampling, generate
 from ldm.image_io import read_picture
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.training.autoencoder import standardise
+from ldm.training.diffusion import mostly_late
 from ldm.training.losses import read_losses
 from ldm.util import ROOT, instantiate_from_config, load_config
 
@@ -102,6 +103,13 @@ def test_a_run_whose_folder_holds_a_checkpoint_goes_on_from_it(tmp_path: Path) -
     assert sorted(losses(tmp_path)) == [0, 1, 2]
 
 
+def test_late_timesteps_come_as_often_as_kumaraswamy_has_them() -> None:
+    times = mostly_late(torch.rand(200_000, generator=torch.Generator().manual_seed(0)))
+    for t in (0.1, 0.3, 0.5, 0.7, 0.9, 0.99):
+        assert (times < t).float().mean().item() == pytest.approx(1 - (1 - t**2) ** 1.5, abs=0.004)
+    assert mostly_late(torch.tensor(0.0)) == 0 and mostly_late(torch.tensor(1 - 2**-24)) < 1
+
+
 def test_where_a_run_went_on_the_later_losses_count(tmp_path: Path) -> None:
     for version, text in {2: "loss,step\n3.0,20\n,25\n", 10: "loss,step\n5.0,20\n4.0,30\n"}.items():
         folder = tmp_path / "metrics" / f"version_{version}"
@@ -166,7 +174,7 @@ def test_two_processes_learn_what_one_does_at_the_same_global_batch(
     config = {"diffusion": "tiny", "autoencoder": "tiny_autoencoder", "words": "tiny_words"}[stage]
     networks = {
         "diffusion": [
-            *("params.side=64", f"params.cache={tmp_path / 'latents.npy'}"),
+            *("params.side=64", "params.bfloat16=false", f"params.cache={tmp_path / 'latents.npy'}"),
             f"params.weights={stages / 'diffusion' / 'model.safetensors'}",
         ],
         "autoencoder": ["params.data.crop=32"],

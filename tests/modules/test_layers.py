@@ -103,3 +103,18 @@ def test_autocast_is_torchs():
     layer = fill_by_name(Linear(8, 8))
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(rnd(7, 2, 8)).dtype == torch.bfloat16
+
+
+def test_attention_in_mixed_precision_is_float32_forwards_and_backwards():
+    q, k, v = (rnd(seed, 2, 2, 12, 8).bfloat16().requires_grad_() for seed in (1, 2, 3))
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    with torch.enable_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            out = attention(q, k, v)
+        expected = torch.softmax(exact[0] @ exact[1].mT * 8**-0.5, dim=-1) @ exact[2]
+        gradients = torch.autograd.grad(out.float().sum(), (q, k, v))
+        exact_gradients = torch.autograd.grad(expected.sum(), exact)
+    assert out.dtype == torch.bfloat16
+    assert relative_error(out.double(), expected) < 2**-8  # rounded once
+    for gradient, known in zip(gradients[1:], exact_gradients[1:], strict=True):
+        assert relative_error(gradient.double(), known) < 5e-3
