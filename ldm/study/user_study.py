@@ -31,7 +31,7 @@ from ldm.study.votes import KEY, SIDES, Side
 from ldm.txt2img.caveats import warn, warn_of_mix_up
 from ldm.txt2img.jobs import Job, read_prompts
 from ldm.txt2img.prompted import load_prompted
-from ldm.txt2img.request import usual_settings
+from ldm.txt2img.request import usual_sampling
 from ldm.util import load_config
 
 PAGE, KEY_FILE = "study.html", "key.json"
@@ -86,10 +86,7 @@ def make_study(
         raise InputError(f"{outdir} holds the key of another study: choose another --outdir.")
     texts = None if prompts is None else read_prompts(prompts)
     loaded = load_config(config)
-    usual = usual_settings(loaded)
-    usual.pop("prompt", None)
-    asked = {name: value for name, value in {"steps": steps, "scale": scale}.items() if value is not None}
-    sampling = Sampling(**(usual | asked))
+    sampling = usual_sampling(loaded, steps=steps, scale=scale)
 
     model = load_prompted(loaded, ckpt, device, "auto", download=False, trust_config=trust_config)
     unet = model.model.diffusion_model

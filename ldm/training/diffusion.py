@@ -48,7 +48,7 @@ class DiffusionTraining(Stage):
         bfloat16: bool = False,
     ):
         super().__init__(lr, weight_decay=0.01, batch_size=batch_size)
-        self.data, self.cache, self.bfloat16 = data, Path(cache), bfloat16
+        self.data, self.cache, self.in_bfloat16 = data, Path(cache), bfloat16
         self.sampling = Sampling(height=side, width=side, steps=25, scale=5.0)
         self.model = instantiate_from_config(model).to(memory_format=torch.channels_last)
         if weights is not None:
@@ -67,7 +67,7 @@ class DiffusionTraining(Stage):
         chance = torch.cat([torch.rand(1, generator=g) for g in generators]).to(x.device)
         t = (self.model.num_timesteps * mostly_late(chance)).long()  # (B,)
         context = self.model.get_learned_conditioning(captions)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.in_bfloat16):
             output = self.model.apply_model(self.model.q_sample(x, t, noise), t, context)
         target = noise if self.model.parameterization == "eps" else self.model.get_v(x, noise, t)
         loss = (weight * (output - target).square()).mean() / self.everywhere(weight.mean())

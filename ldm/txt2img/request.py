@@ -45,6 +45,13 @@ def usual_settings(config: DictConfig) -> dict[str, Any]:
     return dict(usual)
 
 
+def usual_sampling(config: DictConfig, **given: Any) -> Sampling:
+    """How a config's pictures are sampled, but for what is given and not None. Raises InputError."""
+    usual = usual_settings(config)
+    usual.pop("prompt", None)
+    return Sampling(**usual | {name: value for name, value in given.items() if value is not None})
+
+
 def freeu_of(config: DictConfig) -> FreeUSettings | None:
     """FreeU as a config has it. Raises InputError for values that mean nothing."""
     unet = unet_section(config)

@@ -13,7 +13,7 @@ from ldm.checkpoint import fingerprint
 from ldm.device import pick_device, pick_dtype
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
-from ldm.generate import Sampling, check
+from ldm.generate import check
 from ldm.image_io import writable_folder
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
 from ldm.study.evaluation.asked import Asked
@@ -23,7 +23,7 @@ from ldm.study.runs import Run, Runs
 from ldm.study.watch import total_steps
 from ldm.txt2img.caveats import warn_of_mix_up
 from ldm.txt2img.prompted import load_prompted
-from ldm.txt2img.request import DTYPES, usual_settings
+from ldm.txt2img.request import DTYPES, usual_sampling
 from ldm.util import remove_freeu, set_freeu
 
 
@@ -34,11 +34,8 @@ class Subject:
     """
 
     def __init__(self, arguments: Namespace, config: DictConfig):
-        usual = usual_settings(config)
-        usual.pop("prompt", None)
-        given = {"steps": arguments.steps, "scale": arguments.scale}
-        usual |= {name: value for name, value in given.items() if value is not None}
-        self.sampling = Sampling(**usual, sampler=arguments.sampler)
+        given = {name: getattr(arguments, name) for name in ("steps", "scale", "sampler")}
+        self.sampling = usual_sampling(config, **given)
 
         config = config.copy()
         set_freeu(config, {})  # so that a plain U-Net takes settings too

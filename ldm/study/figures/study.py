@@ -15,7 +15,7 @@ from ldm.config.trust import trusting
 from ldm.device import pick_device, pick_dtype
 from ldm.errors import InputError
 from ldm.freeu import find_preset
-from ldm.generate import Sampling, check
+from ldm.generate import check
 from ldm.image_io import writable_folder
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.study.figures.figure import Figure, Material, Setup, save
@@ -26,7 +26,7 @@ from ldm.study.runs import Run, Runs
 from ldm.study.watch import total_steps
 from ldm.txt2img.caveats import warn_of_mix_up
 from ldm.txt2img.prompted import load_prompted
-from ldm.txt2img.request import usual_settings
+from ldm.txt2img.request import usual_sampling
 from ldm.util import FACTORS, UNET, get_class, load_config, remove_freeu, set_freeu, unet_section
 from ldm.weights.download import sha256
 
@@ -45,11 +45,7 @@ class Study:
         model = load_prompted(config, name, device, dtype, arguments.download, arguments.trust_config)
         self.model, self.unet = model, model.model.diffusion_model
 
-        usual = usual_settings(config)
-        usual.pop("prompt", None)
-        if arguments.steps is not None:
-            usual["steps"] = arguments.steps
-        self.sampling = Sampling(**usual)
+        self.sampling = usual_sampling(config, steps=arguments.steps)
         check(self.sampling, self.model)
         warn_of_mix_up(model)
         self.pairs = plan_pairs(arguments.prompts, arguments.seeds, self.model.cond_stage_model)
