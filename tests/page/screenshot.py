@@ -13,7 +13,7 @@ from playwright.sync_api import sync_playwright
 from ldm.util import ROOT
 from tests.page.conftest import CHROMIUM, FLAGS, Tab
 
-PROMPT = "a large red striped circle left of a small blue star on a dotted green background"
+PROMPT = "a large yellow star left of a large red striped heart on a dotted blue background"
 
 
 def main(path: Path) -> None:
