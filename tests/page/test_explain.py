@@ -45,17 +45,16 @@ def rows(html: str) -> list[list[str]]:
 
 def test_the_table_names_the_blocks_that_freeu_meets(studio: Studio, first: Settings):
     table = rows(markup(studio, first))
-    assert [row[:2] for row in table][:4] == [["0", "4×4"], ["1", "4×4"], ["2", "4×4"], ["3", "8×8"]]
-    # The embedded model's backbone has 128 channels in its first four blocks and 64 in the others.
-    assert [row[3:] for row in table] == 4 * [["1.1", "0.9"]] + 5 * [["1.2", "0.6"]]
+    assert [row[:2] for row in table][:4] == [["0", "4×4"], ["1", "4×4"], ["2", "8×8"], ["3", "8×8"]]
+    # The embedded model's backbone has 128 channels in its first six blocks and 64 in the others.
+    assert [row[3:] for row in table] == 6 * [["1.1", "0.9"]] + 2 * [["1.2", "0.6"]]
     by_resolution = rows(markup(studio, replace(first, match="resolution")))
-    assert [row[3:] for row in by_resolution] == 3 * [["1.1", "0.9"]] + 3 * [["1.2", "0.6"]] + 3 * [
-        ["–", "–"]
-    ]
+    first_two, middle = 2 * [["1.1", "0.9"]], 3 * [["1.2", "0.6"]]
+    assert [row[3:] for row in by_resolution] == first_two + middle + 3 * [["–", "–"]]
 
 
 def test_no_strength_means_no_block(studio: Studio, first: Settings):
-    assert "FreeU meets 0 of 9 decoder blocks" in markup(studio, replace(first, strength=0.0))
+    assert "FreeU meets 0 of 8 decoder blocks" in markup(studio, replace(first, strength=0.0))
 
 
 def test_the_timeline_is_the_weight_of_freeu(studio: Studio, first: Settings):
