@@ -101,7 +101,9 @@ def killed_at_random(run: Callable[[Path], int], folder: Path, moments: int, see
         for path in (folder / "broken").rglob("[!.]*.png"):
             name = str(path.relative_to(folder / "broken"))
             assert path.read_bytes() == whole[name]
-            assert kept.setdefault(name, path.stat().st_ino) == path.stat().st_ino
+            # A sheet whose line the kill forestalled is written once more, a picture never.
+            if path.parent.name == "samples":
+                assert kept.setdefault(name, path.stat().st_ino) == path.stat().st_ino
     assert deaths >= 0.8 * moments
     assert ended(fork(lambda: run(folder / "broken"))) == 0
     assert tree(folder / "broken") == whole
