@@ -61,7 +61,11 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def fork(work: Callable[[], int]) -> int:
-    """Starts a copy of this process that does some work and ends with its code; returns its id."""
+    """Starts a copy of this process that does some work and ends with its code; returns its id.
+
+    What other threads have locked stays locked in the copy. So this file stands ahead of test_training.py,
+    whose tests leave threads behind, and not in the folder of the other tests of txt2img.
+    """
     pid = os.fork()
     if pid:
         return pid
