@@ -1,6 +1,5 @@
 """Training: all stages through the script, on a few small scenes."""
 
-import csv
 import os
 import runpy
 import subprocess
@@ -36,15 +35,6 @@ AUTOENCODER = [*QUICK, "params.data.crop=32", "trainer.val_check_interval=2"]
 DIFFUSION = [*QUICK, "params.side=64", "trainer.val_check_interval=2"]
 
 
-def losses(outdir: Path) -> dict[int, float]:
-    """The logged losses by step, of all times that a run was started."""
-    rows: list[dict[str, str]] = []
-    for path in sorted(outdir.glob("metrics/*/metrics.csv")):
-        with path.open() as file:
-            rows += csv.DictReader(file)
-    return {int(row["step"]): float(row["loss"]) for row in rows if row["loss"]}
-
-
 @pytest.fixture
 def autoencoder() -> AutoencoderKL:
     torch.manual_seed(0)
@@ -71,7 +61,7 @@ def test_every_stage_leaves_checkpoints_losses_and_weights(stages: Path) -> None
         left = {path.name for path in (stages / stage).iterdir()}
         assert {"config.yaml", "last.ckpt", "metrics", "model.safetensors", "loss.png"} <= left
         assert read_picture(stages / stage / "loss.png").std() > 5
-        logged = losses(stages / stage)
+        logged = read_losses(stages / stage)
         assert logged and all(np.isfinite(loss) for loss in logged.values())
 
 
@@ -100,7 +90,7 @@ def test_a_run_whose_folder_holds_a_checkpoint_goes_on_from_it(tmp_path: Path) -
     assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] == 2
     train("train/tiny_autoencoder.yaml", tmp_path, [*arguments, "trainer.max_steps=3"])
     assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] == 3
-    assert sorted(losses(tmp_path)) == [0, 1, 2]
+    assert sorted(read_losses(tmp_path)) == [0, 1, 2]
 
 
 def test_late_timesteps_come_as_often_as_kumaraswamy_has_them() -> None:
@@ -192,7 +182,7 @@ def test_two_processes_learn_what_one_does_at_the_same_global_batch(
              "--outdir", outdir, *changes],
             env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True,
         )  # fmt: skip
-        return list(losses(outdir).values()), load_file(outdir / "model.safetensors")
+        return list(read_losses(outdir).values()), load_file(outdir / "model.safetensors")
 
     (one, weights), (two, others) = trained(1), trained(2)
     assert len(one) == 6 and np.ptp(one) > 1e-2 * np.mean(one)  # three epochs, and something is learnt

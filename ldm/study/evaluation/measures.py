@@ -137,7 +137,7 @@ class Meter:
             self.inception = Inception(weights.inception, device)
         if "frechet" in names or "fid" in names:
             true = None if weights.reference is None else read_pictures(weights.reference)
-            if self.clip is not None and true is not None:
+            if "frechet" in names and self.clip is not None and true is not None:
                 self.reference = Reference(self.clip.embed(true, [""] * len(true))[0])
             renders = true_renders(held_out) if self.by_judge or true is None else []
             if self.by_judge and self.judge is not None:
