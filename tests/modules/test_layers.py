@@ -1,6 +1,7 @@
 """The layers' fast paths against torch's own and against formulas in float64."""
 
 import copy
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from ldm.modules import layers
 from ldm.modules.attention import FeedForward
-from ldm.modules.layers import Conv3x3, Linear, attention, is_fast
+from ldm.modules.layers import Conv3x3, Linear, Upsample, attention, is_fast
 from tests.conftest import fill_by_name, relative_error, rnd
 
 KINDS = [torch.float32, *([torch.bfloat16] if layers.HAS_BFLOAT16 else [])]
@@ -62,6 +63,33 @@ def test_a_convolution_on_many_positions_is_torchs(memory):
     conv = fill_by_name(Conv3x3(6, 5)).to(memory_format=memory)
     x = rnd(4, 2, 6, 32, 16)
     assert torch.equal(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1))
+
+
+@each_kind
+@settings(max_examples=25, deadline=None)
+@given(batch=st.integers(1, 3), height=st.integers(1, 9), width=st.integers(1, 9), seed=st.integers(0, 99))
+def test_a_doubled_map_is_its_formula(kind, batch, height, width, seed):
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers, "MANY_DOUBLED", 0)
+        layer = fill_by_name(Upsample(6)).to(kind).to(memory_format=torch.channels_last)
+        x = rnd(seed, batch, 6, height, width).to(kind).contiguous(memory_format=torch.channels_last)
+        out = layer(x)
+        doubled = x.double().repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+        expected = F.conv2d(doubled, layer.conv.weight.double(), layer.conv.bias.double(), padding=1)
+        assert relative_error(out.double(), expected) < CLOSE[kind]
+
+
+@only_here
+def test_large_maps_are_doubled_by_the_folded_kernel_and_small_ones_by_torchs(monkeypatch):
+    folded = Mock(wraps=F.conv_transpose2d)
+    monkeypatch.setattr(F, "conv_transpose2d", folded)
+    layer = fill_by_name(Upsample(4)).to(memory_format=torch.channels_last)
+    layer(rnd(1, 2, 4, 32, 31))
+    with torch.enable_grad():
+        layer(rnd(1, 2, 4, 32, 32))
+    assert not folded.called
+    out = layer(rnd(1, 2, 4, 32, 32).contiguous(memory_format=torch.channels_last))
+    assert folded.call_count == 1 and out.is_contiguous(memory_format=torch.channels_last)
 
 
 @each_kind

@@ -18,17 +18,6 @@ class Downsample(nn.Module):
         return self.op(x)  # (B, C, H/2, W/2)
 
 
-class Upsample(nn.Module):
-    """Doubles height and width: nearest neighbour, then a convolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = Conv3x3(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))  # (B, C, 2H, 2W)
-
-
 class ResBlock(nn.Module):
     """Two normalised convolutions beside a shortcut, told the time by an embedding between them.
 

@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.errors import InputError
-from ldm.modules.layers import Conv3x3, attention
+from ldm.modules.layers import Conv3x3, Upsample, attention
 
 
 def normalize(channels: int, groups: int) -> nn.GroupNorm:
@@ -24,17 +24,6 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)))  # (B, C, H/2, W/2)
-
-
-class Upsample(nn.Module):
-    """Doubles height and width: nearest neighbour, then a convolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # (B, C, 2H, 2W)
 
 
 class ResnetBlock(nn.Module):

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from ldm.errors import InputError
 from ldm.freeu import TRAINING_STEPS, Channels, DecoderStage, FreeUSettings, Match, free_u
 from ldm.modules.attention import AttentionBlock, SpatialTransformer
-from ldm.modules.diffusionmodules.blocks import Downsample, ResBlock, TimestepEmbedSequential, Upsample
+from ldm.modules.diffusionmodules.blocks import Downsample, ResBlock, TimestepEmbedSequential
 from ldm.modules.diffusionmodules.util import timestep_embedding
+from ldm.modules.layers import Upsample
 
 
 class UNetModel(nn.Module):
