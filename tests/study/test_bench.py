@@ -28,8 +28,10 @@ def test_it_takes_the_ten_concatenations_of_stable_diffusion():
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
 @pytest.mark.parametrize("name", ["ours, contiguous", "diffusers", "original"])
-def test_all_contenders_do_the_same(name, dtype, close):
-    for h, skip, b, s in filters.joints_of_a_step(dtype, CPU, side=16):
+@pytest.mark.parametrize("alone", [False, True])
+def test_all_contenders_do_the_same(name, dtype, close, alone):
+    for h, skip, given, s in filters.joints_of_a_step(dtype, CPU, side=16):
+        b = 1 if alone else given
         expected = filters.CONTENDERS["ours, channels last"](h.clone(), skip.clone(), b, s)()
         out = filters.CONTENDERS[name](h.clone(), skip.clone(), b, s)()
         fused = torch.cat(out, dim=1) if isinstance(out, tuple) else out
@@ -77,7 +79,7 @@ def test_the_table_and_the_file_agree(tmp_path, capsys):
     printed = capsys.readouterr().out
     told = json.loads(file.read_text())
     assert f"threads {torch.get_num_threads()}" in printed and told["machine"]["cpu"] in printed
-    assert [row["contender"] for row in told["rows"]] == list(filters.CONTENDERS)
+    assert [row["contender"] for row in told["rows"]] == 2 * list(filters.CONTENDERS)
     for row in told["rows"]:
         what, dtype, contender, ms, middle, *_ = Row(**row).cells()
         assert f"{what:32} {dtype:9} {contender:25} {ms:10.1f} ms {middle:7.2f} times" in printed

@@ -1,9 +1,9 @@
-"""FreeU alone on the ten concatenations that it meets in a step of Stable Diffusion 1.4, one guided picture.
+"""FreeU on the ten concatenations that it meets in a step of Stable Diffusion 1.4, one guided picture.
 
-The concatenation itself is not counted.
+Its filters alone, and with the backbone's scaling. The concatenation itself is not counted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import util
 from typing import Any
 
@@ -31,7 +31,8 @@ def joints_of_a_step(dtype: torch.dtype, device: torch.device, side: int = 64) -
     return joints
 
 
-# Each makes ready what it starts from, in maps that are its own, and returns what is timed.
+# Each makes ready what it starts from, in maps that are its own, and returns what is timed. With a b of one
+# that is the filter alone.
 def ours(h: Tensor, skip: Tensor, b: float, s: float, memory: Any = torch.contiguous_format) -> Work:
     fused = torch.cat([h, skip], dim=1).contiguous(memory_format=memory)
     return lambda: free_u(fused, h.shape[1], b, s)
@@ -42,15 +43,18 @@ def channels_last(h: Tensor, skip: Tensor, b: float, s: float) -> Work:
 
 
 def diffusers(h: Tensor, skip: Tensor, b: float, s: float) -> Work:
-    from diffusers.utils.torch_utils import apply_freeu
+    from diffusers.utils.torch_utils import apply_freeu, fourier_filter
 
+    if b == 1:
+        return lambda: (h, fourier_filter(skip, threshold=1, scale=s))  # type: ignore[arg-type]
     return lambda: apply_freeu(0, h, skip, b1=b, s1=s)
 
 
 def original(h: Tensor, skip: Tensor, b: float, s: float) -> Work:
     def run() -> tuple[Tensor, Tensor]:
         half, row, column = h.shape[1] // 2, skip.shape[2] // 2, skip.shape[3] // 2
-        h[:, :half] = h[:, :half] * b
+        if b != 1:
+            h[:, :half] = h[:, :half] * b
         mask = torch.ones(skip.shape, device=skip.device)
         mask[..., row - 1 : row + 1, column - 1 : column + 1] = s
         spectrum = fftshift(fft2(skip.float()), dim=(-2, -1)) * mask  # transforms know no bfloat16
@@ -68,16 +72,24 @@ CONTENDERS: dict[str, Callable[[Tensor, Tensor, float, float], Work]] = {
 
 
 def measure(dtype: torch.dtype, device: torch.device, rounds: int, side: int = 64) -> list[Row]:
-    """The ten filters of a step by each contender."""
+    """The ten filters of a step by each contender, then FreeU as a whole."""
     joints = joints_of_a_step(dtype, device, side)
+    filters_alone = [(h, skip, 1.0, s) for h, skip, _, s in joints]
+    return [
+        *in_turns("ten filters of a step", filters_alone, rounds),
+        *in_turns("FreeU at ten joints", joints, rounds),
+    ]
 
-    # All maps of a contender's round are its own and made before its time runs.
-    ready: dict[str, list[Work]] = {}
 
-    def prepare() -> None:
-        for name, make in CONTENDERS.items():
-            ready[name] = [make(h.clone(), skip.clone(), b, s) for h, skip, b, s in joints]
+def in_turns(what: str, joints: Sequence[Joint], rounds: int) -> list[Row]:
+    """All of these joints by each contender, on maps that are its own and were made before its time runs."""
+    works = {
+        name: all_of([make(h.clone(), skip.clone(), b, s) for h, skip, b, s in joints])
+        for name, make in CONTENDERS.items()
+    }
+    first = joints[0][0]
+    return rows(what, first.dtype, alternate(works, rounds, first.device))
 
-    prepare()
-    works = {name: lambda name=name: [run() for run in ready[name]] for name in CONTENDERS}
-    return rows("ten filters of a step", dtype, alternate(works, rounds, device))
+
+def all_of(works: Sequence[Work]) -> Work:
+    return lambda: [work() for work in works]
