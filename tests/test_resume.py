@@ -173,6 +173,24 @@ def test_a_run_killed_at_each_step_of_its_writing_ends_with_the_same_bytes(
     assert tree(folder) == whole
 
 
+def test_a_run_that_somebody_is_at_is_left_to_them(
+    txt2img: Run, prompts: Path, tmp_path: Path, small_sheets: None
+) -> None:
+    command = partial(txt2img, "--from-file", prompts, "--n_iter", 10, "--resume", into=tmp_path / "out")
+    pid = fork(lambda: command().code)
+    while not list(tmp_path.glob("out/samples/[!.]*.png")):
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGSTOP)  # in the midst of its work
+    second = command()
+    os.kill(pid, signal.SIGCONT)
+    assert second.code == 2 and f"another command is at this run in {tmp_path / 'out'}" in second.err
+    assert ended(pid) == 0
+    whole = tree(tmp_path / "out")
+    assert len([name for name in whole if name.startswith("samples/")]) == 50
+    assert not [name for name in whole if name.endswith(".lock")]
+    assert command().code == 0 and tree(tmp_path / "out") == whole
+
+
 @pytest.mark.parametrize("limit", [0, 300, 2000, 4500, 5000])
 def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_half_written(
     limit: int, txt2img: Run, prompts: Path, tmp_path: Path, loaded_once: None
@@ -430,7 +448,7 @@ def test_a_manifest_that_cannot_be_used_is_said_plainly(txt2img: Run, tmp_path: 
 def test_lines_that_say_nothing_are_passed_over(line: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.jsonl").write_text(line + "\n")
     manifest = Manifest(tmp_path)
-    assert not manifest.runs and not manifest.known and manifest.resume({}) is None
+    assert not manifest.runs and not manifest.known and manifest.find({}) is None
 
 
 def test_numbers_are_counted_once_a_run(tmp_path: Path) -> None:
@@ -442,7 +460,7 @@ def test_numbers_are_counted_once_a_run(tmp_path: Path) -> None:
     assert [files.picture(k) for k in range(2)] == ["samples/00004.png", "samples/00005.png"]
     assert files.sheet(1) == "grid-0001.png"
     again = Manifest(tmp_path)
-    assert again.resume({"seed": 1}) == files
+    assert again.find({"seed": 1}) == files
     assert again.begin("samples", 1, 0, {"seed": 1}).picture(0) == "samples/00007.png"
     assert again.begin("comparisons", 1, 0, {"seed": 1}).picture(0) == "comparisons/00000.png"
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from ldm.errors import InputError
 from ldm.image_io import Picture, grid, read_picture, save_png, writable_folder
+from ldm.txt2img.claim import Claim
 from ldm.txt2img.jobs import Job
 from ldm.txt2img.manifest import Files, Manifest
 from ldm.txt2img.recipe import Recipe
@@ -72,22 +73,39 @@ class Gallery:
             self.shares = {}
         self.unsaved: list[Picture] = []  # pictures that go to a sheet only
         self.in_files = self.in_hand = 0  # how many pictures are made
+        self.claim: Claim | None = None
         self.closes = False  # whether the file written last here was the last of all
 
     def open(self, settings: dict[str, Any]) -> Opened:
-        """Begins a run of these settings, or goes on with a broken one."""
+        """Begins a run of these settings, or goes on with a broken one, which nobody else may be at."""
         manifest = Manifest(self.outdir)
-        broken = manifest.resume(settings) if self.arguments.resume else None
+        broken = manifest.find(settings) if self.arguments.resume else None
         pictures = range(0 if self.arguments.skip_save else len(self.jobs))
         files = broken or manifest.begin(self.folder, len(pictures), len(self.shares), settings)
+        self._claim(files, rank=0)
+        if broken:
+            manifest.sweep(broken)
         missing = {
             *(files.picture(k) for k in pictures if not (broken and self._is_there(k, manifest, files))),
             *(files.sheet(i) for i in self.shares if not (broken and manifest.holds(files.sheet(i)))),
         }
         return Opened(manifest, files, missing, resumed=broken is not None)
 
-    def take_over(self, opened: Opened) -> None:
-        """Goes on from what `open` found, here or in another process."""
+    def _claim(self, files: Files, rank: int) -> None:
+        if files.names():
+            claim = Claim(self.outdir, files, rank)
+            claim.take_alone() if rank == 0 else claim.take()
+            self.claim = claim
+
+    def leave(self) -> None:
+        """Lets others go on with the run."""
+        if self.claim is not None:
+            self.claim.give_back()
+
+    def take_over(self, opened: Opened, rank: int = 0) -> None:
+        """Goes on from what `open` found, here or, with its number, in another process."""
+        if rank:
+            self._claim(opened.files, rank)
         self.manifest, self.files, self.resumed = opened.manifest, opened.files, opened.resumed
         files, missing = opened.files, opened.missing
         self.had_to_write = bool(missing)

@@ -116,15 +116,14 @@ class Manifest:
             self._append({"run": asdict(files), "settings": settings})
         return files
 
-    def resume(self, settings: Settings) -> Files | None:
-        """The last run of these settings, rid of what a kill left half-written; None where no run began.
+    def find(self, settings: Settings) -> Files | None:
+        """The last run of these settings; None where no run began.
 
         Raises InputError, with what differs, where the runs that are there are all others.
         """
         settings = json.loads(json.dumps(settings, default=str))
         for files, then in reversed(self.runs):
             if then == settings:
-                self._sweep(files)
                 return files
         if not self.runs:
             return None
@@ -183,7 +182,7 @@ class Manifest:
         except OSError as fault:
             raise InputError(f"{self.folder / name} cannot be read: {fault.strerror or fault}.") from None
 
-    def _sweep(self, files: Files) -> None:
+    def sweep(self, files: Files) -> None:
         """Removes the unfinished files that a kill left under temporary names (see `written_whole`)."""
         names = files.names()
         for folder in (self.folder, self.folder / files.folder):

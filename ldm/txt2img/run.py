@@ -101,7 +101,7 @@ class Run:
         """Settles with the other processes which files there will be, and says what the user should know."""
         first, opened = group.from_first(lambda: (self.settings, self.gallery.open(self.settings)))
         group.agree(lambda: self._check_same(first, opened.manifest))
-        self.gallery.take_over(opened)
+        group.agree(lambda: self.gallery.take_over(opened, group.rank))
         if group.rank == 0:
             for line in caveats(self.painter.model, self.request.texts):
                 warn(line)
@@ -147,5 +147,8 @@ class Run:
 def draw(arguments: Namespace, config: DictConfig, device: torch.device, group: Group) -> None:
     """One process's part in a run of txt2img; alone in its group, the whole of it. Raises InputError."""
     run = group.agree(lambda: Run(arguments, config, device))
-    run.begin(group)
-    run.draw(group)
+    try:
+        run.begin(group)
+        run.draw(group)
+    finally:
+        run.gallery.leave()
