@@ -21,6 +21,7 @@ def read_losses(folder: Path) -> dict[int, float]:
 def draw_losses(losses: Mapping[int, float], path: Path) -> None:
     """A plot of losses by step, each a dot, and the median of those around it. Needs matplotlib."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     from ldm.study.figures.style import COLOURS, FAINT, style
 
@@ -32,6 +33,7 @@ def draw_losses(losses: Mapping[int, float], path: Path) -> None:
         axes.plot(steps, values, ".", color=FAINT, markersize=2)
         axes.plot(steps, around, color=COLOURS[0])
         axes.set(xlabel="step", ylabel="loss", yscale="log")
-        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            axis("{x:.1g}")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter("{x:g}")
         figure.savefig(path, dpi=200)
