@@ -92,9 +92,10 @@ class Upsample(nn.Module):
         weight = self.conv.weight
         if batch * height * width < MANY_DOUBLED or not is_fast(x, weight):
             return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
-        rows = F.pad(weight, (0, 0, 1, 0)) + F.pad(weight, (0, 0, 0, 1))  # (out, C, 4, 3)
-        kernel = F.pad(rows, (1, 0)) + F.pad(rows, (0, 1))  # (out, C, 4, 4)
-        return F.conv_transpose2d(x, kernel.flip(2, 3).transpose(0, 1), self.conv.bias, stride=2, padding=1)
+        turned = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+        rows = F.pad(turned, (0, 0, 1, 0)) + F.pad(turned, (0, 0, 0, 1))  # (C, out, 4, 3)
+        kernel = F.pad(rows, (1, 0)) + F.pad(rows, (0, 1))  # (C, out, 4, 4)
+        return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -53,6 +53,9 @@ def test_contenders_take_turns_and_the_first_round_does_not_count():
     seconds = alternate({name: lambda name=name: heard.append(name) for name in "ab"}, 2, CPU)
     assert heard == ["a", "b", "b", "a", "a", "b"]
     assert [len(counted) for counted in seconds.values()] == [2, 2]
+    heard.clear()
+    alternate({name: lambda name=name: heard.append(name) for name in "ab"}, 1, CPU, warm=True)
+    assert heard == ["a", "a", "b", "b", "b", "b", "a", "a"]
 
 
 def test_a_row_holds_the_medians_of_its_rounds():

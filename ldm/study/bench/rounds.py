@@ -54,18 +54,20 @@ def taken(work: Work, device: torch.device) -> float:
 
 @torch.inference_mode()
 def alternate(
-    works: Mapping[str, Work], rounds: int, device: torch.device, before: Work = lambda: None
+    works: Mapping[str, Work], rounds: int, device: torch.device, warm: bool = False
 ) -> dict[str, list[float]]:
     """Seconds of each work in each round, after a round that is not counted.
 
-    Every round begins with another work. `before` is done ahead of each, uncounted.
+    Every round begins with another work. With `warm` each is done once more ahead of its time, so that what
+    it reads lies in the cache.
     """
     names = list(works)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for i in range(1 + rounds):
         for k in range(len(names)):
             name = names[(i + k) % len(names)]
-            before()
+            if warm:
+                works[name]()
             seconds[name].append(taken(works[name], device))
     return {name: counted[1:] for name, counted in seconds.items()}
 
