@@ -75,7 +75,6 @@ def measure(dtype: torch.dtype, device: torch.device, rounds: int, side: int = 6
     """The ten filters of a step by each contender, then FreeU as a whole."""
     joints = joints_of_a_step(dtype, device, side)
     filters_alone = [(h, skip, 1.0, s) for h, skip, _, s in joints]
-    in_turns("", joints, 1)  # until the allocator keeps what it gets back, transforms take twice as long
     return [
         *in_turns("ten filters of a step", filters_alone, rounds),
         *in_turns("FreeU at ten joints", joints, rounds),
