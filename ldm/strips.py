@@ -6,6 +6,7 @@ so that there is no seam to hide.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.models.autoencoder import AutoencoderKL
+from ldm.modules.layers import attention
 
 STRIP = 2**24  # numbers in a strip, or scores of attention at once: 64 MiB in float32
 
 Step = Callable[..., Tensor]
+silu = partial(F.silu, inplace=True)
 
 
 @torch.no_grad()
@@ -46,13 +49,13 @@ class _Strips:
             if stage.upsample is not None:
                 h = self.layer(stage.upsample, h, scale=2)
         norm = self.norm(decoder.norm_out, h)
-        return self.layer(lambda strip: decoder.conv_out(F.silu(norm(strip))), h)  # (1, 3, fh, fw)
+        return self.layer(lambda strip: decoder.conv_out(silu(norm(strip))), h)  # (1, 3, fh, fw)
 
     def resnet(self, block: Any, x: Tensor) -> Tensor:
         norm1 = self.norm(block.norm1, x)
-        h = self.layer(lambda strip: block.conv1(F.silu(norm1(strip))), x)
+        h = self.layer(lambda strip: block.conv1(silu(norm1(strip))), x)
         norm2, shortcut = self.norm(block.norm2, h), block.nin_shortcut or nn.Identity()
-        return self.layer(lambda h, x: shortcut(x) + block.conv2(F.silu(norm2(h))), h, x)
+        return self.layer(lambda h, x: shortcut(x) + block.conv2(silu(norm2(h))), h, x)
 
     def attention(self, block: Any, x: Tensor) -> Tensor:
         """All positions look at all others, a strip of them at a time, as scores take the most room."""
@@ -61,8 +64,11 @@ class _Strips:
         on_device = x.to(self.device)
         h = block.norm(on_device)
         q, k, v = (rearrange(f(h), "b c h w -> b 1 (h w) c") for f in (block.q, block.k, block.v))
-        parts = q.split(max(1, STRIP // q.shape[2]), dim=2)
-        h = torch.cat([F.scaled_dot_product_attention(part, k, v) for part in parts], dim=2)
+        if h.device.type == "cpu":
+            h = attention(q, k, v)
+        else:
+            parts = q.split(max(1, STRIP // q.shape[2]), dim=2)
+            h = torch.cat([F.scaled_dot_product_attention(part, k, v) for part in parts], dim=2)
         return (on_device + block.proj_out(rearrange(h, "b 1 (h w) c -> b c h w", h=x.shape[2]))).cpu()
 
     def norm(self, norm: nn.GroupNorm, x: Tensor) -> Step:
@@ -70,17 +76,18 @@ class _Strips:
         total, squares = torch.zeros(2, norm.num_groups, dtype=torch.float64)
         for top, bottom in strips(x):
             strip = x[:, :, top:bottom].to(self.device, torch.float32)
-            var, mean = torch.var_mean(strip.reshape(norm.num_groups, -1), dim=1, correction=0)
-            var, mean, rows = var.cpu().double(), mean.cpu().double(), bottom - top
+            shape, groups = (1, strip.shape[1], strip[0, 0].numel()), norm.num_groups
+            _, mean, rstd = torch.native_group_norm(strip, None, None, *shape, groups, eps=0)
+            mean, var, rows = mean[0].cpu().double(), rstd[0].cpu().double() ** -2, bottom - top
             total += rows * mean
             squares += rows * (var + mean**2)
         mean = total / x.shape[2]
-        rstd = (squares / x.shape[2] - mean**2 + norm.eps).rsqrt()
-        mean, rstd = (it.repeat_interleave(x.shape[1] // norm.num_groups) for it in (mean, rstd))  # (C,)
-        scale = norm.weight.double().cpu() * rstd
-        shift = norm.bias.double().cpu() - mean * scale
-        scale, shift = (it.to(self.device, torch.float32)[:, None, None] for it in (scale, shift))
-        return lambda strip: torch.addcmul(shift, strip.float(), scale).to(strip.dtype)
+        var = squares / x.shape[2] - mean**2
+        each = x.shape[1] // norm.num_groups  # channels of a group
+        mean, var = (it.float().repeat_interleave(each).to(self.device) for it in (mean, var))  # (C,)
+        weight, bias = norm.weight.float(), norm.bias.float()
+        # Once the statistics are given, a normalisation over groups is one over a batch.
+        return lambda strip: F.batch_norm(strip, mean, var, weight, bias, eps=norm.eps)
 
     def layer(self, step: Step, *maps: Tensor, scale: int = 1) -> Tensor:
         """What a step makes of maps, (1, C', scale H, scale W); it may look a row beyond the one it makes."""
@@ -91,7 +98,7 @@ class _Strips:
             made = made[:, :, scale * above : made.shape[2] - scale * below]
             if out is None:
                 _, channels, _, width = made.shape
-                out = torch.empty(1, channels, scale * height, width, dtype=made.dtype)
+                out = torch.empty(1, scale * height, width, channels, dtype=made.dtype).permute(0, 3, 1, 2)
             out[:, :, scale * top : scale * bottom] = made
         assert out is not None
         return out

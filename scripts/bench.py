@@ -10,7 +10,7 @@ stream.
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -64,18 +64,25 @@ def rows_of(arguments: argparse.Namespace) -> Iterator["Row"]:
                 case "step":
                     yield from networks.step(dtype, device, rounds, side, compiled=arguments.compile)
                 case "decode":
-                    yield from networks.decode(dtype, device, rounds)
+                    found, peaks = networks.decode(dtype, device, rounds)
+                    yield from found
+                    tell_peaks(peaks)
                 case "start":
                     with TemporaryDirectory() as folder:
                         found, peaks = start.cold_start(dtype, arguments.files or Path(folder), rounds)
                     yield from found
-                    for name, peak in peaks.items():
-                        print(f"peak memory of {name}: {(peak or 0) / 1e9:.2f} GB")
+                    tell_peaks(peaks)
                 case "growth":
                     from ldm.study.bench import growth
 
                     yield from growth.steps(dtype, device, rounds)
                     yield from growth.decodes(dtype, device, rounds)
+
+
+def tell_peaks(peaks: Mapping[str, int | None]) -> None:
+    for name, peak in peaks.items():
+        if peak is not None:
+            print(f"peak memory of {name}: {peak / 1e9:.2f} GB")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -53,7 +53,7 @@ def test_a_decoder_with_attention_gives_the_same_numbers_in_strips_of_any_size(
     height: int, width: int, strip: int
 ) -> None:
     config = load_config("v1-inference.yaml").model.params.first_stage_config
-    config.params.ddconfig |= {"ch": 8, "norm_groups": 4, "attn_resolutions": [64], "ch_mult": [1, 2, 2]}
+    config.params.ddconfig.update(ch=8, norm_groups=4, attn_resolutions=[64], ch_mult=[1, 2, 2])
     autoencoder: Any = fill_by_name(instantiate_from_config(config))
     assert any("attn" in name for name, _ in autoencoder.decoder.up.named_modules())
     z = rnd(7, 1, 4, height, width)

@@ -25,6 +25,7 @@ FEW_POSITIONS = (
 MANY_DOUBLED = 2048  # positions before doubling: below, a folded kernel costs more to make than it saves
 MANY_SCORES = 2**14  # of a head: below, torch's attention is faster than several products
 CACHED = 2**20  # numbers that stay in a processor's cache
+FEW_ROWS = 128  # of scores: below, reading keys and values again takes longer than the products
 
 
 def is_fast(x: Tensor, weight: Tensor) -> bool:
@@ -112,7 +113,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if n * k.shape[2] < MANY_SCORES or not is_fast(q, k):
         return F.scaled_dot_product_attention(q, k, v)
     out = torch.empty(batch, n, heads, v.shape[-1], dtype=q.dtype)
-    rows = max(1, CACHED // k.shape[2])
+    rows = max(FEW_ROWS, CACHED // k.shape[2])
     for i in range(batch):
         for j in range(heads):
             queries, keys = q[i, j].float() * d**-0.5, k[i, j].float().contiguous()  # (N, d), (M, d)

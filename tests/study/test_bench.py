@@ -2,13 +2,14 @@
 
 import json
 import runpy
+from pathlib import Path
 
 import pytest
 import torch
 
 from ldm.image_io import read_picture
 from ldm.study.bench import filters, growth, networks
-from ldm.study.bench.rounds import Row, alternate
+from ldm.study.bench.rounds import Row, alternate, peak_memory
 from ldm.util import ROOT
 from tests.conftest import relative_error
 
@@ -56,6 +57,18 @@ def test_contenders_take_turns_and_the_first_round_does_not_count():
     heard.clear()
     alternate({name: lambda name=name: heard.append(name) for name in "ab"}, 1, CPU, warm=True)
     assert heard == ["a", "a", "b", "b", "b", "b", "a", "a"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux counts peaks anew")
+def test_the_peak_of_memory_is_what_a_work_held_at_once():
+    def work() -> None:
+        first = torch.ones(12 << 20)  # 48 MiB
+        both = torch.ones(4 << 20)  # 16 MiB
+        del first, both
+        torch.ones(13 << 20)  # 52 MiB
+
+    for _ in range(2):
+        assert 63 << 20 < peak_memory(work, CPU) < 70 << 20
 
 
 def test_a_row_holds_the_medians_of_its_rounds():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ldm.freeu import PRESETS
-from ldm.study.bench.rounds import Row, Work, alternate, rows
+from ldm.study.bench.rounds import Row, Work, alternate, peak_memory, rows
 from ldm.util import instantiate_from_config, load_config
 
 CONTEXT = (77, 768)
@@ -111,12 +111,19 @@ def overhead(dtype: torch.dtype, device: torch.device, rounds: int, side: int = 
     return rows("FreeU on against off", dtype, alternate(works, rounds, device))
 
 
-def decode(dtype: torch.dtype, device: torch.device, rounds: int, side: int = 64) -> list[Row]:
-    """The decoder from latents of that side to a picture eight times as wide."""
+def decode(
+    dtype: torch.dtype, device: torch.device, rounds: int, side: int = 64
+) -> tuple[list[Row], dict[str, int | None]]:
+    """The decoder from latents of that side to a picture eight times as wide, and each one's peak of memory.
+
+    The latter in bytes, beside the weights.
+    """
     z = torch.randn(1, 4, side, side).to(device, dtype)
     ours: Any = made_up(our_autoencoder, dtype, device)
     works: dict[str, Work] = {"ours": lambda: ours.decode(z)}
     if util.find_spec("diffusers"):
         theirs: Any = made_up(diffusers_autoencoder, dtype, device)
         works["diffusers"] = lambda: theirs.decode(z, return_dict=False)
-    return rows(f"decode {side}x{side} to {8 * side}x{8 * side}", dtype, alternate(works, rounds, device))
+    peaks = {name: peak_memory(work, device) for name, work in works.items()}
+    what = f"decode {side}x{side} to {8 * side}x{8 * side}"
+    return rows(what, dtype, alternate(works, rounds, device)), peaks

@@ -1,5 +1,6 @@
 """Timing in rounds: all contenders take turns, so that what disturbs the machine meets them alike."""
 
+import ctypes
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -70,6 +71,34 @@ def alternate(
                 works[name]()
             seconds[name].append(taken(works[name], device))
     return {name: counted[1:] for name, counted in seconds.items()}
+
+
+@torch.inference_mode()
+def peak_memory(work: Work, device: torch.device) -> int | None:
+    """The bytes that `work` holds at its peak, beside what is held already; None where nobody tells.
+
+    On a CPU that is what Linux counts, after glibc has given back what it kept.
+    """
+    if device.type == "cuda":
+        held = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - held
+    told, counter = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if device.type != "cpu" or not counter.exists():
+        return None
+
+    def held_and_peak() -> tuple[int, int]:
+        lines = dict(line.split(":", 1) for line in told.read_text().splitlines())
+        held, peak = (1024 * int(lines[name].split()[0]) for name in ("VmRSS", "VmHWM"))
+        return held, peak
+
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+    counter.write_text("5")  # the peak counts from here
+    held, _ = held_and_peak()
+    work()
+    return held_and_peak()[1] - held
 
 
 def rows(what: str, dtype: torch.dtype, seconds: Mapping[str, list[float]]) -> list[Row]:
