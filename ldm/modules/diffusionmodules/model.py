@@ -39,8 +39,11 @@ class ResnetBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x), inplace=True))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h), inplace=True)))
+        # A name for each map in turn, so that none outlives its use.
+        h = self.norm1(x)
+        h = self.conv1(F.silu(h, inplace=True))
+        h = self.norm2(h)
+        h = self.conv2(self.dropout(F.silu(h, inplace=True)))
         return h + (self.nin_shortcut(x) if self.nin_shortcut is not None else x)
 
 

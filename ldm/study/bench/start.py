@@ -24,9 +24,13 @@ from ldm.study.bench.networks import diffusers_autoencoder, diffusers_unet
 from ldm.study.bench.rounds import Row
 from ldm.util import ROOT, load_config
 
+# Not the peak that `resource` tells, which a process inherits from the one that started it.
 TELL = """
-import json, resource
-print(json.dumps({"peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+import json, pathlib
+told = pathlib.Path("/proc/self/status")
+if told.exists():
+    peak = told.read_text().partition("VmHWM:")[2].split()[0]
+    print(json.dumps({"peak": 1024 * int(peak)}))
 """
 
 OURS = """
