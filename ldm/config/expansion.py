@@ -19,6 +19,8 @@ EXPLODES: Final = "its references stand for more than any config holds"
 MARK: Final = "⟦reference {}⟧"  # printable, so that it stands in the text of a section as it is
 MARKS: Final = re.compile(r"⟦reference (\d{1,6})⟧")
 
+NO_SECTION: Final = re.compile(r"node `([^`]+)` is not a container")  # OmegaConf's words
+
 
 def check_yaml(text: str) -> None:
     """Raises InputError where a YAML text is too large for a config, as it is or with its aliases."""
@@ -62,7 +64,10 @@ def resolve(config: DictConfig) -> None:
             said.append(MARK.format(i) if inside else str(value))
         except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as fault:
             why = str(fault).partition("\n    full_key:")[0]
-            if MARKS.search(why):
+            passed = NO_SECTION.search(why)
+            if passed and MARKS.search(str(OmegaConf.select(config, passed[1]))):
+                why = f"its way through {passed[1]} depends on another reference: write the name out"
+            elif MARKS.search(why):
                 why = "a reference whose name depends on another one: write the name out"
             raise InputError(f"{name}: {' '.join(why.split())}") from None
         part[key] = MARK.format(i)

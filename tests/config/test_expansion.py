@@ -60,6 +60,17 @@ def test_aliases_and_references_of_a_sane_config_are_taken(tmp_path: Path) -> No
     }  # fmt: skip
 
 
+def test_a_reference_through_another_is_refused_in_words_that_help() -> None:
+    for content, name in (
+        ({"a": "${c}", "c": {"d": 1}, "b": "${a.d}"}, "a"),
+        ({"x": {"a": "${c}"}, "c": {"d": 1}, "b": "${x.a.d}"}, "x.a"),
+    ):
+        with pytest.raises(InputError, match=f"b: its way through {name} depends on another reference"):
+            resolve(OmegaConf.create(content))
+    with pytest.raises(InputError, match="is not a container"):
+        resolve(OmegaConf.create({"a": 5, "b": "${a.d}"}))
+
+
 NAMES = st.sampled_from("abcd")
 REFERENCES = st.one_of(
     NAMES.map(lambda name: f"${{{name}}}"),
