@@ -34,6 +34,8 @@ class _Strips:
 
     def __init__(self, device: torch.device):
         self.device = device
+        # In which torch takes the statistics of groups fastest.
+        self.layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
 
     def decode(self, autoencoder: AutoencoderKL, z: Tensor) -> Tensor:
         decoder: Any = autoencoder.decoder
@@ -75,7 +77,7 @@ class _Strips:
         """The normalisation by the statistics of the whole of x, to be applied to strips of it."""
         total, squares = torch.zeros(2, norm.num_groups, dtype=torch.float64)
         for top, bottom in strips(x):
-            strip = x[:, :, top:bottom].to(self.device, torch.float32)
+            strip = x[:, :, top:bottom].to(self.device, torch.float32).contiguous(memory_format=self.layout)
             shape, groups = (1, strip.shape[1], strip[0, 0].numel()), norm.num_groups
             _, mean, rstd = torch.native_group_norm(strip, None, None, *shape, groups, eps=0)
             mean, var, rows = mean[0].cpu().double(), rstd[0].cpu().double() ** -2, bottom - top
