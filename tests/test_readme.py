@@ -1,0 +1,69 @@
+"""The two README files show pictures that come with the code, and commands that the scripts take."""
+
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from ldm.util import ROOT
+
+PAGES = ["README.md", "checkpoints/README.md"]
+LINK = re.compile(r"\]\(([^)#]+)?(?:#([^)]*))?\)")
+COMMAND = re.compile(r"python (scripts/\w+\.py)((?:[^`\n&#\\]|\\\n)*)")
+
+
+def carried() -> set[str]:
+    """What a clone holds; in an unpacked archive, which git knows nothing of, what lies there."""
+    if not (ROOT / ".git").exists():
+        return {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if path.is_file()}
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(listed.stdout.splitlines())
+
+
+@cache
+def help_of(*argv: str) -> str:
+    return subprocess.run(
+        [sys.executable, *argv, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_picture_and_page_that_is_linked_comes_with_the_code(page: str) -> None:
+    files = carried()
+    links = [file for file, _ in LINK.findall((ROOT / page).read_text("utf-8")) if file and ":" not in file]
+    assert links
+    for link in links:
+        target = (ROOT / page).parent.joinpath(link).resolve().relative_to(ROOT.resolve())
+        assert target.as_posix() in files, f"{page} shows {link}, which a clone does not have"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_section_that_is_linked_is_there(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    heads = {
+        re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-")
+        for head in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    }
+    assert {section for file, section in LINK.findall(text) if section and not file} <= heads
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_flag_of_a_command_is_one_that_its_script_has(page: str) -> None:
+    commands = COMMAND.findall((ROOT / page).read_text("utf-8"))
+    assert commands
+    for script, rest in commands:
+        words = shlex.split(rest.replace("\\\n", " "))
+        kind = [words[0]] if script.endswith("user_study.py") else []
+        known = set(re.findall(r"--[\w-]+", help_of(script, *kind)))
+        flags = {word for word in words if word.startswith("--")}
+        assert flags <= known, f"{page}: {script} has no {', '.join(flags - known)}"
+
+
+def test_every_config_that_is_named_is_there() -> None:
+    for page in PAGES:
+        for name in re.findall(r"--config ([\w./-]+\.yaml)", (ROOT / page).read_text("utf-8")):
+            assert any(Path(ROOT, folder, name).is_file() for folder in ("", "configs")), f"{page}: {name}"
