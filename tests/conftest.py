@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ldm.checkpoint import load_model
+from ldm.txt2img.gallery import PlainSheets
 from ldm.util import CHECKPOINTS, ROOT, instantiate_from_config, load_config
 
 torch.set_num_threads(1)
@@ -119,3 +121,22 @@ def txt2img(
         return Outcome(code, *capsys.readouterr(), folder)
 
     return run
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a red star\na blue ring\na green heart\n\na cross above a diamond\na yellow square\n")
+    return path
+
+
+@pytest.fixture
+def small_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PlainSheets, "size", 4)
+
+
+@pytest.fixture
+def loaded_once(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spares the many runs of a test the time to read the same weights."""
+    model = load_model("freeu_tiny", tiny_checkpoint, "cpu", torch.float32)
+    monkeypatch.setattr("ldm.txt2img.run.load_prompted", lambda *_, **__: model)

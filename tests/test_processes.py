@@ -24,7 +24,7 @@ from ldm.txt2img.jobs import Job
 from ldm.txt2img.manifest import Manifest
 from ldm.txt2img.processes import Group, in_processes, launched
 from ldm.util import ROOT
-from tests.test_resume import ended, fork, tree
+from tests.forks import ended, fork, tree
 
 Run = Callable[..., "Outcome"]  # noqa: F821 (see conftest)
 SCRIPT = str(ROOT / "scripts" / "txt2img.py")

@@ -1,0 +1,144 @@
+"""Making a user study: pairs from one noise, FreeU on either side as often, a key of its own."""
+
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm import load_model
+from ldm.generate import Sampling, generate
+from ldm.modules.encoders.words import WordEmbedder
+from ldm.study.user_study import freeu_sides, write_study
+from ldm.study.votes import KEY
+from ldm.util import load_config
+from tests.study.user_study.conftest import Run, fault
+from tests.study.user_study.studies import SECRET_SEED, SETTINGS, data_of, png_of, some_pairs
+
+
+def pixels_of(uri: str) -> np.ndarray:
+    with Image.open(io.BytesIO(png_of(uri))) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def test_a_study_holds_the_plain_and_the_freeu_picture_of_each_prompt_from_one_noise(
+    make: Run, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red star\na blue ring above a green heart\n")
+    folder = tmp_path / "study"
+    outcome = make("--prompts", prompts, "--pairs", 3, "--seed", 7, "--shuffle-seed", 1, "--outdir", folder)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert sorted(path.name for path in folder.iterdir()) == ["key.json", "study.html"]
+    assert str(folder / "study.html") in outcome.out and str(folder / "key.json") in outcome.out
+
+    # The plain pictures are made anew by a U-Net without FreeU in it.
+    models = {
+        name: load_model(f"{name}.yaml", tiny_checkpoint, device="cpu") for name in ("tiny", "freeu_tiny")
+    }
+    shown = data_of((folder / "study.html").read_text())["pairs"]
+    key = json.loads((folder / "key.json").read_text())
+    texts = ["a red star", "a blue ring above a green heart", "a red star"]
+    assert [one["prompt"] for one in shown] == [one["prompt"] for one in key["pairs"]] == texts
+    assert [one["seed"] for one in key["pairs"]] == [7, 8, 9]
+    for text, picture, secret in zip(texts, shown, key["pairs"], strict=True):
+        freeu = secret["freeu"]
+        [plain] = {"left", "right"} - {freeu}
+        for side, name in {freeu: "freeu_tiny", plain: "tiny"}.items():
+            [expected] = generate(models[name], [text], [secret["seed"]], Sampling(32, 32, 2, 3.0))
+            assert np.array_equal(pixels_of(picture[side]), expected)
+        assert not np.array_equal(pixels_of(picture["left"]), pixels_of(picture["right"]))
+
+    # All settings are in the key.
+    factors = {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.6, "version": 1}
+    assert key["kind"] == KEY and key["shuffle_seed"] == 1
+    assert key["settings"].items() >= {"height": 32, "steps": 2, "scale": 3.0, "sampler": "ddim"}.items()
+    assert key["settings"]["ckpt"] == str(tiny_checkpoint) and len(key["settings"]["weights"]) == 16
+    assert key["settings"]["freeu"].items() >= factors.items()
+
+
+def test_the_same_seeds_make_the_same_files_and_no_shuffle_seed_makes_a_new_lot(
+    make: Run, tmp_path: Path
+) -> None:
+    def files(name: str, *argv: object) -> tuple[bytes, bytes]:
+        folder = tmp_path / name
+        assert make("--pairs", 1, "--outdir", folder, *argv).code == 0
+        return (folder / "key.json").read_bytes(), (folder / "study.html").read_bytes()
+
+    again = files("first", "--shuffle-seed", SECRET_SEED)
+    assert files("second", "--shuffle-seed", SECRET_SEED) == again
+    lots = {json.loads(files(name)[0])["shuffle_seed"] for name in ("third", "fourth")}
+    assert len(lots | {SECRET_SEED}) == 3
+
+
+def test_without_prompts_the_model_draws_captions_it_knows_over_again_where_there_are_too_few(
+    make: Run, tmp_path: Path
+) -> None:
+    assert make("--steps", 1, "--pairs", 20, "--outdir", tmp_path / "study").code == 0
+    pairs = json.loads((tmp_path / "study/key.json").read_text())["pairs"]
+    prompts = [pair["prompt"] for pair in pairs]
+    encoder = WordEmbedder(**load_config("tiny.yaml").model.params.cond_stage_config.params)
+    assert not any(encoder.unknown(prompt) or encoder.truncated(prompt) for prompt in prompts)
+    assert len(set(prompts)) == 16 and prompts[16:] == prompts[:4]
+    assert [pair["seed"] for pair in pairs] == list(range(42, 62))
+
+
+def test_without_pairs_a_file_of_prompts_is_drawn_once_and_unknown_words_are_said(
+    make: Run, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red star\na red squirrel\n")
+    outcome = make("--prompts", prompts, "--outdir", tmp_path / "study")
+    assert outcome.code == 0 and len(data_of((tmp_path / "study/study.html").read_text())["pairs"]) == 2
+    [line] = outcome.err.splitlines()
+    assert line.startswith("warning:") and "squirrel" in line
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 12])
+def test_freeu_is_on_either_side_as_often_and_in_no_order(count: int) -> None:
+    seeds = 2000
+    left = np.array([[side == "left" for side in freeu_sides(count, seed)] for seed in range(seeds)])
+    assert np.abs(left.sum(1) - count / 2).max() == count % 2 / 2
+
+    # Over many seeds each pair is a fair coin, to five standard deviations.
+    bound = 5 * math.sqrt(seeds) / 2
+    assert np.abs(left.sum(0) - seeds / 2).max() < bound
+    if count > 2:
+        # Two pairs agree as often as two cards of a deck of so many red and black ones, by counting.
+        reds = [count // 2, count - count // 2]
+        alike = sum(r * (r - 1) for r in reds) / (count * (count - 1))
+        for i, j in ((0, 1), (1, 2), (0, count - 1)):
+            assert abs((left[:, i] == left[:, j]).sum() - seeds * alike) < bound
+        assert len(np.unique(left, axis=0)) > 2 * count
+
+
+def test_a_key_is_never_written_over(make: Run, tmp_path: Path) -> None:
+    write_study(tmp_path, some_pairs(1), SECRET_SEED, SETTINGS)
+    before = (tmp_path / "key.json").read_bytes()
+    assert "key of another study" in fault(make("--outdir", tmp_path))
+    assert (tmp_path / "key.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--pairs", 0], "--pairs is 0"),
+        (["--seed", -1], "--seed is -1"),
+        (["--shuffle-seed", 2**62], "--shuffle-seed is"),
+        (["--steps", 0], "0 sampling steps"),
+        (["--scale", "nan"], "scale is nan"),
+        (["--prompts", "/no/where.txt"], "/no/where.txt cannot be read"),
+        (["--config", "tiny.yaml"], "has no FreeU"),
+        (["--config", "nowhere.yaml"], "no config 'nowhere.yaml'"),
+        (["--ckpt", "/no/where.ckpt"], "no checkpoint at /no/where.ckpt"),
+    ],
+)
+def test_bad_input_of_make_is_said_and_nothing_is_written(
+    flags: list[object], said: str, make: Run, tmp_path: Path
+) -> None:
+    outcome = make("--outdir", tmp_path / "study", *flags)
+    assert outcome.code == 2 and outcome.out == "" and said in outcome.err
+    assert len(outcome.err.splitlines()) <= 2 and not (tmp_path / "study").exists()

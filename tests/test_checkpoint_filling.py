@@ -1,0 +1,252 @@
+"""Filling models with tensors by their keys, and naming what does not fit."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ldm.checkpoint import build_on_meta, fill
+from ldm.errors import InputError
+from ldm.modules.encoders.modules import FrozenOpenCLIPEmbedder
+from tests.checkpoints import CPU, Tiny
+
+DATA = Path(__file__).parent / "data"
+
+
+class Skeleton(nn.Module):
+    """A model that is nothing but its state dict."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        for key, shape in shapes.items():
+            *path, leaf = key.split(".")
+            module: nn.Module = self
+            for name in path:
+                if name not in dict(module.named_children()):
+                    module.add_module(name, nn.Module())
+                module = module.get_submodule(name)
+            module.register_parameter(leaf, nn.Parameter(torch.zeros(shape)))
+
+
+def on_meta(shapes: Mapping[str, tuple[int, ...]]) -> Skeleton:
+    with torch.device("meta"):
+        return Skeleton(shapes)
+
+
+def zeros(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    return {key: torch.zeros(shape) for key, shape in shapes.items()}
+
+
+def contract(version: int) -> dict[str, tuple[int, ...]]:
+    """The keys and shapes of a Stable Diffusion that are not computed."""
+    keys = json.loads((DATA / f"sd-v{version}-keys.json").read_text())
+    return {key: tuple(shape) for key, shape in keys.items() if "." in key and "position_ids" not in key}
+
+
+def meta_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+
+
+def test_building_on_meta_makes_shapes_only() -> None:
+    model = build_on_meta(
+        {"target": "torch.nn.Linear", "params": {"in_features": 10**6, "out_features": 10**6}}
+    )
+    assert model.weight.is_meta
+    assert model.weight.shape == (10**6, 10**6)
+
+
+@pytest.mark.parametrize("saved", [torch.float32, torch.float16])
+@pytest.mark.parametrize("asked", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_filled_model_has_the_weights_in_the_asked_precision(
+    saved: torch.dtype, asked: torch.dtype
+) -> None:
+    source = Tiny().to(saved)
+    with torch.device("meta"):
+        model = Tiny()
+    fill(model, source.state_dict(), asked, CPU)
+    for key, value in model.state_dict().items():
+        expected = source.state_dict()[key]
+        assert value.dtype == (asked if expected.is_floating_point() else expected.dtype)
+        assert torch.equal(value, expected.to(value.dtype))
+    assert model.out.weight.requires_grad
+    assert isinstance(model.out.weight, nn.Parameter)
+
+
+def test_what_a_module_computes_need_not_be_in_the_file_and_is_not_taken_from_it() -> None:
+    class Scheduled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2))
+            with torch.device("cpu"):
+                self.register_buffer("betas", torch.linspace(0, 1, 5))
+                self.register_buffer("steps", torch.arange(5), persistent=False)
+
+    for extra in ({}, {"betas": torch.zeros(5)}, {"betas": torch.zeros(7)}):
+        with torch.device("meta"):
+            model = Scheduled()
+        fill(model, {"weight": torch.zeros(2), **extra}, torch.float16, CPU)
+        assert torch.equal(model.betas, torch.linspace(0, 1, 5))
+        assert torch.equal(model.steps, torch.arange(5))
+
+
+def test_a_buffer_left_on_meta_is_named() -> None:
+    class Forgetful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("steps", torch.arange(5), persistent=False)
+
+    with torch.device("meta"):
+        model = Forgetful()
+    with pytest.raises(RuntimeError, match="steps"):
+        fill(model, {}, torch.float32, CPU)
+
+
+CLIP = "cond_stage_model.transformer."
+
+
+@pytest.mark.parametrize("prefix", [CLIP, CLIP + "text_model."])
+def test_clip_keys_are_found_with_and_without_their_prefix(prefix: str) -> None:
+    leaves = ["embeddings.token_embedding.weight", "encoder.layers.0.mlp.fc1.bias", "final_layer_norm.weight"]
+    model = on_meta({f"{CLIP}text_model.{leaf}": (3,) for leaf in leaves})
+    tensors = {f"{prefix}{leaf}": torch.randn(3) for leaf in leaves}
+    fill(model, tensors, torch.float32, CPU)
+    for leaf in leaves:
+        assert torch.equal(model.state_dict()[f"{CLIP}text_model.{leaf}"], tensors[f"{prefix}{leaf}"])
+
+
+def test_a_model_s_own_names_are_not_renamed() -> None:
+    shapes = {f"{CLIP}encoder.weight": (3,)}
+    model = on_meta(shapes)
+    fill(model, zeros(shapes), torch.float32, CPU)
+
+
+def test_harmless_keys_are_dropped_unless_the_model_has_them() -> None:
+    harmless = [
+        "model_ema.diffusion_modeltime_embed0weight", "model_ema.decay", "betas", "alphas_cumprod_prev",
+        "logvar", "sqrt_recipm1_alphas_cumprod", "posterior_mean_coef1", "log_one_minus_alphas_cumprod",
+        "loss.discriminator.main.0.weight", "first_stage_model.loss.logvar",
+        "cond_stage_model.transformer.text_model.embeddings.position_ids", "cond_stage_model.model.attn_mask",
+        "cond_stage_model.model.visual.conv1.weight", "cond_stage_model.model.logit_scale",
+        "cond_stage_model.model.text_projection",
+    ]  # fmt: skip
+    fill(on_meta({"weight": (2,)}), zeros(dict.fromkeys(["weight", *harmless], (2,))), torch.float32, CPU)
+
+    projecting = on_meta({"cond_stage_model.model.text_projection": (2,)})
+    fill(projecting, {"cond_stage_model.model.text_projection": torch.ones(2)}, torch.float32, CPU)
+    assert torch.equal(projecting.state_dict()["cond_stage_model.model.text_projection"], torch.ones(2))
+    projecting = on_meta({"cond_stage_model.model.text_projection": (2,)})
+    with pytest.raises(InputError, match="text encoder: 1 missing"):
+        fill(projecting, {}, torch.float32, CPU)
+    for key in ["embeddings.weight", "model.betas", "cond_stage_model.model.visual_weight", "lossy.weight"]:
+        with pytest.raises(InputError, match="1 unexpected"):
+            fill(on_meta({}), zeros({key: (2,)}), torch.float32, CPU)
+
+
+class Conditioned(nn.Module):
+    """A text tower of OpenCLIP's, width 256 and 10 blocks, under the name that checkpoints give it."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__()
+        self.cond_stage_model = FrozenOpenCLIPEmbedder(arch="ViT-S-32-alt", layer=layer)
+
+
+def filled(layer: str, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> Conditioned:
+    with torch.device("meta"):
+        model = Conditioned(layer)
+    fill(model, tensors, dtype, CPU)
+    return model
+
+
+TEXT = "cond_stage_model.model."
+LAST_BLOCK = f"{TEXT}transformer.resblocks.9."
+
+
+def without(tensors: Mapping[str, Tensor], *parts: str) -> dict[str, Tensor]:
+    left = {key: tensor for key, tensor in tensors.items() if not key.startswith(parts)}
+    assert len(left) < len(tensors)
+    return left
+
+
+def test_what_a_text_encoder_never_reads_may_be_missing() -> None:
+    torch.manual_seed(0)
+    whole = Conditioned("penultimate").state_dict()
+    lacking = without(whole, f"{TEXT}text_projection", f"{TEXT}logit_scale", LAST_BLOCK)
+    model = filled("penultimate", lacking)
+    assert torch.equal(
+        model.cond_stage_model("a red circle"), filled("penultimate", whole).cond_stage_model("a red circle")
+    )
+    assert {key: it.shape for key, it in model.state_dict().items()} == {
+        key: it.shape for key, it in whole.items()
+    }
+
+    half = filled("penultimate", lacking, torch.float16).state_dict()
+    assert {it.dtype for it in half.values()} == {torch.float16}
+    assert not any(half[key].any() for key in whole.keys() - lacking.keys())
+
+
+def test_what_a_text_encoder_reads_may_not_be_missing() -> None:
+    torch.manual_seed(0)
+    whole = Conditioned("last").state_dict()
+    filled("last", without(whole, f"{TEXT}text_projection", f"{TEXT}logit_scale"))
+    for layer, part, count in [
+        ("last", LAST_BLOCK, 12),
+        ("penultimate", f"{TEXT}transformer.resblocks.8.", 12),
+        ("penultimate", f"{TEXT}ln_final.bias", 1),
+    ]:
+        with pytest.raises(InputError, match=f"text encoder: {count} missing"):
+            filled(layer, without(whole, part))
+
+
+def test_all_that_does_not_fit_is_listed_part_by_part() -> None:
+    unet, vae = "model.diffusion_model.", "first_stage_model."
+    model = on_meta({f"{unet}{i}.weight": (2, 3) for i in range(5)} | {f"{vae}a.weight": (4,), "scale": ()})
+    tensors = zeros(
+        {f"{unet}0.weight": (2, 3), f"{unet}1.weight": (3, 2), f"{vae}a.weight": (4,), f"{vae}b": (1,)}
+    )
+    with pytest.raises(InputError) as refused:
+        fill(model, tensors, torch.float32, CPU)
+    title, unet_line, vae_line, other_line = str(refused.value).splitlines()
+    assert "does not fit" in title
+    assert "U-Net: 3 missing ('model.diffusion_model.2.weight', " in unet_line
+    assert "1 of another shape ('model.diffusion_model.1.weight' (3, 2), not (2, 3))" in unet_line
+    assert vae_line.strip() == "autoencoder: 1 unexpected ('first_stage_model.b')"
+    assert other_line.strip() == "other: 1 missing ('scale')"
+
+
+def test_keys_of_a_hostile_file_cannot_fill_or_steer_the_terminal() -> None:
+    tensors = zeros({"\x1b[2J" + "x" * 10_000 + str(i): (1,) for i in range(50)})
+    with pytest.raises(InputError, match="50 unexpected") as refused:
+        fill(on_meta({}), tensors, torch.float32, CPU)
+    assert len(str(refused.value)) < 500
+    assert "\x1b" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("file", "config"), [(1, 2), (2, 1)])
+def test_the_other_stable_diffusion_is_recognised(file: int, config: int) -> None:
+    with pytest.raises(
+        InputError, match=f"U-Net is Stable Diffusion {file} .*the config's Stable Diffusion {config} "
+    ):
+        fill(on_meta(contract(config)), meta_tensors(contract(file)), torch.float32, CPU)
+
+
+def test_other_likely_mistakes_are_recognised() -> None:
+    shapes = contract(1)
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    linear = {key: shape[:2] if ".proj_in.weight" in key else shape for key, shape in shapes.items()}
+    unet = {key.removeprefix("model."): shape for key, shape in shapes.items() if key.startswith("model.")}
+    mistakes = {
+        "takes 9 channels .for inpainting., the config's 4": shapes | {first: (320, 9, 3, 3)},
+        "use_linear_in_transformer: true": linear,
+        r"only averaged .EMA. weights": {
+            f"model_ema.{key.replace('.', '')}": shape for key, shape in unet.items()
+        },
+        "layout of diffusers": {"unet.down_blocks.0.resnets.0.conv1.weight": (320, 320, 3, 3)},
+        "Stable Diffusion XL": {"conditioner.embedders.0.transformer.weight": (2, 2)},
+        "LoRA": {"lora_unet_up_blocks_0.lora_down.weight": (4, 320)},
+    }
+    for message, found in mistakes.items():
+        with pytest.raises(InputError, match=message):
+            fill(on_meta(shapes), meta_tensors(found), torch.float32, CPU)

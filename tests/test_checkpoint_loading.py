@@ -1,0 +1,151 @@
+"""Models from a config and a checkpoint: where it is found, on what device, in how much memory."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from torch import nn
+
+from ldm.checkpoint import find_checkpoint, forget, load_model, read_tensors
+from ldm.device import pick_device, pick_dtype
+from ldm.errors import InputError
+from tests.checkpoints import CPU
+
+LINEAR = {"target": "torch.nn.Linear", "params": {"in_features": 6, "out_features": 4}}
+
+
+def test_a_model_is_loaded_from_a_config_and_a_path(tmp_path: Path) -> None:
+    source = nn.Linear(6, 4)
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "linear.ckpt")
+    config = OmegaConf.create({"model": LINEAR})
+    model = load_model(config, tmp_path / "linear.ckpt", device="cpu", dtype=torch.float32)
+    assert not model.training
+    assert torch.equal(model.weight, source.weight)
+
+    with pytest.raises(InputError, match=r"linear\.ckpt does not fit the config"):
+        load_model(config, tmp_path / "linear.ckpt", "cpu", overrides=["model.params.in_features=7"])
+
+
+def test_a_config_s_own_checkpoint_is_looked_up_in_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldm.checkpoint.CHECKPOINTS", tmp_path)
+    source = nn.Linear(6, 4)
+    save_file(source.state_dict(), tmp_path / "linear.safetensors")
+    (tmp_path / "linear.yaml").write_text(
+        OmegaConf.to_yaml({"model": LINEAR, "checkpoint": "linear.safetensors"})
+    )
+    model = load_model(str(tmp_path / "linear.yaml"), device="cpu", dtype=torch.float16)
+    assert torch.equal(model.weight, source.weight.half())
+    assert find_checkpoint("linear.safetensors") == tmp_path / "linear.safetensors"
+
+
+def test_a_checkpoint_that_is_not_there_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldm.checkpoint.CHECKPOINTS", tmp_path)
+    with pytest.raises(InputError, match="names no checkpoint"):
+        load_model(OmegaConf.create({"model": LINEAR}))
+    with pytest.raises(InputError, match="no `model:` section"):
+        load_model(OmegaConf.create({"data": LINEAR}))
+    with pytest.raises(
+        InputError, match=r"(?s)CompVis/stable-diffusion-v-1-4-original.*fe4efff1.*--download"
+    ) as refused:
+        find_checkpoint("sd-v1-4.ckpt")
+    assert str(tmp_path / "sd-v1-4.ckpt") in str(refused.value)
+    with pytest.raises(InputError, match=f"{tmp_path / 'mine.ckpt'}.*v1-5-pruned-emaonly.safetensors"):
+        find_checkpoint(tmp_path / "mine.ckpt")
+    with pytest.raises(InputError, match="cannot be downloaded"):
+        find_checkpoint("mine.ckpt", download=True)
+    with pytest.raises(InputError, match="no checkpoint"):
+        find_checkpoint("x" * 5000)
+
+
+def test_devices_and_precisions_are_chosen_and_checked() -> None:
+    assert pick_device("cpu") == CPU
+    assert pick_dtype(pick_device("auto")).is_floating_point
+    assert pick_dtype(torch.device("mps")) == torch.float16
+    with pytest.raises(InputError, match="'gpu'"):
+        pick_device("gpu")
+
+
+def test_a_device_that_is_missing_is_said() -> None:
+    missing = "mps" if torch.cuda.is_available() else "cuda"
+    with pytest.raises(InputError, match=missing):
+        pick_device(missing)
+
+
+# Fills a model from a file of 200 MB and prints by how many bytes memory grew: at its peak, and of memory of
+# its own.
+MEASURE = """
+import sys
+from pathlib import Path
+import torch
+from ldm.checkpoint import build_on_meta, fill, read_tensors
+
+def memory():
+    # Of this process alone; getrusage would count what its parent had.
+    status = Path("/proc/self/status").read_text()
+    return [int(status.partition(name)[2].split()[0]) << 10 for name in ("VmHWM:", "RssAnon:")]
+
+layer = {"target": "torch.nn.Linear", "params": {"in_features": 2500, "out_features": 2500}}
+torch.ones(4_000_000).to(torch.bfloat16).float().sum()
+before = memory()
+with torch.device("meta"):
+    model = torch.nn.Sequential(*(build_on_meta(layer) for _ in range(8)))
+fill(model, read_tensors(sys.argv[1]), getattr(torch, sys.argv[2]), torch.device("cpu"))
+for parameter in model.parameters():
+    parameter.detach().sum()
+print(*(now - then for now, then in zip(memory(), before)))
+"""
+
+
+@pytest.fixture(scope="module")
+def heavy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("heavy")
+    state = nn.Sequential(*(nn.Linear(2500, 2500) for _ in range(8))).state_dict()
+    torch.save({"state_dict": state}, folder / "heavy.ckpt")
+    save_file(state, folder / "heavy.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "peak", "own"),
+    [
+        # Unchanged weights are the file's own pages.
+        ("heavy.ckpt", "float32", 1.3, 0.1),
+        ("heavy.safetensors", "float32", 1.3, 0.1),
+        # Cast weights are half as large, beside pages of the file that the system can drop.
+        ("heavy.ckpt", "bfloat16", 1.8, 0.6),
+    ],
+)
+def test_filling_makes_no_second_copy_in_memory(
+    name: str, dtype: str, peak: float, own: float, heavy: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(heavy / name), dtype],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    peak_grown, own_grown = map(int, done.stdout.split())
+    size = (heavy / name).stat().st_size
+    assert 0.4 < peak_grown / size < peak
+    assert own_grown / size < own
+
+
+def test_what_was_copied_out_of_a_mapped_file_is_given_back_and_can_be_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "many.safetensors"
+    state = {name: torch.randn(3 * 2**18 + 5) for name in "abc"}
+    save_file(state, path)
+    mapped = read_tensors(path)
+    for name, tensor in mapped.items():
+        assert torch.equal(tensor, state[name])
+        forget(tensor)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in mapped.items())
+
+
+def test_weights_of_maps_lie_channels_last(tiny_checkpoint: Path) -> None:
+    model = load_model("tiny.yaml", tiny_checkpoint, "cpu", torch.float32)
+    maps = [weight for weight in model.parameters() if weight.ndim == 4]
+    assert maps and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in maps)
