@@ -82,6 +82,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
     assert condition()
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_takes_nothing_along_and_others_go_on_in_another_number(
     txt2img: Run, command: list[str], tmp_path: Path
 ) -> None:

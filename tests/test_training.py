@@ -156,7 +156,7 @@ def test_standardised_latents_have_mean_0_and_deviation_1_and_decode_alike(
 
 @pytest.mark.parametrize(
     "stage",
-    ["diffusion", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("autoencoder", "words"))],
+    ["words", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("autoencoder", "diffusion"))],
 )
 def test_two_processes_learn_what_one_does_at_the_same_global_batch(
     stage: str, stages: Path, tmp_path: Path
