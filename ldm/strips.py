@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.models.autoencoder import AutoencoderKL
-from ldm.modules.layers import attention
+from ldm.modules.dot_product import attention
 
 STRIP = 2**24  # numbers in a strip, or scores of attention at once: 64 MiB in float32
 

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm.modules.layers import Linear, attention
+from ldm.modules.dot_product import attention
+from ldm.modules.layers import Linear
 
 TOKENS = 512  # that a CPU takes through the feed-forward network at a time
 

@@ -1,9 +1,9 @@
-"""Linear layers, convolutions and attention: torch's own and, at inference on a CPU, by faster products.
+"""Linear layers and convolutions: torch's own and, at inference on a CPU, by faster products.
 
 torch hands float32 products on a CPU to MKL, which takes twice as long as oneDNN on processors that are not
-Intel's, and its own attention asks MKL too. Here all of them go to oneDNN, with the weights as they lie: no
-second copy, so that loading, moving, copying and training a model are what they are elsewhere. Where
-gradients are recorded, on other devices and under `torch.compile` everything is torch's own.
+Intel's. Here all of them go to oneDNN, with the weights as they lie: no second copy, so that loading, moving,
+copying and training a model are what they are elsewhere. Where gradients are recorded, on other devices and
+under `torch.compile` everything is torch's own.
 """
 
 import platform
@@ -23,9 +23,6 @@ FEW_POSITIONS = (
     512  # of a batch of maps: below, a convolution spends longer on its weights' layout than on the maps
 )
 MANY_DOUBLED = 2048  # positions before doubling: below, a folded kernel costs more to make than it saves
-MANY_SCORES = 2**14  # of a head: below, torch's attention is faster than several products
-CACHED = 2**20  # numbers that stay in a processor's cache
-FEW_ROWS = 128  # of scores: below, reading keys and values again takes longer than the products
 
 
 def is_fast(x: Tensor, weight: Tensor) -> bool:
@@ -43,9 +40,12 @@ def is_fast(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + bias by oneDNN, (..., in) and (out, in) to (..., out); see `is_fast`."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = "none") -> Tensor:
+    """x W^T + bias by oneDNN, (..., in) and (out, in) to (..., out); see `is_fast`.
+
+    `then` may name a function of every number, such as "sigmoid", taken before the number is rounded.
+    """
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "")
 
 
 class Linear(nn.Linear):
@@ -97,29 +97,3 @@ class Upsample(nn.Module):
         rows = F.pad(turned, (0, 0, 1, 0)) + F.pad(turned, (0, 0, 0, 1))  # (C, out, 4, 3)
         kernel = F.pad(rows, (1, 0)) + F.pad(rows, (0, 1))  # (C, out, 4, 4)
         return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, (B, heads, N, d) on (B, heads, M, d), as `scaled_dot_product_attention`.
-
-    Scores are in float32. On a CPU they are made for so many queries at a time as stay in the cache, and
-    training in mixed precision takes all of it in float32: torch's own is six times as slow backwards in
-    bfloat16.
-    """
-    batch, heads, n, d = q.shape
-    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
-    if n * k.shape[2] < MANY_SCORES or not is_fast(q, k):
-        return F.scaled_dot_product_attention(q, k, v)
-    out = torch.empty(batch, n, heads, v.shape[-1], dtype=q.dtype)
-    rows = max(FEW_ROWS, CACHED // k.shape[2])
-    for i in range(batch):
-        for j in range(heads):
-            queries, keys = q[i, j].float() * d**-0.5, k[i, j].float().contiguous()  # (N, d), (M, d)
-            values = v[i, j].T.contiguous()  # (d, M)
-            for start in range(0, n, rows):
-                scores = product(queries[start : start + rows], keys)  # (rows, M)
-                torch.softmax(scores, dim=-1, out=scores)
-                out[i, start : start + rows, j] = product(scores.to(v.dtype), values)
-    return out.transpose(1, 2)

@@ -12,7 +12,7 @@ from torch import nn
 
 from ldm.modules import layers
 from ldm.modules.attention import FeedForward
-from ldm.modules.layers import Conv3x3, Linear, Upsample, attention, is_fast
+from ldm.modules.layers import Conv3x3, Linear, Upsample, is_fast
 from tests.conftest import fill_by_name, relative_error, rnd
 
 KINDS = [torch.float32, *([torch.bfloat16] if layers.HAS_BFLOAT16 else [])]
@@ -92,22 +92,6 @@ def test_large_maps_are_doubled_by_the_folded_kernel_and_small_ones_by_torchs(mo
     assert folded.call_count == 1 and out.is_contiguous(memory_format=torch.channels_last)
 
 
-@each_kind
-@pytest.mark.parametrize(("n", "m"), [(1, 1), (9, 5), (64, 64), (256, 77), (1100, 1000)])
-def test_attention_is_its_formula(kind, n, m):
-    # As a U-Net's heads lie: beside each other in every token.
-    q, k, v = (rnd(i, 2, length, 3, 8).to(kind).transpose(1, 2) for i, length in enumerate((n, m, m)))
-    weights = (q.double() @ k.double().mT / 8**0.5).softmax(-1)
-    assert relative_error(attention(q, k, v).double(), weights @ v.double()) < CLOSE[kind]
-
-
-def test_attention_holds_where_scores_are_large():
-    q, k, v = (200 * rnd(i, 1, 1, 1100, 8) for i in range(3))
-    out = attention(q, k, v)
-    expected = (q.double() @ k.double().mT / 8**0.5).softmax(-1) @ v.double()
-    assert relative_error(out.double(), expected) < 1e-3
-
-
 def test_tokens_taken_together_or_apart_come_out_alike():
     network = fill_by_name(FeedForward(16, 0.0))
     x = rnd(5, 2, 1500, 16)
@@ -131,18 +115,3 @@ def test_autocast_is_torchs():
     layer = fill_by_name(Linear(8, 8))
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(rnd(7, 2, 8)).dtype == torch.bfloat16
-
-
-def test_attention_in_mixed_precision_is_float32_forwards_and_backwards():
-    q, k, v = (rnd(seed, 2, 2, 12, 8).bfloat16().requires_grad_() for seed in (1, 2, 3))
-    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    with torch.enable_grad():
-        with torch.autocast("cpu", torch.bfloat16):
-            out = attention(q, k, v)
-        expected = torch.softmax(exact[0] @ exact[1].mT * 8**-0.5, dim=-1) @ exact[2]
-        gradients = torch.autograd.grad(out.float().sum(), (q, k, v))
-        exact_gradients = torch.autograd.grad(expected.sum(), exact)
-    assert out.dtype == torch.bfloat16
-    assert relative_error(out.double(), expected) < 2**-8  # rounded once
-    for gradient, known in zip(gradients[1:], exact_gradients[1:], strict=True):
-        assert relative_error(gradient.double(), known) < 5e-3

@@ -7,7 +7,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.errors import InputError
-from ldm.modules.layers import Conv3x3, Upsample, attention
+from ldm.modules.dot_product import attention
+from ldm.modules.layers import Conv3x3, Upsample
 
 
 def normalize(channels: int, groups: int) -> nn.GroupNorm:

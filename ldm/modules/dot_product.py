@@ -1,0 +1,72 @@
+"""Scaled dot-product attention: torch's own and, in bfloat16 on a CPU, by oneDNN's products.
+
+torch's own reads and writes each score several times between its products. Here the first product ends in the
+exponential, and the second sums the weights too.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.modules.layers import is_fast, product
+
+MANY_SCORES = 2**20  # of a head: below, torch's own is as fast
+BLOCK = (2048, 512)  # queries and keys whose weights stay in a processor's cache
+FAR = 12  # below zero: there sigmoid and exponential differ by less than bfloat16 tells apart
+ROUNDED = 2  # by which scores in bfloat16 may come nearer to zero than they should
+DEEP = 70  # below zero: much further down, weights would be too small for a number
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, (B, heads, N, d) on (B, heads, M, d), as `scaled_dot_product_attention`.
+
+    Scores are in float32. Training in mixed precision on a CPU takes all of it in float32: torch's own is six
+    times as slow backwards in bfloat16.
+    """
+    batch, heads, n, _ = q.shape
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+    if q.dtype != torch.bfloat16 or n * k.shape[2] < MANY_SCORES or not is_fast(q, k):
+        return F.scaled_dot_product_attention(q, k, v)
+    out = torch.empty(batch, n, heads, v.shape[-1], dtype=q.dtype)
+    for i in range(batch):
+        for j in range(heads):
+            head = q[i, j], k[i, j], v[i, j]
+            made = by_sigmoid(*head)
+            out[i, :, j] = F.scaled_dot_product_attention(*head) if made is None else made
+    return out.transpose(1, 2)
+
+
+def by_sigmoid(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+    """Attention of a head, (N, d) on (M, d) in bfloat16; None where its scores are too far apart.
+
+    Far below zero a sigmoid is an exponential, e^x / (1 + e^x), and oneDNN takes a sigmoid of what it
+    multiplies before that is rounded or written. So each query's scores are shifted there, less the most that
+    they can be, by a column of the queries that meets a column of ones. What the shift does to the weights it
+    does to their sum as well, which a column of ones beside the values brings.
+    """
+    # A query's scores are around the one with the keys' mean, and as far from it as both are long at most.
+    queries, mean = q.float() * q.shape[-1] ** -0.5, k.float().mean(0)  # (N, d), (d,)
+    farthest = queries.norm(dim=1) * (k.float() - mean).norm(dim=1).max()  # (N,)
+    shift = queries @ mean + (farthest + math.log(len(k)) + FAR).clamp(max=DEEP)  # (N,)
+    queries = torch.cat([queries, -shift[:, None]], dim=1).to(q.dtype)  # (N, d + 1)
+    keys, values = (F.pad(x, (0, 1), value=1) for x in (k, v))  # (M, d + 1)
+    rows, columns = BLOCK
+    blocks = [
+        (part, its.T.contiguous())
+        for part, its in zip(keys.split(columns), values.split(columns), strict=True)
+    ]
+    made = []
+    for some in queries.split(rows):
+        out = torch.zeros(len(some), values.shape[1])
+        for part, its in blocks:
+            out += product(product(some, part, then="sigmoid"), its)
+        out, total = out[:, :-1], out[:, -1:]  # (rows, d), (rows, 1)
+        # Where the most that scores can be was cut off, they may have come too near to zero.
+        if not total.max() < math.exp(ROUNDED - FAR):
+            return None
+        made.append((out / total).to(q.dtype))
+    return torch.cat(made)
