@@ -40,7 +40,7 @@ setup(
         **EXTRAS,
         "test": [
             *sorted({need for needs in EXTRAS.values() for need in needs}),
-            *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "playwright>=1.65"),
+            *("pytest>=8", "pytest-xdist>=3.6.1", "hypothesis>=6.100", "playwright>=1.65"),
             *("ruff>=0.9", "mypy>=1.14"),
         ],
     },
