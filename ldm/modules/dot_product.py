@@ -50,7 +50,7 @@ def by_sigmoid(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
     """
     # A query's scores are around the one with the keys' mean, and as far from it as both are long at most.
     queries, mean = q.float() * q.shape[-1] ** -0.5, k.float().mean(0)  # (N, d), (d,)
-    farthest = queries.norm(dim=1) * (k.float() - mean).norm(dim=1).max()  # (N,)
+    farthest = queries.norm(dim=1) * (k - mean).norm(dim=1).max()  # (N,)
     shift = queries @ mean + (farthest + math.log(len(k)) + FAR).clamp(max=DEEP)  # (N,)
     queries = torch.cat([queries, -shift[:, None]], dim=1).to(q.dtype)  # (N, d + 1)
     keys, values = (F.pad(x, (0, 1), value=1) for x in (k, v))  # (M, d + 1)
