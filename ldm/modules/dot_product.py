@@ -1,7 +1,7 @@
-"""Scaled dot-product attention: torch's own and, in bfloat16 on a CPU, by oneDNN's products.
+"""Scaled dot-product attention: torch's own and, in bfloat16 on a CPU without AMX, by oneDNN's products.
 
 torch's own reads and writes each score several times between its products. Here the first product ends in the
-exponential, and the second sums the weights too.
+exponential, and the second sums the weights too. With AMX torch multiplies by its tiles, which is as fast.
 """
 
 import math
@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.modules.layers import is_fast, product
+from ldm.modules.layers import HAS_ONEDNN, is_fast, product
 
+HAS_AMX = HAS_ONEDNN and torch.cpu._is_amx_tile_supported()
 MANY_SCORES = 2**20  # of a head: below, torch's own is as fast
+VECTOR = 16  # numbers in float32 that a processor takes at once
 BLOCK = (2048, 512)  # queries and keys whose weights stay in a processor's cache
 FAR = 12  # below zero: there sigmoid and exponential differ by less than bfloat16 tells apart
 ROUNDED = 2  # by which scores in bfloat16 may come nearer to zero than they should
@@ -29,8 +31,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
-    if q.dtype != torch.bfloat16 or n * k.shape[2] < MANY_SCORES or not is_fast(q, k):
-        return F.scaled_dot_product_attention(q, k, v)
+    if HAS_AMX or q.dtype != torch.bfloat16 or n * k.shape[2] < MANY_SCORES or not is_fast(q, k):
+        return by_torch(q, k, v)
     out = torch.empty(batch, n, heads, v.shape[-1], dtype=q.dtype)
     for i in range(batch):
         for j in range(heads):
@@ -38,6 +40,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             made = by_sigmoid(*head)
             out[i, :, j] = F.scaled_dot_product_attention(*head) if made is None else made
     return out.transpose(1, 2)
+
+
+def by_torch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """torch's own attention, on a whole number of a processor's vectors of keys.
+
+    What is over it takes key by key, so that a text's 77 take longer than 80, the last of which count for nothing.
+    """
+    m = k.shape[2]
+    missing = -m % VECTOR
+    if not missing or not is_fast(q, k):
+        return F.scaled_dot_product_attention(q, k, v)
+    k, v = (F.pad(x, (0, 0, 0, missing)) for x in (k, v))  # (B, heads, M + missing, d)
+    counts = torch.arange(m + missing) < m
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=counts[None])
 
 
 def by_sigmoid(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:

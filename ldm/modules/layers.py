@@ -40,12 +40,18 @@ def is_fast(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = "none") -> Tensor:
+def product(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = "none", times: Tensor | None = None
+) -> Tensor:
     """x W^T + bias by oneDNN, (..., in) and (out, in) to (..., out); see `is_fast`.
 
-    `then` may name a function of every number, such as "sigmoid", taken before the number is rounded.
+    `then` may name a function of every number, "sigmoid" or "gelu", taken before the number is rounded; or
+    each may be multiplied by its own of `times`, (..., out), before that.
     """
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "")
+    if times is not None:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, times, weight, bias, "mul")
+    exact = "none"  # the form of the GELU: no approximation
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], exact)
 
 
 class Linear(nn.Linear):

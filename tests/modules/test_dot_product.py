@@ -21,6 +21,11 @@ def formula(q, k, v):
     return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
 
 
+@pytest.fixture(autouse=True)
+def as_without_amx(monkeypatch):
+    monkeypatch.setattr(dot_product, "HAS_AMX", False)
+
+
 @each_kind
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (9, 5), (64, 64), (256, 77), (1100, 1000), (4096, 300)])
 def test_attention_is_its_formula(kind, n, m):
@@ -84,7 +89,7 @@ def test_what_is_no_number_shows(number, of):
 
 
 @with_bfloat16
-def test_many_scores_in_bfloat16_are_by_sigmoid_and_nothing_else(monkeypatch):
+def test_many_scores_in_bfloat16_without_amx_are_by_sigmoid_and_nothing_else(monkeypatch):
     called = Mock(wraps=by_sigmoid)
     monkeypatch.setattr(dot_product, "by_sigmoid", called)
     many, few = rnd(1, 1, 2, 1024, 8), rnd(2, 1, 2, 1023, 8)
@@ -95,6 +100,9 @@ def test_many_scores_in_bfloat16_are_by_sigmoid_and_nothing_else(monkeypatch):
     assert not called.called
     attention(*3 * [many.bfloat16()])
     assert called.call_count == 2  # each head
+    monkeypatch.setattr(dot_product, "HAS_AMX", True)
+    attention(*3 * [many.bfloat16()])
+    assert called.call_count == 2
 
 
 def test_attention_in_mixed_precision_is_float32_forwards_and_backwards():

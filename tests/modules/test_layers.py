@@ -92,10 +92,17 @@ def test_large_maps_are_doubled_by_the_folded_kernel_and_small_ones_by_torchs(mo
     assert folded.call_count == 1 and out.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_tokens_taken_together_or_apart_come_out_alike():
-    network = fill_by_name(FeedForward(16, 0.0))
-    x = rnd(5, 2, 1500, 16)
-    assert relative_error(network(x), network.net(x)) < 1e-6
+@each_kind
+@pytest.mark.parametrize("gradients", [False, True])
+def test_the_feed_forward_network_is_its_formula(kind, gradients):
+    network = fill_by_name(FeedForward(16, 0.0)).to(kind)
+    x = rnd(5, 2, 1500, 16).to(kind)  # more tokens than are taken at a time
+    with torch.set_grad_enabled(gradients):
+        out = network(x)
+    w, bias, w_out, bias_out = (p.double() for p in network.parameters())
+    value, gate = (x.double() @ w.T + bias).chunk(2, dim=-1)
+    exact = gate * (1 + torch.erf(gate / 2**0.5)) / 2
+    assert relative_error(out.double(), value * exact @ w_out.T + bias_out) < CLOSE[kind]
 
 
 def test_gradients_and_copies_are_torchs():
