@@ -11,6 +11,11 @@ from ldm.modules.layers import Linear, is_fast, product
 TOKENS = 2048  # of a batch, that a CPU takes through the feed-forward network at a time
 
 
+def repeated(x: Tensor, batch: int) -> Tensor:
+    """x, (b, ...), one whole after the other as often as it takes to fill a batch: (batch, ...)."""
+    return x if len(x) == batch else torch.cat(batch // len(x) * [x])
+
+
 class GEGLU(nn.Module):
     """A linear layer gated by the GELU of another."""
 
@@ -44,6 +49,7 @@ class FeedForward(nn.Module):
 class CrossAttention(nn.Module):
     """Attention of tokens x on a context, or on themselves when there is none.
 
+    x, (b, N, C), may meet the contexts of several batches, (k b, M, D), and comes out as often.
     `scaled_dot_product_attention` scales before it sums or accumulates in float32, so that SD2.1's large
     products do not overflow in half precision.
     """
@@ -61,7 +67,7 @@ class CrossAttention(nn.Module):
         context = x if context is None else context
         q, k, v = (
             rearrange(t, "b n (heads d) -> b heads n d", heads=self.heads)
-            for t in (self.to_q(x), self.to_k(context), self.to_v(context))
+            for t in (repeated(self.to_q(x), len(context)), self.to_k(context), self.to_v(context))
         )
         out = attention(q, k, v)
         return self.to_out(rearrange(out, "b heads n d -> b n (heads d)"))
@@ -89,13 +95,17 @@ class BasicTransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
-        x = x + self.attn1(self.norm1(x), context if self.disable_self_attn else None)
-        x = x + self.attn2(self.norm2(x), context)
+        h = self.attn1(self.norm1(x), context if self.disable_self_attn else None)
+        x = repeated(x, len(h)) + h
+        h = self.attn2(self.norm2(x), context)
+        x = repeated(x, len(h)) + h
         return x + self.ff(self.norm3(x))
 
 
 class SpatialTransformer(nn.Module):
     """Transformer blocks over the positions of a map, (B, C, H, W) to the same shape.
+
+    A map comes out once for each of its contexts: (b, C, H, W) and (k b, M, D) to (k b, C, H, W).
 
     The projections in and out are 1x1 convolutions in SD1 and linear layers in SD2 (`use_linear`): the same
     values under other shapes.
@@ -139,7 +149,7 @@ class SpatialTransformer(nn.Module):
         h = rearrange(h, "b (h w) c -> b c h w", h=height)
         if not self.use_linear:
             h = self.proj_out(h)
-        return x + h
+        return repeated(x, len(h)) + h
 
 
 class AttentionBlock(nn.Module):

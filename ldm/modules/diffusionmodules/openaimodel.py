@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ldm.errors import InputError
 from ldm.freeu import TRAINING_STEPS, Channels, DecoderStage, FreeUSettings, Match, free_u
-from ldm.modules.attention import AttentionBlock, SpatialTransformer
+from ldm.modules.attention import AttentionBlock, SpatialTransformer, repeated
 from ldm.modules.diffusionmodules.blocks import Downsample, ResBlock, TimestepEmbedSequential
 from ldm.modules.diffusionmodules.util import timestep_embedding
 from ldm.modules.layers import Upsample
@@ -152,12 +152,17 @@ class UNetModel(nn.Module):
         return emb if self.num_classes is None else emb + self.label_emb(y)
 
     def encode(self, x: Tensor, emb: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """The encoder's last map and all its maps in order, the skips."""
-        h, skips = x, []
+        """The encoder's last map and all its maps in order, the skips.
+
+        Guidance asks for the same latents under two contexts: what comes before these is computed once.
+        """
+        h = halved(x) if context is not None and halved(emb) is not emb else x
+        maps = []
         for block in self.input_blocks:
-            h = block(h, emb, context)
-            skips.append(h)
-        return h, skips
+            h = block(h, emb[: len(h)], context)
+            maps.append(h)
+        skips = [repeated(h, len(x)) for h in maps]
+        return skips[-1], skips
 
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None
@@ -244,6 +249,17 @@ class Free_UNetModel(UNetModel):
             fused = free_u(fused, h.shape[1], b, s, how.version, how.threshold, weight, how.channels)
             h = block(fused, emb, context)
         return self.out(h)
+
+
+def halved(x: Tensor) -> Tensor:
+    """The first half of x along the batch where the second equals it, all of x otherwise.
+
+    On a CPU alone: elsewhere the answer would have to be waited for.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or len(x) % 2:
+        return x
+    first, second = x.chunk(2)
+    return first if torch.equal(first, second) else x
 
 
 def make_label_embedding(num_classes: int | str, adm_in_channels: int | None, dim: int) -> nn.Module:
