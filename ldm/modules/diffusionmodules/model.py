@@ -1,5 +1,6 @@
 """The convolutional encoder and decoder of the autoencoder, under the original's names."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -45,7 +46,8 @@ class ResnetBlock(nn.Module):
         h = self.conv1(F.silu(h, inplace=True))
         h = self.norm2(h)
         h = self.conv2(self.dropout(F.silu(h, inplace=True)))
-        return h + (self.nin_shortcut(x) if self.nin_shortcut is not None else x)
+        h += self.nin_shortcut(x) if self.nin_shortcut is not None else x
+        return h
 
 
 class AttnBlock(nn.Module):
@@ -89,7 +91,10 @@ class Middle(nn.Module):
 
 
 class Stage(nn.Module):
-    """The residual blocks of one resolution, each with attention where the config asks for it."""
+    """The residual blocks of one resolution, each with attention where the config asks for it.
+
+    It has no `forward`: a call of the whole would hold on to its first map until its end.
+    """
 
     def __init__(
         self, channels: list[int], attention: bool, dropout: float, attn_type: str, norm_groups: int
@@ -103,15 +108,13 @@ class Stage(nn.Module):
         self.downsample: nn.Module | None = None
         self.upsample: nn.Module | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def layers(self) -> Iterator[nn.Module]:
+        """What a map passes, in order."""
         for i, block in enumerate(self.block):
-            x = block(x)
+            yield block
             if self.attn:
-                x = self.attn[i](x)
-        for resize in (self.downsample, self.upsample):
-            if resize is not None:
-                x = resize(x)
-        return x
+                yield self.attn[i]
+        yield from (resize for resize in (self.downsample, self.upsample) if resize is not None)
 
 
 class Encoder(nn.Module):
@@ -153,7 +156,8 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)  # (B, ch, H, W)
         for stage in self.down:
-            h = stage(h)
+            for layer in stage.layers():
+                h = layer(h)
         h = self.mid(h)  # (B, C, H/f, W/f)
         return self.conv_out(F.silu(self.norm_out(h), inplace=True))  # (B, 2 z_channels, H/f, W/f)
 
@@ -199,5 +203,6 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))  # (B, C, H/f, W/f)
         for stage in reversed(self.up):
-            h = stage(h)
+            for layer in stage.layers():
+                h = layer(h)
         return self.conv_out(F.silu(self.norm_out(h), inplace=True))  # (B, out_ch, H, W)

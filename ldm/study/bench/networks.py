@@ -6,7 +6,7 @@ from importlib import util
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.freeu import PRESETS
 from ldm.study.bench.rounds import Row, Work, alternate, peak_memory, rows
@@ -65,18 +65,18 @@ def diffusers_autoencoder() -> Any:
     )
 
 
+def guided_inputs(dtype: torch.dtype, device: torch.device, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same latents twice, (2, 4, side, side), their timesteps (2,), and two contexts, (2, 77, 768)."""
+    x = torch.randn(1, 4, side, side).repeat(2, 1, 1, 1)
+    context = torch.randn(2, *CONTEXT)
+    return x.to(device, dtype), torch.full((2,), 501, device=device), context.to(device, dtype)
+
+
 def step(
-    dtype: torch.dtype,
-    device: torch.device,
-    rounds: int,
-    side: int = 64,
-    batch: int = 2,
-    compiled: bool = False,
+    dtype: torch.dtype, device: torch.device, rounds: int, side: int = 64, compiled: bool = False
 ) -> list[Row]:
-    """One step of the U-Net with FreeU V1: ours and, where installed, diffusers', eager and compiled."""
-    x = torch.randn(batch, 4, side, side).to(device, dtype)
-    t = torch.full((batch,), 501, device=device)
-    context = torch.randn(batch, *CONTEXT).to(device, dtype)
+    """A guided picture's step of the U-Net with FreeU V1: ours and, where installed, diffusers'."""
+    x, t, context = guided_inputs(dtype, device, side)
     unet: Any = made_up(our_unet, dtype, device)
     works: dict[str, Work] = {"ours, FreeU V1": lambda: unet(x, t, context)}
     if compiled:
@@ -90,13 +90,12 @@ def step(
         if compiled:
             peer_compiled = torch.compile(peer)
             works["diffusers, compiled"] = lambda: peer_compiled(x, t, context, return_dict=False)
-    return rows(f"U-Net step, {batch} x {side}x{side}", dtype, alternate(works, rounds, device))
+    return rows(f"guided U-Net step, 2 x {side}x{side}", dtype, alternate(works, rounds, device))
 
 
 def overhead(dtype: torch.dtype, device: torch.device, rounds: int, side: int = 64) -> list[Row]:
     """One step of the same U-Net with FreeU off, then by each version."""
-    x = torch.randn(2, 4, side, side).to(device, dtype)
-    t, context = torch.full((2,), 501, device=device), torch.randn(2, *CONTEXT).to(device, dtype)
+    x, t, context = guided_inputs(dtype, device, side)
     unet: Any = made_up(our_unet, dtype, device)
     first, second = PRESETS["sd14", 1], PRESETS["sd14", 2]
 
