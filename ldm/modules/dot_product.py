@@ -45,7 +45,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def by_torch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """torch's own attention, on a whole number of a processor's vectors of keys.
 
-    What is over it takes key by key, so that a text's 77 take longer than 80, the last of which count for nothing.
+    What is over it takes key by key: a text's 77 take longer than 80 of which the last count for nothing.
     """
     m = k.shape[2]
     missing = -m % VECTOR
