@@ -4,7 +4,6 @@ Stable Diffusion 1.4's weights are made up and written once: 4.3 GB in float32 f
 own layout.
 """
 
-import json
 import math
 import os
 import subprocess
@@ -26,11 +25,9 @@ from ldm.util import ROOT, load_config
 
 # Not the peak that `resource` tells, which a process inherits from the one that started it.
 TELL = """
-import json, pathlib
+import pathlib
 told = pathlib.Path("/proc/self/status")
-if told.exists():
-    peak = told.read_text().partition("VmHWM:")[2].split()[0]
-    print(json.dumps({"peak": 1024 * int(peak)}))
+print(told.read_text().partition("VmHWM:")[2].split()[0] if told.exists() else "", flush=True)
 """
 
 OURS = """
@@ -104,13 +101,30 @@ def write_diffusers(folder: Path) -> None:
         made.save_pretrained(folder / name)
 
 
-def seconds_and_peak(command: list[str]) -> tuple[float, int | None]:
-    """How long a process takes, and the most memory it held where its last line tells, in bytes."""
+def environment() -> dict[str, str]:
+    """That of a process which imports what is here, and has as many threads."""
+    return os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
+
+
+def seconds_to_line(command: list[str]) -> tuple[float, str]:
+    """The first line that a process writes, and how long that takes; what follows is not counted."""
     start = perf_counter()
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | threads)
-    last = done.stdout.strip().rpartition("\n")[2]
-    return perf_counter() - start, json.loads(last)["peak"] if last.startswith("{") else None
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment()
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        seconds = perf_counter() - start
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return seconds, line
+
+
+def seconds_to_end(command: list[str]) -> float:
+    """How long a process takes."""
+    start = perf_counter()
+    subprocess.run(command, capture_output=True, check=True, env=environment())
+    return perf_counter() - start
 
 
 def cold_start(dtype: torch.dtype, folder: Path, rounds: int) -> tuple[list[Row], dict[str, int | None]]:
@@ -131,7 +145,8 @@ def cold_start(dtype: torch.dtype, folder: Path, rounds: int) -> tuple[list[Row]
                 folder.mkdir(parents=True, exist_ok=True)
                 write(path)
             command = [sys.executable, "-c", code + TELL, str(path), str(dtype).removeprefix("torch.")]
-            taken, peaks[name] = seconds_and_peak(command)
+            taken, kilobytes = seconds_to_line(command)
+            peaks[name] = 1024 * int(kilobytes) if kilobytes.strip() else None
             seconds[name].append(taken)
     what = "cold start to the first step"
     kind = str(dtype).removeprefix("torch.")
@@ -151,7 +166,7 @@ def embedded_picture(folder: Path, rounds: int) -> list[Row]:
         "its imports alone": ["-c", "import ldm.txt2img.run"],
     }
     seconds = {
-        name: [seconds_and_peak([sys.executable, *work])[0] for _ in range(rounds)]
+        name: [seconds_to_end([sys.executable, *work]) for _ in range(rounds)]
         for name, work in works.items()
     }
     base = seconds["process start to PNG"]
