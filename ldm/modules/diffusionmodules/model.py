@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch.nn.functional as F
 from einops import rearrange
@@ -155,6 +156,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)  # (B, ch, H, W)
+        stage: Any
         for stage in self.down:
             for layer in stage.layers():
                 h = layer(h)
@@ -202,6 +204,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))  # (B, C, H/f, W/f)
+        stage: Any
         for stage in reversed(self.up):
             for layer in stage.layers():
                 h = layer(h)

@@ -156,7 +156,8 @@ class UNetModel(nn.Module):
 
         Guidance asks for the same latents under two contexts: what comes before these is computed once.
         """
-        h = halved(x) if context is not None and halved(emb) is not emb else x
+        once = context is not None and is_twice(x) and is_twice(emb)
+        h = x[: len(x) // 2] if once else x
         maps = []
         for block in self.input_blocks:
             h = block(h, emb[: len(h)], context)
@@ -251,15 +252,15 @@ class Free_UNetModel(UNetModel):
         return self.out(h)
 
 
-def halved(x: Tensor) -> Tensor:
-    """The first half of x along the batch where the second equals it, all of x otherwise.
+def is_twice(x: Tensor) -> bool:
+    """Whether the second half of a batch repeats the first.
 
-    On a CPU alone: elsewhere the answer would have to be waited for.
+    Asked on a CPU alone: elsewhere the answer would have to be waited for.
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling() or len(x) % 2:
-        return x
+        return False
     first, second = x.chunk(2)
-    return first if torch.equal(first, second) else x
+    return torch.equal(first, second)
 
 
 def make_label_embedding(num_classes: int | str, adm_in_channels: int | None, dim: int) -> nn.Module:

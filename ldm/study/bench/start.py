@@ -166,8 +166,7 @@ def embedded_picture(folder: Path, rounds: int) -> list[Row]:
         "its imports alone": ["-c", "import ldm.txt2img.run"],
     }
     seconds = {
-        name: [seconds_to_end([sys.executable, *work]) for _ in range(rounds)]
-        for name, work in works.items()
+        name: [seconds_to_end([sys.executable, *work]) for _ in range(rounds)] for name, work in works.items()
     }
     base = seconds["process start to PNG"]
     return [Row("embedded model, 50 steps", "auto", name, taken, base) for name, taken in seconds.items()]

@@ -1,0 +1,82 @@
+"""What guidance asks of the U-Net twice is computed once, and comes out as if it had been computed twice."""
+
+import pytest
+import torch
+
+from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel, UNetModel
+from tests.conftest import fill_by_name, golden_parameters, relative_error, rnd
+
+SHAPE = golden_parameters("unet_tiny")
+LEVELS = len(SHAPE["channel_mult"])
+
+VARIANTS = {
+    "as SD1": {},
+    "as SD2": {"use_linear_in_transformer": True, "num_heads": -1, "num_head_channels": 16},
+    "two blocks deep": {"transformer_depth": 2},
+    "no self-attention": {"disable_self_attentions": LEVELS * [True], "disable_middle_self_attn": True},
+    "attention in the middle alone": {"attention_resolutions": []},
+    "attention without context": {"use_spatial_transformer": False, "context_dim": None},
+    "labels": {"num_classes": 5},
+    "residual blocks that resize": {"resblock_updown": True},
+}
+
+
+def make(**options):
+    unet = Free_UNetModel(1.3, 1.4, 0.9, 0.2, version=2, start=0.2, ramp=0.5, **SHAPE | options)
+    return fill_by_name(unet)
+
+
+def samples_first_seen(unet, *inputs):
+    """How many samples the U-Net's first layer is given."""
+    seen = []
+    hook = unet.input_blocks[0].register_forward_hook(lambda _layer, _inputs, out: seen.append(len(out)))
+    unet(*inputs)
+    hook.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("pictures", [1, 3])
+def test_guided_pictures_come_out_as_each_half_alone(options, pictures):
+    unet = make(**options)
+    x, contexts = rnd(1, pictures, 4, 16, 16), rnd(2, 2 * pictures, 11, 48).chunk(2)
+    times = torch.tensor([981, 601, 41])[:pictures]
+    labels = torch.arange(pictures) if unet.num_classes else None
+    apart = torch.cat([unet(x, times, context, labels) for context in contexts])
+    together = (
+        torch.cat([x, x]),
+        torch.cat([times, times]),
+        torch.cat(contexts),
+        None if labels is None else torch.cat([labels, labels]),
+    )
+    assert samples_first_seen(unet, *together) == pictures
+    assert relative_error(unet(*together), apart) < 1e-5
+
+
+@pytest.mark.parametrize("options", [{}, {"num_classes": 5}], ids=["no labels", "labels"])
+def test_halves_that_differ_are_both_computed(options):
+    unet = fill_by_name(UNetModel(**SHAPE | options))
+    x, times, context = rnd(1, 1, 4, 16, 16).repeat(2, 1, 1, 1), torch.tensor([41, 41]), rnd(2, 2, 11, 48)
+    other = x.clone()
+    other[1, 3, 15, 15] += 1
+    same = torch.tensor([2, 2]) if options else None
+    assert samples_first_seen(unet, x, times, context, same) == 1
+    assert samples_first_seen(unet, other, times, context, same) == 2
+    assert samples_first_seen(unet, x, torch.tensor([41, 40]), context, same) == 2
+    assert samples_first_seen(unet, x[:1].repeat(3, 1, 1, 1), times[:1].repeat(3), rnd(3, 3, 11, 48),
+                              same if same is None else same[:1].repeat(3)) == 3  # fmt: skip
+    if options:
+        assert samples_first_seen(unet, x, times, context, torch.tensor([2, 3])) == 2
+
+
+def test_gradients_are_those_of_both_halves():
+    unet = make()
+    x, context = rnd(1, 1, 4, 16, 16), rnd(2, 2, 11, 48)
+    with torch.enable_grad():
+        once = unet(x.repeat(2, 1, 1, 1), torch.tensor([41, 41]), context).square().sum()
+        apart = sum(unet(x, torch.tensor([41]), one[None]).square().sum() for one in context)
+        mine, both = (
+            torch.cat([gradient.flatten() for gradient in torch.autograd.grad(out, list(unet.parameters()))])
+            for out in (once, apart)
+        )
+    assert relative_error(mine, both) < 1e-5
