@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ldm.errors import InputError
 from ldm.freeu import TRAINING_STEPS, Channels, DecoderStage, FreeUSettings, Match, free_u
-from ldm.modules.attention import AttentionBlock, SpatialTransformer, repeated
+from ldm.modules.attention import AttentionBlock, SpatialTransformer
 from ldm.modules.diffusionmodules.blocks import Downsample, ResBlock, TimestepEmbedSequential
 from ldm.modules.diffusionmodules.util import timestep_embedding
 from ldm.modules.layers import Upsample
@@ -154,16 +154,17 @@ class UNetModel(nn.Module):
     def encode(self, x: Tensor, emb: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """The encoder's last map and all its maps in order, the skips.
 
-        Guidance asks for the same latents under two contexts: what comes before these is computed once.
+        Guidance asks for the same latents under two contexts: the block that first meets these is given one
+        half, up to there the same as the other, and gives out both.
         """
-        once = context is not None and is_twice(x) and is_twice(emb)
-        h = x[: len(x) // 2] if once else x
-        maps = []
+        twice = context is not None and is_twice(x) and is_twice(emb)
+        h, skips = x, []
         for block in self.input_blocks:
+            if twice and any(isinstance(layer, SpatialTransformer) for layer in block.children()):
+                h, twice = h[: len(h) // 2], False
             h = block(h, emb[: len(h)], context)
-            maps.append(h)
-        skips = [repeated(h, len(x)) for h in maps]
-        return skips[-1], skips
+            skips.append(h)
+        return h, skips
 
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None
