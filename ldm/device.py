@@ -29,5 +29,9 @@ def pick_dtype(device: torch.device) -> torch.dtype:
         case "mps":
             return torch.float16
     # Few processors multiply in bfloat16; on the others it is slower than float32.
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return torch.bfloat16 if has_amx() else torch.float32
+
+
+def has_amx() -> bool:
+    """Whether the CPU multiplies bfloat16 by tiles."""
+    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()

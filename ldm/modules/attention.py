@@ -50,6 +50,7 @@ class CrossAttention(nn.Module):
     """Attention of tokens x on a context, or on themselves when there is none.
 
     x, (b, N, C), may meet the contexts of several batches, (k b, M, D), and comes out as often.
+
     `scaled_dot_product_attention` scales before it sums or accumulates in float32, so that SD2.1's large
     products do not overflow in half precision.
     """

@@ -1,7 +1,7 @@
 """Scaled dot-product attention: torch's own and, in bfloat16 on a CPU without AMX, by oneDNN's products.
 
 torch's own reads and writes each score several times between its products. Here the first product ends in the
-exponential, and the second sums the weights too. With AMX torch multiplies by its tiles, which is as fast.
+exponential, and the second sums the weights too. With AMX torch multiplies by tiles, which is faster.
 """
 
 import math
@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.modules.layers import HAS_ONEDNN, is_fast, product
+from ldm.device import has_amx
+from ldm.modules.layers import is_fast, product
 
-HAS_AMX = HAS_ONEDNN and torch.cpu._is_amx_tile_supported()
+HAS_AMX = has_amx()
 MANY_SCORES = 2**20  # of a head: below, torch's own is as fast
 VECTOR = 16  # numbers in float32 that a processor takes at once
 BLOCK = (2048, 512)  # queries and keys whose weights stay in a processor's cache
