@@ -6,7 +6,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.modules.dot_product import attention
-from ldm.modules.layers import Linear, is_fast, product
+from ldm.modules.layers import Linear
+from ldm.modules.onednn import is_fast, product
 
 TOKENS = 2048  # of a batch, that a CPU takes through the feed-forward network at a time
 

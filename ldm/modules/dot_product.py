@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.device import has_amx
-from ldm.modules.layers import is_fast, product
+from ldm.modules.onednn import is_fast, product
 
 HAS_AMX = has_amx()
 MANY_SCORES = 2**20  # of a head: below, torch's own is as fast

@@ -10,14 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ldm.modules import layers
+from ldm.modules import layers, onednn
 from ldm.modules.attention import FeedForward
-from ldm.modules.layers import Conv3x3, Linear, Upsample, is_fast
+from ldm.modules.layers import Conv3x3, Linear, Upsample
+from ldm.modules.onednn import is_fast
 from tests.conftest import fill_by_name, relative_error, rnd
 
-KINDS = [torch.float32, *([torch.bfloat16] if layers.HAS_BFLOAT16 else [])]
+KINDS = [torch.float32, *([torch.bfloat16] if onednn.HAS_BFLOAT16 else [])]
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
-only_here = pytest.mark.skipif(not layers.HAS_ONEDNN, reason="torch has no oneDNN on this machine")
+only_here = pytest.mark.skipif(not onednn.HAS_ONEDNN, reason="torch has no oneDNN on this machine")
 each_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
 
 
@@ -59,10 +60,31 @@ def test_a_convolution_on_few_positions_is_its_formula(kind, batch, height, widt
 
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
-def test_a_convolution_on_many_positions_is_torchs(memory):
+def test_a_convolution_of_few_channels_on_many_positions_is_torchs(memory):
     conv = fill_by_name(Conv3x3(6, 5)).to(memory_format=memory)
-    x = rnd(4, 2, 6, 32, 16)
+    x = rnd(4, 2, 6, 32, 32)
     assert torch.equal(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1))
+
+
+@only_here
+def test_many_channels_on_many_positions_are_convolved_by_winograd_unless_amx_multiplies(monkeypatch):
+    by_winograd = Mock(wraps=layers.winograd)
+    monkeypatch.setattr(layers, "winograd", by_winograd)
+
+    def calls(has_amx, kind, channels, side, memory=torch.channels_last):
+        by_winograd.reset_mock()
+        monkeypatch.setattr(layers, "HAS_AMX", has_amx)
+        conv = fill_by_name(Conv3x3(channels, 256)).to(kind).to(memory_format=memory)
+        conv(rnd(8, 2, channels, side, 16).to(kind).contiguous(memory_format=memory))
+        return by_winograd.call_count
+
+    for kind in KINDS:
+        assert calls(False, kind, 256, 16) == 1
+        assert calls(False, kind, 255, 16) == calls(False, kind, 256, 15) == 0
+        assert calls(False, kind, 256, 16, torch.contiguous_format) == 0
+        assert calls(True, kind, 256, 16) == (kind == torch.float32)
+    with torch.enable_grad():
+        assert calls(False, torch.float32, 256, 16) == 0
 
 
 @each_kind

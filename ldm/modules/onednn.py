@@ -1,0 +1,47 @@
+"""Products by oneDNN, which torch takes on a CPU for bfloat16 alone.
+
+torch hands float32 products on a CPU to MKL, which takes twice as long as oneDNN on processors that are not
+Intel's. Here all of them go to oneDNN, with the weights as they lie: no second copy, so that loading, moving,
+copying and training a model are what they are elsewhere.
+"""
+
+import platform
+
+import torch
+from torch import Tensor
+
+HAS_ONEDNN = (
+    torch.backends.mkldnn.is_available()
+    and platform.machine() in ("x86_64", "AMD64")
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
+HAS_BFLOAT16 = HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def is_fast(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN multiplies these: at inference, on an x86 CPU, in one precision that it has."""
+    kinds = (torch.float32, torch.bfloat16) if HAS_BFLOAT16 else (torch.float32,)
+    return (
+        HAS_ONEDNN
+        and x.device.type == weight.device.type == "cpu"
+        and x.dtype == weight.dtype
+        and x.dtype in kinds
+        and x.numel() > 0
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+def product(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = "none", times: Tensor | None = None
+) -> Tensor:
+    """x W^T + bias by oneDNN, (..., in) and (out, in) to (..., out); see `is_fast`.
+
+    `then` may name a function of every number, "sigmoid" or "gelu", taken before the number is rounded; or
+    each may be multiplied by its own of `times`, (..., out), before that.
+    """
+    if times is not None:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, times, weight, bias, "mul")
+    exact = "none"  # the form of the GELU: no approximation
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], exact)

@@ -1,0 +1,62 @@
+"""A 3x3 convolution with 4/9 of its multiplications, after Winograd.
+
+Two by two numbers that come out see four by four that go in. Sums and differences of these, times sums and
+differences of the kernel, make sixteen products where thirty-six were; F(2x2, 3x3) in Lavin and Gray, "Fast
+Algorithms for Convolutional Neural Networks" (CVPR 2016), from whom the letters below are.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.modules.onednn import product
+
+TILES = 2048  # at a time, so that what is made of them is not large
+
+
+def winograd(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """What a convolution that keeps height and width makes of x, where oneDNN multiplies; see `is_fast`.
+
+    (B, C, H, W) and (out, C, 3, 3) to (B, out, H, W), channels last.
+    """
+    batch, _, height, width = x.shape
+    rows, columns = -(-height // 2), -(-width // 2)  # of tiles
+    g = weight.permute(0, 2, 3, 1)  # (out, 3, 3, C)
+    u = [[one.contiguous() for one in of_kernel(row, 1)] for row in of_kernel(g, 1)]  # 4 of 4 of (out, C)
+    d = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1 + width % 2, 1, 1 + height % 2))  # (B, 2r + 2, 2c + 2, C)
+    y = x.new_empty(batch, rows, 2, columns, 2, len(weight))
+    some = max(1, TILES // (batch * columns))  # rows of tiles
+    for top in range(0, rows, some):
+        part = d[:, 2 * top : 2 * (top + some) + 2]
+        across = []  # 4 of 2 of (B, some, c, out)
+        for i, row in enumerate(of_input(part, 1)):
+            v = of_input(row, 2)  # 4 of (B, some, c, C)
+            # The product that all four numbers get a quarter of brings the bias.
+            m = [product(v[j], u[i][j], 4 * bias if i == j == 1 else None) for j in range(4)]
+            across.append(of_products(*m))
+        for j, column in enumerate(zip(*across, strict=True)):
+            for i, made in enumerate(of_products(*column)):
+                y[:, top : top + some, i, :, j] = made
+    h = y.view(batch, 2 * rows, 2 * columns, -1)[:, :height, :width]
+    return h.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def of_kernel(g: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """G g: four of three numbers along a dimension, those in the middle doubled."""
+    g0, g1, g2 = g.unbind(dim)
+    ends = g0 + g2
+    return g0, ends + g1, ends - g1, g2
+
+
+def of_input(d: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """B^T d: every four of 2n + 2 numbers along a dimension, two apart, make four, each (..., n, ...)."""
+    even, odd = d.unflatten(dim, (-1, 2)).unbind(dim + 1)
+    n = even.shape[dim] - 1
+    d0, d2 = even.narrow(dim, 0, n), even.narrow(dim, 1, n)
+    d1, d3 = odd.narrow(dim, 0, n), odd.narrow(dim, 1, n)
+    return d0 - d2, d1 + d2, d2 - d1, d1 - d3
+
+
+def of_products(m0: Tensor, m1: Tensor, m2: Tensor, m3: Tensor) -> tuple[Tensor, Tensor]:
+    """A^T m: two of four numbers, with the halves that G leaves out."""
+    return torch.add(m0, m1 + m2, alpha=0.5), (m1 - m2).mul_(0.5).sub_(m3)
