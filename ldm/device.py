@@ -28,10 +28,15 @@ def pick_dtype(device: torch.device) -> torch.dtype:
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         case "mps":
             return torch.float16
-    # Few processors multiply in bfloat16; on the others it is slower than float32.
-    return torch.bfloat16 if has_amx() else torch.float32
+    # On a CPU that does not multiply bfloat16 itself it is slower than float32.
+    return torch.bfloat16 if has_amx() or has_avx512_bf16() else torch.float32
 
 
 def has_amx() -> bool:
     """Whether the CPU multiplies bfloat16 by tiles."""
     return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+
+
+def has_avx512_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 by vectors, about twice as fast as float32."""
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()

@@ -71,6 +71,16 @@ def test_devices_and_precisions_are_chosen_and_checked() -> None:
         pick_device("gpu")
 
 
+@pytest.mark.parametrize(
+    ("tiles", "vectors", "kind"),
+    [(True, True, torch.bfloat16), (False, True, torch.bfloat16), (False, False, torch.float32)],
+)
+def test_a_cpu_computes_in_bfloat16_where_it_multiplies_that(monkeypatch, tiles, vectors, kind):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors, raising=False)
+    assert pick_dtype(torch.device("cpu")) == kind
+
+
 def test_a_device_that_is_missing_is_said() -> None:
     missing = "mps" if torch.cuda.is_available() else "cuda"
     with pytest.raises(InputError, match=missing):
