@@ -5,13 +5,15 @@ differences of the kernel, make sixteen products where thirty-six were; F(2x2, 3
 Algorithms for Convolutional Neural Networks" (CVPR 2016), from whom the letters below are.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.modules.onednn import product
 
-TILES = 2048  # at a time, so that what is made of them is not large
+TILES = 1024  # at a time, so that what is made of them is small beside a map
 
 
 def winograd(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -23,14 +25,19 @@ def winograd(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     rows, columns = -(-height // 2), -(-width // 2)  # of tiles
     g = weight.permute(0, 2, 3, 1)  # (out, 3, 3, C)
     u = [[one.contiguous() for one in of_kernel(row, 1)] for row in of_kernel(g, 1)]  # 4 of 4 of (out, C)
-    d = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1 + width % 2, 1, 1 + height % 2))  # (B, 2r + 2, 2c + 2, C)
+    x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
     y = x.new_empty(batch, rows, 2, columns, 2, len(weight))
     some = max(1, TILES // (batch * columns))  # rows of tiles
     for top in range(0, rows, some):
-        part = d[:, 2 * top : 2 * (top + some) + 2]
-        across = []  # 4 of 2 of (B, some, c, out)
-        for i, row in enumerate(of_input(part, 1)):
-            v = of_input(row, 2)  # 4 of (B, some, c, C)
+        # A row and a column beyond the tiles on every side, of zeros where the map ends.
+        first, last = 2 * top - 1, 2 * min(top + some, rows) + 1
+        above, below = max(0, -first), max(0, last - height)
+        d = F.pad(
+            x[:, max(0, first) : last], (0, 0, 1, 1 + width % 2, above, below)
+        )  # (B, 2k + 2, 2c + 2, C)
+        across = []  # 4 of 2 of (B, k, c, out)
+        for i, row in enumerate(of_input(d, 1)):
+            v = list(of_input(row, 2))  # 4 of (B, k, c, C)
             # The product that all four numbers get a quarter of brings the bias.
             m = [product(v[j], u[i][j], 4 * bias if i == j == 1 else None) for j in range(4)]
             across.append(of_products(*m))
@@ -48,13 +55,16 @@ def of_kernel(g: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return g0, ends + g1, ends - g1, g2
 
 
-def of_input(d: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def of_input(d: Tensor, dim: int) -> Iterator[Tensor]:
     """B^T d: every four of 2n + 2 numbers along a dimension, two apart, make four, each (..., n, ...)."""
     even, odd = d.unflatten(dim, (-1, 2)).unbind(dim + 1)
     n = even.shape[dim] - 1
     d0, d2 = even.narrow(dim, 0, n), even.narrow(dim, 1, n)
     d1, d3 = odd.narrow(dim, 0, n), odd.narrow(dim, 1, n)
-    return d0 - d2, d1 + d2, d2 - d1, d1 - d3
+    yield d0 - d2
+    yield d1 + d2
+    yield d2 - d1
+    yield d1 - d3
 
 
 def of_products(m0: Tensor, m1: Tensor, m2: Tensor, m3: Tensor) -> tuple[Tensor, Tensor]:
