@@ -10,10 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.device import has_amx
-from ldm.modules.onednn import is_fast, product
+from ldm.modules.onednn import HAS_AMX, is_fast, product
 
-HAS_AMX = has_amx()
 MANY_SCORES = 2**20  # of a head: below, torch's own is as fast
 VECTOR = 16  # numbers in float32 that a processor takes at once
 BLOCK = (2048, 512)  # queries and keys whose weights stay in a processor's cache

@@ -7,16 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.device import has_amx
-from ldm.modules.onednn import is_fast, product
+from ldm.modules.onednn import HAS_AMX, is_fast, product
 from ldm.modules.winograd import winograd
 
-FEW_POSITIONS = (
-    512  # of a batch of maps: below, a convolution spends longer on its weights' layout than on them
-)
+FEW_POSITIONS = 512  # of a batch of maps: up to there a convolution spends longest on its weights' layout
 MANY_POSITIONS, MANY_CHANNELS = 512, 256  # from which Winograd's sums cost less than the products they save
 MANY_DOUBLED = 2048  # positions before doubling: below, a folded kernel costs more to make than it saves
-HAS_AMX = has_amx()  # by which products in bfloat16 are so fast that nothing is saved by fewer of them
 
 
 class Linear(nn.Linear):
@@ -45,6 +41,7 @@ class Conv3x3(nn.Conv2d):
         weight = self.weight.permute(0, 2, 3, 1)  # (out, 3, 3, C)
         if not weight.is_contiguous() or not is_fast(x, self.weight):
             return super().forward(x)
+        # AMX multiplies bfloat16 so fast that nothing is saved by fewer products.
         many = positions >= MANY_POSITIONS and min(self.in_channels, self.out_channels) >= MANY_CHANNELS
         if many and not (HAS_AMX and x.dtype == torch.bfloat16):
             return winograd(x, self.weight, self.bias)

@@ -10,12 +10,15 @@ import platform
 import torch
 from torch import Tensor
 
+from ldm.device import has_amx
+
 HAS_ONEDNN = (
     torch.backends.mkldnn.is_available()
     and platform.machine() in ("x86_64", "AMD64")
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
 HAS_BFLOAT16 = HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+HAS_AMX = has_amx()
 
 
 def is_fast(x: Tensor, weight: Tensor) -> bool:

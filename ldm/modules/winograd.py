@@ -32,9 +32,8 @@ def winograd(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         # A row and a column beyond the tiles on every side, of zeros where the map ends.
         first, last = 2 * top - 1, 2 * min(top + some, rows) + 1
         above, below = max(0, -first), max(0, last - height)
-        d = F.pad(
-            x[:, max(0, first) : last], (0, 0, 1, 1 + width % 2, above, below)
-        )  # (B, 2k + 2, 2c + 2, C)
+        zeros = 0, 0, 1, 1 + width % 2, above, below
+        d = F.pad(x[:, max(0, first) : last], zeros)  # (B, 2k + 2, 2c + 2, C)
         across = []  # 4 of 2 of (B, k, c, out)
         for i, row in enumerate(of_input(d, 1)):
             v = list(of_input(row, 2))  # 4 of (B, k, c, C)

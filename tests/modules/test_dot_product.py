@@ -7,13 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldm.modules import dot_product, onednn
+from ldm.modules import dot_product
 from ldm.modules.dot_product import attention, by_sigmoid
 from tests.conftest import relative_error, rnd
+from tests.modules.kinds import with_bfloat16
 
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 each_kind = pytest.mark.parametrize("kind", CLOSE, ids=str)
-with_bfloat16 = pytest.mark.skipif(not onednn.HAS_BFLOAT16, reason="this processor multiplies no bfloat16")
 
 
 def formula(q, k, v):

@@ -10,16 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ldm.modules import layers, onednn
+from ldm.modules import layers
 from ldm.modules.attention import FeedForward
 from ldm.modules.layers import Conv3x3, Linear, Upsample
 from ldm.modules.onednn import is_fast
 from tests.conftest import fill_by_name, relative_error, rnd
+from tests.modules.kinds import KINDS, each_kind, only_here
 
-KINDS = [torch.float32, *([torch.bfloat16] if onednn.HAS_BFLOAT16 else [])]
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
-only_here = pytest.mark.skipif(not onednn.HAS_ONEDNN, reason="torch has no oneDNN on this machine")
-each_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
 
 
 @only_here

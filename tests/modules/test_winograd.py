@@ -6,13 +6,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldm.modules import onednn, winograd
+from ldm.modules import winograd
 from tests.conftest import rnd
+from tests.modules.kinds import each_kind, only_here
 
-KINDS = [torch.float32, *([torch.bfloat16] if onednn.HAS_BFLOAT16 else [])]
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 3e-2}
 
-pytestmark = pytest.mark.skipif(not onednn.HAS_ONEDNN, reason="torch has no oneDNN on this machine")
+pytestmark = only_here
 
 
 def convolved(x, weight, bias):
@@ -20,7 +20,7 @@ def convolved(x, weight, bias):
     return winograd.winograd(x.contiguous(memory_format=torch.channels_last), weight, bias)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@each_kind
 @settings(max_examples=60, deadline=None)
 @given(
     batch=st.integers(1, 3),
@@ -60,7 +60,7 @@ def test_whole_numbers_come_out_exactly():
         assert torch.equal(moved[1:, 1:], x[0, 0, :-1, :-1]) and not moved[0].any() and not moved[:, 0].any()
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@each_kind
 def test_a_layer_of_a_unet_is_as_exact_as_the_kind_allows(kind):
     x, weight = rnd(1, 2, 320, 32, 32).to(kind), (rnd(2, 256, 320, 3, 3) / 54).to(kind)
     bias = rnd(3, 256).to(kind)
