@@ -1,8 +1,6 @@
 """Checkpoints: read without running anything in them, renamed here and nowhere else, put into a model."""
 
-import ctypes
 import hashlib
-import mmap
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -19,6 +17,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from ldm.config.trust import trusting
 from ldm.device import pick_device, pick_dtype
 from ldm.errors import InputError
+from ldm.memory import forget, keep_freed
 from ldm.util import CHECKPOINTS, instantiate_from_config, load_config, resolved
 from ldm.weights.bounded import most_described
 from ldm.weights.download import KNOWN_FILES
@@ -88,6 +87,8 @@ def load_model(
         fill(model, tensors, pick_dtype(device) if dtype == "auto" else dtype, device)
     except InputError as error:
         raise InputError(f"{path} {error}") from None
+    if device.type == "cpu":
+        keep_freed()
     return model.eval()
 
 
@@ -211,20 +212,6 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype, de
     if hollow:
         raise RuntimeError(f"left on meta, to be made under torch.device('cpu'): {', '.join(hollow)}")
     model.to(device)
-
-
-def forget(tensor: Tensor) -> None:
-    """Gives the memory of a tensor of a mapped file back to the system, which reads it again if asked for.
-
-    Without this the whole file stays in memory beside the weights that were made of it.
-    """
-    if not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    end = tensor.data_ptr() + tensor.nbytes
-    first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    whole = end // mmap.PAGESIZE * mmap.PAGESIZE - first  # pages that hold nothing else
-    if whole > 0:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(whole), mmap.MADV_DONTNEED)
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 
-from ldm.checkpoint import find_checkpoint, forget, load_model, read_tensors
+from ldm.checkpoint import find_checkpoint, load_model
 from ldm.device import pick_device, pick_dtype
 from ldm.errors import InputError
 from tests.checkpoints import CPU
@@ -142,17 +142,6 @@ def test_filling_makes_no_second_copy_in_memory(
     size = (heavy / name).stat().st_size
     assert 0.4 < peak_grown / size < peak
     assert own_grown / size < own
-
-
-def test_what_was_copied_out_of_a_mapped_file_is_given_back_and_can_be_read_again(tmp_path: Path) -> None:
-    path = tmp_path / "many.safetensors"
-    state = {name: torch.randn(3 * 2**18 + 5) for name in "abc"}
-    save_file(state, path)
-    mapped = read_tensors(path)
-    for name, tensor in mapped.items():
-        assert torch.equal(tensor, state[name])
-        forget(tensor)
-    assert all(torch.equal(tensor, state[name]) for name, tensor in mapped.items())
 
 
 def test_weights_of_maps_lie_channels_last(tiny_checkpoint: Path) -> None:

@@ -5,7 +5,7 @@ differences of the kernel, make sixteen products where thirty-six were; F(2x2, 3
 Algorithms for Convolutional Neural Networks" (CVPR 2016), from whom the letters below are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +23,16 @@ def winograd(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     batch, _, height, width = x.shape
     rows, columns = -(-height // 2), -(-width // 2)  # of tiles
+    some = max(1, TILES // (batch * columns))  # rows of tiles
     g = weight.permute(0, 2, 3, 1)  # (out, 3, 3, C)
-    u = [[one.contiguous() for one in of_kernel(row, 1)] for row in of_kernel(g, 1)]  # 4 of 4 of (out, C)
+    kernels: Iterable[list[Tensor]] = (
+        [column.contiguous() for column in of_kernel(row, 1)] for row in of_kernel(g, 1)
+    )  # 4 of 4 of (out, C)
+    # They are large beside a small map: one that is a single strip has them made as it comes to them.
+    if rows > some:
+        kernels = list(kernels)
     x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
     y = x.new_empty(batch, rows, 2, columns, 2, len(weight))
-    some = max(1, TILES // (batch * columns))  # rows of tiles
     for top in range(0, rows, some):
         # A row and a column beyond the tiles on every side, of zeros where the map ends.
         first, last = 2 * top - 1, 2 * min(top + some, rows) + 1
@@ -35,10 +40,10 @@ def winograd(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         zeros = 0, 0, 1, 1 + width % 2, above, below
         d = F.pad(x[:, max(0, first) : last], zeros)  # (B, 2k + 2, 2c + 2, C)
         across = []  # 4 of 2 of (B, k, c, out)
-        for i, row in enumerate(of_input(d, 1)):
+        for i, (u, row) in enumerate(zip(kernels, of_input(d, 1), strict=True)):
             v = list(of_input(row, 2))  # 4 of (B, k, c, C)
             # The product that all four numbers get a quarter of brings the bias.
-            m = [product(v[j], u[i][j], 4 * bias if i == j == 1 else None) for j in range(4)]
+            m = [product(v[j], u[j], 4 * bias if i == j == 1 else None) for j in range(4)]
             across.append(of_products(*m))
         for j, column in enumerate(zip(*across, strict=True)):
             for i, made in enumerate(of_products(*column)):
@@ -47,11 +52,14 @@ def winograd(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return h.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
-def of_kernel(g: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def of_kernel(g: Tensor, dim: int) -> Iterator[Tensor]:
     """G g: four of three numbers along a dimension, those in the middle doubled."""
     g0, g1, g2 = g.unbind(dim)
+    yield g0
     ends = g0 + g2
-    return g0, ends + g1, ends - g1, g2
+    yield ends + g1
+    yield ends.sub_(g1)
+    yield g2
 
 
 def of_input(d: Tensor, dim: int) -> Iterator[Tensor]:

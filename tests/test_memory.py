@@ -1,0 +1,56 @@
+"""What a process keeps of the system's memory, and what it gives back."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ldm.checkpoint import read_tensors
+from ldm.memory import MOST_KEPT, forget
+
+# Takes and frees as much as a step of a large network does, some times over, and tells for how many bytes the
+# system had to give new pages the last time.
+ROUNDS = """
+import resource, sys
+import torch
+from ldm import load_model
+if sys.argv[1] == "loaded":
+    load_model("freeu_tiny.yaml", device="cpu")
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    maps = [torch.ones(6 * 2**20) for _ in range(8)]
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    del maps
+print((after - before) * resource.getpagesize())
+"""
+
+
+def test_what_was_copied_out_of_a_mapped_file_is_given_back_and_can_be_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "many.safetensors"
+    state = {name: torch.randn(3 * 2**18 + 5) for name in "abc"}
+    save_file(state, path)
+    mapped = read_tensors(path)
+    for name, tensor in mapped.items():
+        assert torch.equal(tensor, state[name])
+        forget(tensor)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in mapped.items())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone can be told what to keep")
+def test_a_loaded_model_has_the_memory_of_its_maps_kept_for_the_next_step() -> None:
+    size = 8 * 6 * 2**20 * 4
+    assert size < MOST_KEPT
+    new = {
+        state: int(
+            subprocess.run(
+                [sys.executable, "-c", ROUNDS, state],
+                cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
+            ).stdout
+        )
+        for state in ("bare", "loaded")
+    }  # fmt: skip
+    assert new["loaded"] < size / 100
+    assert new["bare"] > 10 * new["loaded"]
