@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from ldm.errors import InputError, exit_code, stop_when_asked
+from ldm.memory import lasting
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -49,7 +50,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     try:
-        from ldm.page.server import serve
+        with lasting():
+            from ldm.page.server import serve
     except ModuleNotFoundError as fault:
         if fault.name != "gradio":
             raise

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ldm.command_line import sort_out_overrides
 from ldm.errors import exit_code, stop_when_asked
+from ldm.memory import lasting
 from ldm.txt2img.freeu_flags import add_freeu_flags, make_config
 
 
@@ -99,8 +100,9 @@ def run(arguments: argparse.Namespace) -> None:
         print(OmegaConf.to_yaml(config), end="")
         return
 
-    from ldm.txt2img.processes import in_processes
-    from ldm.txt2img.run import draw
+    with lasting():
+        from ldm.txt2img.processes import in_processes
+        from ldm.txt2img.run import draw
 
     in_processes(partial(draw, arguments, config), arguments.devices, arguments.device)
 

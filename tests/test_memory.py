@@ -1,5 +1,6 @@
-"""What a process keeps of the system's memory, and what it gives back."""
+"""What a process keeps of its memory, and what it gives back."""
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from ldm.checkpoint import read_tensors
-from ldm.memory import MOST_KEPT, forget
+from ldm.memory import MOST_KEPT, forget, lasting
 
 # Takes and frees as much as a step of a large network does, some times over, and tells for how many bytes the
 # system had to give new pages the last time.
@@ -54,3 +55,17 @@ def test_a_loaded_model_has_the_memory_of_its_maps_kept_for_the_next_step() -> N
     }  # fmt: skip
     assert new["loaded"] < size / 100
     assert new["bare"] > 10 * new["loaded"]
+
+
+def test_garbage_is_not_looked_for_among_what_lasts_and_is_afterwards() -> None:
+    before = gc.get_freeze_count()
+    try:
+        with pytest.raises(RuntimeError, match="an import failed"), lasting():
+            assert not gc.isenabled()
+            made = [[] for _ in range(1000)]  # type: ignore[var-annotated]
+            raise RuntimeError("an import failed")
+        assert gc.isenabled()
+        assert gc.get_freeze_count() >= before + 1000
+        assert not any(it is made for it in gc.get_objects())
+    finally:
+        gc.unfreeze()
