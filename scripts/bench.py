@@ -10,7 +10,7 @@ stream.
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -64,25 +64,15 @@ def rows_of(arguments: argparse.Namespace) -> Iterator["Row"]:
                 case "step":
                     yield from networks.step(dtype, device, rounds, side, compiled=arguments.compile)
                 case "decode":
-                    found, peaks = networks.decode(dtype, device, rounds)
-                    yield from found
-                    tell_peaks(peaks)
+                    yield from networks.decode(dtype, device, rounds)
                 case "start":
                     with TemporaryDirectory() as folder:
-                        found, peaks = start.cold_start(dtype, arguments.files or Path(folder), rounds)
-                    yield from found
-                    tell_peaks(peaks)
+                        yield from start.cold_start(dtype, arguments.files or Path(folder), rounds)
                 case "growth":
                     from ldm.study.bench import growth
 
                     yield from growth.steps(dtype, device, rounds)
                     yield from growth.decodes(dtype, device, rounds)
-
-
-def tell_peaks(peaks: Mapping[str, int | None]) -> None:
-    for name, peak in peaks.items():
-        if peak is not None:
-            print(f"peak memory of {name}: {peak / 1e9:.2f} GB")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -103,8 +93,10 @@ def run(arguments: argparse.Namespace) -> None:
     for row in rows_of(arguments):
         found.append(row)
         what, dtype, contender, ms, middle, low, high = row.cells()
+        peak = "" if row.peak is None else f", peak {row.peak / 1e9:.2f} GB"
         print(
-            f"{what:32} {dtype:9} {contender:25} {ms:10.1f} ms {middle:7.2f} times ({low:.2f} to {high:.2f})"
+            f"{what:32} {dtype:9} {contender:25} "
+            f"{ms:10.1f} ms {middle:7.2f} times ({low:.2f} to {high:.2f}){peak}"
         )
     if arguments.plot:
         from ldm.study.bench import growth

@@ -82,6 +82,14 @@ def test_the_peak_of_memory_is_what_a_work_held_at_once():
     assert all(63 << 20 < peak < 70 << 20 for peak in map(int, done.stdout.split()))
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux counts peaks anew")
+def test_a_decode_is_told_with_the_peak_of_each_contender():
+    found = networks.decode(torch.float32, CPU, rounds=1, side=8)
+    assert [row.contender for row in found] == ["ours", "diffusers"]
+    picture = 3 * 64 * 64 * 4
+    assert all(row.peak is not None and row.peak > picture for row in found)
+
+
 def test_a_row_holds_the_medians_of_its_rounds():
     row = Row("step", "float32", "other", [0.002, 0.008, 0.003], [0.001, 0.002, 0.003])
     assert row.ratios == [2, 4, 1]

@@ -110,13 +110,8 @@ def overhead(dtype: torch.dtype, device: torch.device, rounds: int, side: int = 
     return rows("FreeU on against off", dtype, alternate(works, rounds, device))
 
 
-def decode(
-    dtype: torch.dtype, device: torch.device, rounds: int, side: int = 64
-) -> tuple[list[Row], dict[str, int | None]]:
-    """The decoder from latents of that side to a picture eight times as wide, and each one's peak of memory.
-
-    The latter in bytes, beside the weights.
-    """
+def decode(dtype: torch.dtype, device: torch.device, rounds: int, side: int = 64) -> list[Row]:
+    """The decoder from latents of that side to a picture eight times as wide, peaks beside the weights."""
     z = torch.randn(1, 4, side, side).to(device, dtype)
     ours: Any = made_up(our_autoencoder, dtype, device)
     works: dict[str, Work] = {"ours": lambda: ours.decode(z)}
@@ -125,4 +120,4 @@ def decode(
         works["diffusers"] = lambda: theirs.decode(z, return_dict=False)
     peaks = {name: peak_memory(work, device) for name, work in works.items()}
     what = f"decode {side}x{side} to {8 * side}x{8 * side}"
-    return rows(what, dtype, alternate(works, rounds, device)), peaks
+    return rows(what, dtype, alternate(works, rounds, device), peaks)

@@ -17,13 +17,17 @@ Work = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Row:
-    """The rounds of one contender, in seconds, beside those of the one it is compared with."""
+    """The rounds of one contender, in seconds, beside those of the one it is compared with.
+
+    `peak` is the memory it took at most, in bytes, where that was measured.
+    """
 
     what: str
     dtype: str
     contender: str
     seconds: list[float]
     base: list[float]
+    peak: int | None = None
 
     @property
     def ratios(self) -> list[float]:
@@ -101,11 +105,17 @@ def peak_memory(work: Work, device: torch.device) -> int | None:
     return held_and_peak()[1] - held
 
 
-def rows(what: str, dtype: torch.dtype, seconds: Mapping[str, list[float]]) -> list[Row]:
+def rows(
+    what: str,
+    dtype: torch.dtype,
+    seconds: Mapping[str, list[float]],
+    peaks: Mapping[str, int | None] | None = None,
+) -> list[Row]:
     """The table's rows of works that were measured together; the others are held against the first."""
     base = next(iter(seconds.values()))
-    name = str(dtype).removeprefix("torch.")
-    return [Row(what, name, contender, counted, base) for contender, counted in seconds.items()]
+    kind = str(dtype).removeprefix("torch.")
+    peaks = peaks or {}
+    return [Row(what, kind, name, counted, base, peaks.get(name)) for name, counted in seconds.items()]
 
 
 def machine(device: torch.device) -> dict[str, Any]:

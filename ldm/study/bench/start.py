@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import build_on_meta
 from ldm.study.bench.networks import diffusers_autoencoder, diffusers_unet
-from ldm.study.bench.rounds import Row
+from ldm.study.bench.rounds import Row, rows
 from ldm.util import ROOT, load_config
 
 # Not the peak that `resource` tells, which a process inherits from the one that started it.
@@ -136,8 +136,8 @@ def seconds_to_end(command: list[str]) -> float:
     return perf_counter() - start
 
 
-def cold_start(dtype: torch.dtype, folder: Path, rounds: int) -> tuple[list[Row], dict[str, int | None]]:
-    """Process start to the end of the first step, and each one's peak of memory in bytes.
+def cold_start(dtype: torch.dtype, folder: Path, rounds: int) -> list[Row]:
+    """Process start to the end of the first step, and each process's peak.
 
     The files are written into `folder` where they are not there yet.
     """
@@ -157,9 +157,7 @@ def cold_start(dtype: torch.dtype, folder: Path, rounds: int) -> tuple[list[Row]
             taken, kilobytes = seconds_to_line(command)
             peaks[name] = 1024 * int(kilobytes) if kilobytes.strip() else None
             seconds[name].append(taken)
-    what = "cold start to the first step"
-    kind = str(dtype).removeprefix("torch.")
-    return [Row(what, kind, name, taken, seconds["ours"]) for name, taken in seconds.items()], peaks
+    return rows("cold start to the first step", dtype, seconds, peaks)
 
 
 def embedded_picture(folder: Path, rounds: int) -> list[Row]:
