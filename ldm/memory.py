@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's names, in its malloc.h
-MOST_MAPPED_ALONE = 32 * 2**20  # bytes; glibc takes no more
+MAPPED_ALONE = 32 * 2**20  # bytes, from which a map gets pages of its own; glibc takes no more
 MOST_KEPT = 256 * 2**20  # bytes: what a step of Stable Diffusion's U-Net takes and frees again, and more
 
 
@@ -37,7 +37,7 @@ def keep_freed() -> None:
     course of the first steps.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, MOST_MAPPED_ALONE)
+        libc.mallopt(M_MMAP_THRESHOLD, MAPPED_ALONE)
         libc.mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
 
 
