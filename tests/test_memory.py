@@ -58,7 +58,7 @@ def test_garbage_is_not_looked_for_among_what_lasts_and_is_afterwards() -> None:
     try:
         with pytest.raises(RuntimeError, match="an import failed"), lasting():
             assert not gc.isenabled()
-            made = [[] for _ in range(1000)]  # type: ignore[var-annotated]
+            made: list[list[int]] = [[] for _ in range(1000)]
             raise RuntimeError("an import failed")
         assert gc.isenabled()
         assert gc.get_freeze_count() >= before + 1000
