@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.modules.doubling import convolved_double
 from ldm.modules.onednn import HAS_AMX, is_fast, product
 from ldm.modules.winograd import winograd
 
 FEW_POSITIONS = 512  # of a batch of maps: up to there a convolution spends longest on its weights' layout
 MANY_POSITIONS, MANY_CHANNELS = 512, 256  # from which Winograd's sums cost less than the products they save
-MANY_DOUBLED = 2048  # positions before doubling: below, a folded kernel costs more to make than it saves
+MANY_DOUBLED = 128  # positions before doubling: below, the kernels cost more to make than they save
 
 
 class Linear(nn.Linear):
@@ -23,7 +24,7 @@ class Linear(nn.Linear):
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution that keeps height and width.
+    """A 3x3 convolution that keeps height and width, or halves them with `stride` 2.
 
     With many channels on many positions it is Winograd's. On few positions it is one product of all patches
     with the weights: a convolution of oneDNN would first lay the weights out anew, which takes longer than
@@ -32,33 +33,31 @@ class Conv3x3(nn.Conv2d):
 
     bias: Tensor
 
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__(in_channels, out_channels, 3, padding=1)
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
+        super().__init__(in_channels, out_channels, 3, stride, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, _, height, width = x.shape
-        positions = batch * height * width
+        stride = self.stride[0]
+        positions = batch * -(-height // stride) * -(-width // stride)  # of what comes out
         weight = self.weight.permute(0, 2, 3, 1)  # (out, 3, 3, C)
         if not weight.is_contiguous() or not is_fast(x, self.weight):
             return super().forward(x)
         # AMX multiplies bfloat16 so fast that nothing is saved by fewer products.
         many = positions >= MANY_POSITIONS and min(self.in_channels, self.out_channels) >= MANY_CHANNELS
-        if many and not (HAS_AMX and x.dtype == torch.bfloat16):
+        if many and stride == 1 and not (HAS_AMX and x.dtype == torch.bfloat16):
             return winograd(x, self.weight, self.bias)
         if positions > FEW_POSITIONS:
             return super().forward(x)
         padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # (B, H + 2, W + 2, C)
-        patches = padded.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3)  # (B, H, W, 3, 3, C)
-        h = product(patches.flatten(3), weight.flatten(1), self.bias)  # (B, H, W, out)
+        patches = padded.unfold(1, 3, stride).unfold(2, 3, stride)  # (B, H', W', C, 3, 3)
+        patches = patches.permute(0, 1, 2, 4, 5, 3).flatten(3)  # (B, H', W', 9 C)
+        h = product(patches, weight.flatten(1), self.bias)  # (B, H', W', out)
         return h.permute(0, 3, 1, 2)
 
 
 class Upsample(nn.Module):
-    """Doubles height and width, (B, C, H, W) to (B, C, 2H, 2W): nearest neighbour, then a convolution.
-
-    Every number of the doubled map stands there four times. A transposed convolution, whose kernel holds the
-    sums of the weights that meet the same number, gives the same with 4/9 of the arithmetic.
-    """
+    """Doubles height and width, (B, C, H, W) to (B, C, 2H, 2W): nearest neighbour, then a convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -66,10 +65,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, _, height, width = x.shape
-        weight = self.conv.weight
-        if batch * height * width < MANY_DOUBLED or not is_fast(x, weight):
-            return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
-        turned = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
-        rows = F.pad(turned, (0, 0, 1, 0)) + F.pad(turned, (0, 0, 0, 1))  # (C, out, 4, 3)
-        kernel = F.pad(rows, (1, 0)) + F.pad(rows, (0, 1))  # (C, out, 4, 4)
-        return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
+        many = batch * height * width >= MANY_DOUBLED and self.conv.in_channels >= MANY_CHANNELS
+        if many and is_fast(x, self.conv.weight):
+            return convolved_double(x, self.conv.weight, self.conv.bias)
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))

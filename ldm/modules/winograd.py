@@ -41,13 +41,15 @@ def winograd(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         d = F.pad(x[:, max(0, first) : last], zeros)  # (B, 2k + 2, 2c + 2, C)
         across = []  # 4 of 2 of (B, k, c, out)
         for i, (u, row) in enumerate(zip(kernels, of_input(d, 1), strict=True)):
-            v = list(of_input(row, 2))  # 4 of (B, k, c, C)
+            v = of_input(row, 2)  # 4 of (B, k, c, C)
             # The product that all four numbers get a quarter of brings the bias.
-            m = [product(v[j], u[j], 4 * bias if i == j == 1 else None) for j in range(4)]
-            across.append(of_products(*m))
-        for j, column in enumerate(zip(*across, strict=True)):
-            for i, made in enumerate(of_products(*column)):
-                y[:, top : top + some, i, :, j] = made
+            m1 = product(v[1], u[1], 4 * bias if i == 1 else None)
+            half_sum, half_difference = halves(m1, product(v[2], u[2]))
+            across.append((product(v[0], u[0], plus=half_sum), product(v[3], u[3], plus=half_difference)))
+        for j, (m0, m1, m2, m3) in enumerate(zip(*across, strict=True)):
+            half_sum, half_difference = halves(m1, m2)
+            torch.add(m0, half_sum, out=y[:, top : top + some, 0, :, j])
+            torch.add(m3, half_difference, out=y[:, top : top + some, 1, :, j])
     h = y.view(batch, 2 * rows, 2 * columns, -1)[:, :height, :width]
     return h.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
@@ -62,18 +64,19 @@ def of_kernel(g: Tensor, dim: int) -> Iterator[Tensor]:
     yield g2
 
 
-def of_input(d: Tensor, dim: int) -> Iterator[Tensor]:
-    """B^T d: every four of 2n + 2 numbers along a dimension, two apart, make four, each (..., n, ...)."""
+def of_input(d: Tensor, dim: int) -> list[Tensor]:
+    """B^T d: every four of 2n + 2 numbers along a dimension, two apart, make four, each (..., n, ...).
+
+    The last has its sign changed, so that what is made of it is added like the rest.
+    """
     even, odd = d.unflatten(dim, (-1, 2)).unbind(dim + 1)
     n = even.shape[dim] - 1
     d0, d2 = even.narrow(dim, 0, n), even.narrow(dim, 1, n)
     d1, d3 = odd.narrow(dim, 0, n), odd.narrow(dim, 1, n)
-    yield d0 - d2
-    yield d1 + d2
-    yield d2 - d1
-    yield d1 - d3
+    return [d0 - d2, d1 + d2, d2 - d1, d3 - d1]
 
 
-def of_products(m0: Tensor, m1: Tensor, m2: Tensor, m3: Tensor) -> tuple[Tensor, Tensor]:
-    """A^T m: two of four numbers, with the halves that G leaves out."""
-    return torch.add(m0, m1 + m2, alpha=0.5), (m1 - m2).mul_(0.5).sub_(m3)
+def halves(m1: Tensor, m2: Tensor) -> tuple[Tensor, Tensor]:
+    """The halves that G leaves out, in place: half the sum and half the difference of what is given up."""
+    half_sum = torch.lerp(m1, m2, 0.5, out=m1)
+    return half_sum, torch.sub(half_sum, m2, out=m2)

@@ -12,7 +12,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.op = Conv3x3(channels, channels, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)  # (B, C, H/2, W/2)
