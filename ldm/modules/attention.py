@@ -30,7 +30,7 @@ class GEGLU(nn.Module):
             return x * F.gelu(gate)
         weights, biases = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
         gate = product(x, weights[1], biases[1], then="gelu")
-        return product(x, weights[0], biases[0], times=gate)
+        return product(x, weights[0], biases[0]).mul_(gate)
 
 
 class FeedForward(nn.Module):

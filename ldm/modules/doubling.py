@@ -65,4 +65,4 @@ def across(d: Tensor, kernels: list[Tensor], bias: Tensor | None = None) -> list
     """The left and the right number of all positions but the outermost, (N + 2, C) to 2 of (N, out)."""
     whole, *ends = kernels
     both, step = product(d[1:-1], whole, bias), steps(d, 1)  # (N, out), (N + 1, C)
-    return [product(part, end, plus=both) for part, end in zip((step[:-1], step[1:]), ends, strict=True)]
+    return [product(part, end).add_(both) for part, end in zip((step[:-1], step[1:]), ends, strict=True)]

@@ -36,22 +36,10 @@ def is_fast(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def product(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    then: str = "none",
-    times: Tensor | None = None,
-    plus: Tensor | None = None,
-) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = "none") -> Tensor:
     """x W^T + bias by oneDNN, (..., in) and (out, in) to (..., out); see `is_fast`.
 
-    `then` may name a function of every number, "sigmoid" or "gelu", taken before the number is rounded; or
-    each may be multiplied by its own of `times`, (..., out), before that, or `plus` be added.
+    `then` may name a function of every number, "sigmoid" or "gelu", taken before the number is rounded.
     """
-    if times is not None:
-        return torch.ops.mkldnn._linear_pointwise.binary(x, times, weight, bias, "mul")
-    if plus is not None:
-        return torch.ops.mkldnn._linear_pointwise.binary(x, plus, weight, bias, "add")
     exact = "none"  # the form of the GELU: no approximation
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], exact)

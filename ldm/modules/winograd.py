@@ -45,7 +45,7 @@ def winograd(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             # The product that all four numbers get a quarter of brings the bias.
             m1 = product(v[1], u[1], 4 * bias if i == 1 else None)
             half_sum, half_difference = halves(m1, product(v[2], u[2]))
-            across.append((product(v[0], u[0], plus=half_sum), product(v[3], u[3], plus=half_difference)))
+            across.append((product(v[0], u[0]).add_(half_sum), product(v[3], u[3]).add_(half_difference)))
         for j, (m0, m1, m2, m3) in enumerate(zip(*across, strict=True)):
             half_sum, half_difference = halves(m1, m2)
             torch.add(m0, half_sum, out=y[:, top : top + some, 0, :, j])
