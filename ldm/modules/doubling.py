@@ -23,7 +23,7 @@ def convolved_double(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     batch, channels, height, width = x.shape
     whole, before, after = (
-        [part.contiguous() for part in of_kernel(row, 1)] for row in of_kernel(weight.permute(0, 2, 3, 1), 1)
+        [part.contiguous() for part in of_kernel(row)] for row in of_kernel(weight.permute(0, 2, 3, 1))
     )  # each 3 of (out, C)
     x = x.permute(2, 0, 3, 1)  # (H, B, W, C)
     y = x.new_empty(batch, height, 2, width, 2, len(weight))
@@ -48,9 +48,9 @@ def convolved_double(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return y.view(batch, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
 
 
-def of_kernel(g: Tensor, dim: int) -> Iterator[Tensor]:
-    """a + b + c, a and -c of three numbers along a dimension."""
-    a, b, c = g.unbind(dim)
+def of_kernel(g: Tensor) -> Iterator[Tensor]:
+    """a + b + c, a and -c of the three numbers along the second dimension."""
+    a, b, c = g.unbind(1)
     yield a + b + c
     yield a
     yield -c

@@ -26,7 +26,7 @@ def winograd(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     some = max(1, TILES // (batch * columns))  # rows of tiles
     g = weight.permute(0, 2, 3, 1)  # (out, 3, 3, C)
     kernels: Iterable[list[Tensor]] = (
-        [column.contiguous() for column in of_kernel(row, 1)] for row in of_kernel(g, 1)
+        [column.contiguous() for column in of_kernel(row)] for row in of_kernel(g)
     )  # 4 of 4 of (out, C)
     # They are large beside a small map: one that is a single strip has them made as it comes to them.
     if rows > some:
@@ -54,9 +54,9 @@ def winograd(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return h.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
-def of_kernel(g: Tensor, dim: int) -> Iterator[Tensor]:
-    """G g: four of three numbers along a dimension, those in the middle doubled."""
-    g0, g1, g2 = g.unbind(dim)
+def of_kernel(g: Tensor) -> Iterator[Tensor]:
+    """G g: four of the three numbers along the second dimension, those in the middle doubled."""
+    g0, g1, g2 = g.unbind(1)
     yield g0
     ends = g0 + g2
     yield ends + g1
