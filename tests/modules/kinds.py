@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ldm.modules import onednn
 
@@ -9,3 +10,22 @@ KINDS = [torch.float32, *([torch.bfloat16] if onednn.HAS_BFLOAT16 else [])]
 each_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
 only_here = pytest.mark.skipif(not onednn.HAS_ONEDNN, reason="torch has no oneDNN on this machine")
 with_bfloat16 = pytest.mark.skipif(not onednn.HAS_BFLOAT16, reason="this processor multiplies no bfloat16")
+
+CLOSE = {torch.float32: 2e-6, torch.bfloat16: 3e-2}
+
+
+def assert_convolved(made, x, weight, bias):
+    """That a convolution with fewer products made of x what the formula in float64 makes, channels last."""
+    whole = x.double(), weight.double(), bias.double()
+    expected = F.conv2d(*whole, padding=1)
+    assert made.shape == expected.shape and made.dtype == x.dtype
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    # Beside the sums that rounding is relative to, which may cancel in the few numbers of a small map.
+    size = F.conv2d(*(it.abs() for it in whole), padding=1)
+    assert ((made.double() - expected).abs() <= CLOSE[x.dtype] * size.max()).all()
+
+
+def distance_from_convolved(made, x, weight, bias):
+    """The root mean square of what sets it apart from the formula in float64, beside that of the latter."""
+    expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    return (made.double() - expected).square().mean().sqrt() / expected.square().mean().sqrt()

@@ -100,7 +100,7 @@ def test_an_upsampling_doubles_and_convolves_however_many_channels_there_are(kin
         out = layer(x)
         doubled = x.double().repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
         expected = F.conv2d(doubled, layer.conv.weight.double(), layer.conv.bias.double(), padding=1)
-        assert relative_error(out.double(), expected) < {torch.float32: 2e-6, torch.bfloat16: 3e-2}[kind]
+        assert relative_error(out.double(), expected) < CLOSE[kind]
         assert out.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -2,15 +2,12 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldm.modules import winograd
 from tests.conftest import rnd
-from tests.modules.kinds import each_kind, only_here
-
-CLOSE = {torch.float32: 2e-6, torch.bfloat16: 3e-2}
+from tests.modules.kinds import assert_convolved, distance_from_convolved, each_kind, only_here
 
 pytestmark = only_here
 
@@ -37,12 +34,7 @@ def test_any_map_is_convolved_as_by_the_formula(kind, batch, channels, out, heig
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         patch.setattr(winograd, "TILES", tiles)
         made = convolved(x, weight, bias)
-    expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
-    assert made.shape == expected.shape and made.dtype == kind
-    assert made.is_contiguous(memory_format=torch.channels_last)
-    # Beside the sums that rounding is relative to, which may cancel in the few numbers of a small map.
-    size = F.conv2d(x.double().abs(), weight.double().abs(), bias.double().abs(), padding=1)
-    assert ((made.double() - expected).abs() <= CLOSE[kind] * size.max()).all()
+    assert_convolved(made, x, weight, bias)
 
 
 def test_whole_numbers_come_out_exactly():
@@ -65,7 +57,6 @@ def test_a_layer_of_a_unet_is_as_exact_as_the_kind_allows(kind):
     x, weight = rnd(1, 2, 320, 32, 32).to(kind), (rnd(2, 256, 320, 3, 3) / 54).to(kind)
     bias = rnd(3, 256).to(kind)
     with torch.inference_mode():
-        made = convolved(x, weight, bias).double()
-    expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
-    error = (made - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+        made = convolved(x, weight, bias)
+    error = distance_from_convolved(made, x, weight, bias)
     assert error < {torch.float32: 1e-6, torch.bfloat16: 8e-3}[kind]
