@@ -14,6 +14,7 @@ import argparse
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import OmegaConf
@@ -43,6 +44,7 @@ def train(config_name: str, outdir: Path, overrides: list[str], trust_config: bo
     outdir.mkdir(parents=True, exist_ok=True)
     pl.seed_everything(config.seed, workers=True)
     last = outdir / "last.ckpt"
+    settings: Any = OmegaConf.to_container(config.trainer)
     trainer = pl.Trainer(
         max_epochs=-1,
         default_root_dir=outdir,
@@ -60,7 +62,7 @@ def train(config_name: str, outdir: Path, overrides: list[str], trust_config: bo
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         gradient_clip_val=1.0,
-        **OmegaConf.to_container(config.trainer),
+        **settings,
     )
     if trainer.is_global_zero:
         OmegaConf.save(config, outdir / "config.yaml")

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,14 @@ def golden_parameters(name: str) -> dict:
 def _no_gradients():
     with torch.no_grad():
         yield
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """For tests that change the number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -69,14 +69,42 @@ def _add_low_frequencies(x: Tensor, threshold: int, gain: float | Tensor, in_pla
         low = low_frequencies_by_axes(x, threshold)
         low *= gain[..., None] if isinstance(gain, Tensor) else gain
         return x.add_(low) if in_place else x + low
-    waves = seven_waves(x.shape[2], x.shape[3], x.dtype, x.device).expand(len(x), -1, -1)  # (B, HW, 7)
+    waves = seven_waves(x.shape[2], x.shape[3], x.dtype, x.device)  # (HW, 7)
+    every = waves.expand(len(x), -1, -1)  # (B, HW, 7)
+    by_threads = x.device.type == "cpu" and x.dtype == torch.float32
     add = torch.Tensor.baddbmm_ if in_place else torch.baddbmm
     if x.stride(1) == 1:  # channels last: positions are rows
         maps = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, C)
-        maps = add(maps, waves, gain * (waves.mT @ maps))
+        sums = _sums_over_shares(maps, waves) if by_threads else every.mT @ maps  # (B, 7, C)
+        maps = add(maps, every, gain * sums)
         return maps.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
     maps = x.flatten(2)  # (B, C, HW)
-    return add(maps, gain * (maps @ waves), waves.mT).view(x.shape)
+    sums = _sums_of_shares(maps, waves) if by_threads else maps @ every  # (B, C, 7)
+    return add(maps, gain * sums, every.mT).view(x.shape)
+
+
+# What follows is for float32 on a CPU, which is MKL's. MKL gives each thread some samples of a batch of
+# products, but some rows of every sample where products are added to a map in place. One core would read what
+# the other wrote, which takes longer than the products where they share no cache. So the sums are taken in as
+# many shares of rows as there are threads, T, and each thread adds to what it has read.
+
+
+def _shares(maps: Tensor) -> Tensor:
+    """Maps, (B, rows, n), with the threads' shares apart: (B, T, rows / T, n)."""
+    return maps.unflatten(1, (math.gcd(maps.shape[1], torch.get_num_threads()), -1))
+
+
+def _sums_over_shares(maps: Tensor, waves: Tensor) -> Tensor:
+    """V^T times each sample of maps, (B, HW, C): (B, 7, C)."""
+    parts, of_parts = _shares(maps), _shares(waves[None])[0].mT  # (B, T, HW / T, C), (T, 7, HW / T)
+    return torch.stack([torch.bmm(of_parts, sample) for sample in parts]).sum(1)
+
+
+def _sums_of_shares(maps: Tensor, waves: Tensor) -> Tensor:
+    """Each sample of maps, (B, C, HW), times V: (B, C, 7). MKL is fast where the seven are rows."""
+    parts = _shares(maps)  # (B, T, C / T, HW)
+    of_all = waves.mT.expand(parts.shape[1], -1, -1)
+    return torch.stack([torch.bmm(of_all, sample.mT) for sample in parts]).mT.flatten(1, 2)
 
 
 def fourier_filter(x: Tensor, threshold: int = 1, scale: float = 1.0) -> Tensor:

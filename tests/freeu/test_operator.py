@@ -67,6 +67,17 @@ def test_the_filter_is_the_published_one_at_every_size(height, width, threshold,
     assert (fourier_filter(x, threshold, scale) - exact).abs().max() < 1e-5
 
 
+@each_format
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_the_filter_is_the_published_one_at_any_number_of_threads(count, memory, threads):
+    torch.set_num_threads(count)
+    for size in ((6, 8), (5, 7)):
+        whole = rnd(11, 3, 20, *size).to(memory_format=memory)
+        exact = published_filter(whole.double()[:, 8:], 1, 0.2)
+        assert (fourier_filter(whole[:, 8:], 1, 0.2) - exact).abs().max() < 1e-5
+        assert (free_u(whole, 8, 1.0, 0.2)[:, 8:] - exact).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("s", [0.2, 1.7, 0.0, 0])
 @pytest.mark.parametrize("size", [(8, 8), (5, 12), (7, 9)])
 def test_gains_at_single_frequencies(size, s):

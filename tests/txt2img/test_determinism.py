@@ -1,6 +1,5 @@
 """The same seed, the same picture: what README's table says of runs, batches and threads on a CPU."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,6 @@ PROMPTS = ["a red star", "a small blue ring above a large green heart", "a cross
 @pytest.fixture(scope="module")
 def model(tiny_checkpoint: Path) -> Any:
     return load_model("freeu_tiny", tiny_checkpoint, "cpu", torch.float32)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def drawn(model: Any, *which: int) -> list[Picture]:
