@@ -1,7 +1,6 @@
 """Checkpoints: read without running anything in them, renamed here and nowhere else, put into a model."""
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Mapping
 from itertools import chain
@@ -18,11 +17,10 @@ from ldm.config.trust import trusting
 from ldm.device import pick_device, pick_dtype
 from ldm.errors import InputError
 from ldm.memory import forget, keep_freed
-from ldm.util import CHECKPOINTS, instantiate_from_config, load_config, resolved
+from ldm.util import instantiate_from_config, load_config, resolved
 from ldm.weights.bounded import most_described
-from ldm.weights.download import KNOWN_FILES
-from ldm.weights.download import download as fetch
 from ldm.weights.misfit import likely_nature, misfit
+from ldm.weights.place import find_checkpoint
 from ldm.weights.torch_file import LEGACY_START, ZIP_START, read_torch_file
 
 # Some releases of transformers leave a level out of the names of CLIP's text tower; the model has it.
@@ -90,28 +88,6 @@ def load_model(
     if device.type == "cpu":
         keep_freed()
     return model.eval()
-
-
-def find_checkpoint(name: str | Path, download: bool = False) -> Path:
-    """The file of that path, or of that bare name in `checkpoints/`; `download` fetches a missing one."""
-    path = Path(name).expanduser()
-    home = CHECKPOINTS / path if path.name == str(path) else path
-    for place in (path, home):
-        if os.path.exists(place):  # noqa: PTH110, as Path.exists fails on names that are too long
-            return place
-    if download:
-        return fetch(home.name, into=home.parent)
-
-    known = KNOWN_FILES.get(home.name)
-    if known is None:
-        names = ", ".join(KNOWN_FILES)
-        raise InputError(f"There is no checkpoint at {home}. The files known here are {names}.")
-    size = f", {known.bytes / 1e9:.1f} GB" if known.bytes else ""
-    digest = f", sha256 {known.sha256}" if known.sha256 else ""
-    raise InputError(
-        f"There is no checkpoint at {home}.\nThe file of that name in {known.repo} on the hub belongs there"
-        f"{size}{digest}: put it there, or add --download to have it fetched."
-    )
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

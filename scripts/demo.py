@@ -49,6 +49,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from ldm.util import load_config
+    from ldm.weights.read_ahead import read_ahead
+
+    config = load_config(arguments.config, arguments.overrides)
+    read_ahead(arguments.ckpt or config.get("checkpoint"))
     try:
         with lasting():
             from ldm.page.server import serve
@@ -56,9 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
         if fault.name != "gradio":
             raise
         raise InputError('The page needs gradio: pip install -e ".[demo]".') from None
-    from ldm.util import load_config
-
-    serve(arguments, load_config(arguments.config, arguments.overrides))
+    serve(arguments, config)
 
 
 def main(argv: list[str]) -> int:

@@ -95,11 +95,14 @@ def run(arguments: argparse.Namespace) -> None:
     # What takes long to import comes after what answers at once.
     from omegaconf import OmegaConf
 
+    from ldm.weights.read_ahead import read_ahead
+
     config = make_config(arguments)
     if arguments.print_config:
         print(OmegaConf.to_yaml(config), end="")
         return
 
+    read_ahead(arguments.ckpt or config.get("checkpoint"))
     with lasting():
         from ldm.txt2img.processes import in_processes
         from ldm.txt2img.run import draw

@@ -10,9 +10,10 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 
-from ldm.checkpoint import find_checkpoint, load_model
+from ldm.checkpoint import load_model
 from ldm.device import pick_device, pick_dtype
 from ldm.errors import InputError
+from ldm.weights.place import find_checkpoint
 from tests.checkpoints import CPU
 
 LINEAR = {"target": "torch.nn.Linear", "params": {"in_features": 6, "out_features": 4}}
@@ -33,7 +34,7 @@ def test_a_model_is_loaded_from_a_config_and_a_path(tmp_path: Path) -> None:
 def test_a_config_s_own_checkpoint_is_looked_up_in_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ldm.checkpoint.CHECKPOINTS", tmp_path)
+    monkeypatch.setattr("ldm.weights.place.CHECKPOINTS", tmp_path)
     source = nn.Linear(6, 4)
     save_file(source.state_dict(), tmp_path / "linear.safetensors")
     (tmp_path / "linear.yaml").write_text(
@@ -45,7 +46,7 @@ def test_a_config_s_own_checkpoint_is_looked_up_in_checkpoints(
 
 
 def test_a_checkpoint_that_is_not_there_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ldm.checkpoint.CHECKPOINTS", tmp_path)
+    monkeypatch.setattr("ldm.weights.place.CHECKPOINTS", tmp_path)
     with pytest.raises(InputError, match="names no checkpoint"):
         load_model(OmegaConf.create({"model": LINEAR}))
     with pytest.raises(InputError, match="no `model:` section"):
@@ -59,8 +60,9 @@ def test_a_checkpoint_that_is_not_there_is_asked_for(tmp_path: Path, monkeypatch
         find_checkpoint(tmp_path / "mine.ckpt")
     with pytest.raises(InputError, match="cannot be downloaded"):
         find_checkpoint("mine.ckpt", download=True)
-    with pytest.raises(InputError, match="no checkpoint"):
-        find_checkpoint("x" * 5000)
+    for name in ("x" * 5000, "~nobody-of-that-name/mine.ckpt"):
+        with pytest.raises(InputError, match="no checkpoint"):
+            find_checkpoint(name)
 
 
 def test_devices_and_precisions_are_chosen_and_checked() -> None:

@@ -33,6 +33,8 @@ print(told.read_text().partition("VmHWM:")[2].split()[0] if told.exists() else "
 OURS = """
 import sys
 from ldm.memory import lasting
+from ldm.weights.read_ahead import read_ahead
+read_ahead(sys.argv[1])
 with lasting():
     import torch
     from ldm import load_model

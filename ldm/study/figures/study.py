@@ -10,7 +10,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from ldm.checkpoint import find_checkpoint
 from ldm.config.trust import trusting
 from ldm.device import pick_device, pick_dtype
 from ldm.errors import InputError
@@ -29,6 +28,7 @@ from ldm.txt2img.prompted import load_prompted
 from ldm.txt2img.request import usual_sampling
 from ldm.util import FACTORS, UNET, get_class, load_config, remove_freeu, set_freeu, unet_section
 from ldm.weights.download import sha256
+from ldm.weights.place import find_checkpoint
 
 
 class Study:

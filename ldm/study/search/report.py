@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from ldm.checkpoint import find_checkpoint
 from ldm.image_io import written_whole
 from ldm.study.evaluation.measures import MEASURES
 from ldm.study.evaluation.report import WIDTH, difference, digits, number, summary
@@ -20,6 +19,7 @@ from ldm.study.search.plot import save_plot
 from ldm.study.search.search import FOUND, Outcome, Search, called
 from ldm.study.search.trials import NAME
 from ldm.util import CONFIGS, FACTORS, FREE_UNET, FREEU, find_config
+from ldm.weights.place import find_checkpoint
 
 PRESET = "found.yaml"
 

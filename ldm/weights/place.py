@@ -1,0 +1,31 @@
+"""Where a checkpoint lies."""
+
+import os
+from pathlib import Path
+
+from ldm.errors import InputError
+from ldm.util import CHECKPOINTS
+from ldm.weights.download import KNOWN_FILES
+from ldm.weights.download import download as fetch
+
+
+def find_checkpoint(name: str | Path, download: bool = False) -> Path:
+    """The file of that path, or of that bare name in `checkpoints/`; `download` fetches a missing one."""
+    path = Path(os.path.expanduser(name))  # noqa: PTH111, as Path.expanduser fails on a stranger's home
+    home = CHECKPOINTS / path if path.name == str(path) else path
+    for place in (path, home):
+        if os.path.exists(place):  # noqa: PTH110, as Path.exists fails on names that are too long
+            return place
+    if download:
+        return fetch(home.name, into=home.parent)
+
+    known = KNOWN_FILES.get(home.name)
+    if known is None:
+        names = ", ".join(KNOWN_FILES)
+        raise InputError(f"There is no checkpoint at {home}. The files known here are {names}.")
+    size = f", {known.bytes / 1e9:.1f} GB" if known.bytes else ""
+    digest = f", sha256 {known.sha256}" if known.sha256 else ""
+    raise InputError(
+        f"There is no checkpoint at {home}.\nThe file of that name in {known.repo} on the hub belongs there"
+        f"{size}{digest}: put it there, or add --download to have it fetched."
+    )

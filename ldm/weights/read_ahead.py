@@ -1,0 +1,37 @@
+"""A checkpoint read into the system's cache while its reader is still busy with something else."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+
+from ldm.errors import InputError
+from ldm.weights.place import find_checkpoint
+
+AT_ONCE = 2**20  # bytes, of which a disk takes that many in one go; Linux leaves out what is beyond
+
+
+def read_ahead(name: str | Path | None) -> Thread | None:
+    """Has the system read a checkpoint into its cache, in the background; the thread that asks for it.
+
+    None where there is no such file, which its reader will say, and where a system takes no such advice. A
+    file of more than half of the memory is left alone, as its end would push out its start.
+    """
+    if name is None or not hasattr(os, "posix_fadvise"):
+        return None
+    try:
+        path = find_checkpoint(str(name))
+    except InputError:
+        return None
+    thread = Thread(target=_ask, args=(path,), daemon=True)
+    thread.start()
+    return thread
+
+
+def _ask(path: Path) -> None:
+    with suppress(OSError), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2:
+            return
+        for start in range(0, size, AT_ONCE):
+            os.posix_fadvise(file.fileno(), start, AT_ONCE, os.POSIX_FADV_WILLNEED)
