@@ -71,7 +71,8 @@ def _add_low_frequencies(x: Tensor, threshold: int, gain: float | Tensor, in_pla
         return x.add_(low) if in_place else x + low
     waves = seven_waves(x.shape[2], x.shape[3], x.dtype, x.device)  # (HW, 7)
     every = waves.expand(len(x), -1, -1)  # (B, HW, 7)
-    by_threads = x.device.type == "cpu" and x.dtype == torch.float32
+    eager = not torch.compiler.is_compiling()  # which cannot trace how many threads there are
+    by_threads = eager and x.device.type == "cpu" and x.dtype == torch.float32
     add = torch.Tensor.baddbmm_ if in_place else torch.baddbmm
     if x.stride(1) == 1:  # channels last: positions are rows
         maps = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, C)
