@@ -8,7 +8,7 @@ from threading import Thread
 from ldm.errors import InputError
 from ldm.weights.place import find_checkpoint
 
-AT_ONCE = 2**20  # bytes, of which a disk takes that many in one go; Linux leaves out what is beyond
+AT_ONCE = 2**17  # bytes: what Linux reads ahead by default; it leaves out what is beyond its limit
 
 
 def read_ahead(name: str | Path | None) -> Thread | None:
