@@ -18,7 +18,7 @@ Channels = Literal["first", "second", "alternate", "all"]
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # so that what one sampling run cached may meet autograd in another
 def seven_waves(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """V for threshold 1 on maps of side 3 or more, so that V V^T takes the low frequencies out: (HW, 7).
+    """V for threshold 1 on maps of side 3 or more, so that V^T V takes the low frequencies out: (7, HW).
 
     The window holds the frequencies -1 and 0 of both axes. Taking the real part shares each one's weight with
     its mirror, which leaves a constant, and the cosine and sine of (1, 0), (0, 1) and (1, 1).
@@ -30,7 +30,7 @@ def seven_waves(height: int, width: int, dtype: torch.dtype, device: torch.devic
         torch.ones_like(phases[0]),
         *(wave(phase) for phase in phases for wave in (torch.cos, torch.sin)),
     ]
-    return (torch.stack(waves, dim=-1).flatten(0, 1) / math.sqrt(height * width)).to(device, dtype)
+    return (torch.stack(waves).flatten(1) / math.sqrt(height * width)).to(device, dtype)
 
 
 @lru_cache(maxsize=64)
@@ -69,25 +69,27 @@ def _add_low_frequencies(x: Tensor, threshold: int, gain: float | Tensor, in_pla
         low = low_frequencies_by_axes(x, threshold)
         low *= gain[..., None] if isinstance(gain, Tensor) else gain
         return x.add_(low) if in_place else x + low
-    waves = seven_waves(x.shape[2], x.shape[3], x.dtype, x.device)  # (HW, 7)
-    every = waves.expand(len(x), -1, -1)  # (B, HW, 7)
-    eager = not torch.compiler.is_compiling()  # which cannot trace how many threads there are
-    by_threads = eager and x.device.type == "cpu" and x.dtype == torch.float32
+    waves = seven_waves(x.shape[2], x.shape[3], x.dtype, x.device)  # (7, HW)
+    every = waves.expand(len(x), -1, -1)  # (B, 7, HW)
     add = torch.Tensor.baddbmm_ if in_place else torch.baddbmm
     if x.stride(1) == 1:  # channels last: positions are rows
         maps = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, C)
-        sums = _sums_over_shares(maps, waves) if by_threads else every.mT @ maps  # (B, 7, C)
-        maps = add(maps, every, gain * sums)
+        maps = add(maps, every.mT, gain * _sums_over_rows(maps, waves))
         return maps.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
     maps = x.flatten(2)  # (B, C, HW)
-    sums = _sums_of_shares(maps, waves) if by_threads else maps @ every  # (B, C, 7)
-    return add(maps, gain * sums, every.mT).view(x.shape)
+    return add(maps, gain * _sums_of_rows(maps, waves), every).view(x.shape)
 
 
-# What follows is for float32 on a CPU, which is MKL's. MKL gives each thread some samples of a batch of
-# products, but some rows of every sample where products are added to a map in place. One core would read what
-# the other wrote, which takes longer than the products where they share no cache. So the sums are taken in as
-# many shares of rows as there are threads, T, and each thread adds to what it has read.
+# On a CPU the sums are not one batch of products, which has a fault in either precision. (Under torch.compile
+# they are: it cannot trace how many threads there are.)
+#
+# Float32 is MKL's. It gives each thread some samples of a batch, but some rows of every sample where products
+# are added to a map in place. One core would read what the other wrote, which takes longer than the products
+# where they share no cache. So the sums are taken in as many shares of rows as there are threads, T, and each
+# thread adds to what it has read.
+#
+# Half precision is oneDNN's. Ahead of a batch of products torch copies maps that have gaps, as a skip within
+# its concatenation has, ahead of a single product it does not.
 
 
 def _shares(maps: Tensor) -> Tensor:
@@ -95,16 +97,25 @@ def _shares(maps: Tensor) -> Tensor:
     return maps.unflatten(1, (math.gcd(maps.shape[1], torch.get_num_threads()), -1))
 
 
-def _sums_over_shares(maps: Tensor, waves: Tensor) -> Tensor:
-    """V^T times each sample of maps, (B, HW, C): (B, 7, C)."""
-    parts, of_parts = _shares(maps), _shares(waves[None])[0].mT  # (B, T, HW / T, C), (T, 7, HW / T)
+def _sums_over_rows(maps: Tensor, waves: Tensor) -> Tensor:
+    """V, (7, HW), times each sample of maps, (B, HW, C): (B, 7, C)."""
+    if maps.device.type != "cpu" or torch.compiler.is_compiling():
+        return waves.expand(len(maps), -1, -1) @ maps
+    if maps.dtype != torch.float32:
+        return torch.stack([waves @ sample for sample in maps])
+    parts = _shares(maps)  # (B, T, HW / T, C)
+    of_parts = waves.unflatten(1, (parts.shape[1], -1)).transpose(0, 1)  # (T, 7, HW / T)
     return torch.stack([torch.bmm(of_parts, sample) for sample in parts]).sum(1)
 
 
-def _sums_of_shares(maps: Tensor, waves: Tensor) -> Tensor:
-    """Each sample of maps, (B, C, HW), times V: (B, C, 7). MKL is fast where the seven are rows."""
+def _sums_of_rows(maps: Tensor, waves: Tensor) -> Tensor:
+    """Each sample of maps, (B, C, HW), times V^T, (HW, 7): (B, C, 7)."""
+    if maps.device.type != "cpu" or torch.compiler.is_compiling():
+        return maps @ waves.expand(len(maps), -1, -1).mT
+    if maps.dtype != torch.float32:
+        return torch.stack([sample @ waves.mT for sample in maps])
     parts = _shares(maps)  # (B, T, C / T, HW)
-    of_all = waves.mT.expand(parts.shape[1], -1, -1)
+    of_all = waves.expand(parts.shape[1], -1, -1)  # (T, 7, HW)
     return torch.stack([torch.bmm(of_all, sample.mT) for sample in parts]).mT.flatten(1, 2)
 
 
