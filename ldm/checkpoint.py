@@ -38,6 +38,7 @@ HARMLESS: Final = {
     r"cond_stage_model\.model\.(text_projection|logit_scale)": "for comparing a text with a picture",
 }
 MOST_LAYERS: Final = 20_000  # Stable Diffusion 2 has about 2,500
+AT_ONCE: Final = 2**21  # numbers of kernels that are cast ahead of being laid out, and stay in a cache
 HARMLESS_KEY: Final = re.compile("|".join(f"(?:{pattern})" for pattern in HARMLESS))
 
 
@@ -179,7 +180,10 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype, de
         slot = slots[key]
         layout = torch.channels_last if last and tensor.ndim == 4 else torch.preserve_format
         kind = dtype if slot.is_floating_point() else slot.dtype
-        weights[key] = tensor.to(device, kind, memory_format=layout)
+        if tensor.ndim == 4 and device.type == "cpu" and kind != tensor.dtype:
+            weights[key] = _laid_out(tensor, kind)
+        else:
+            weights[key] = tensor.to(device, kind, memory_format=layout)
         if isinstance(tensors, Mapped) and weights[key].data_ptr() != tensor.data_ptr():
             forget(tensor)
     model.load_state_dict(weights, strict=False, assign=True)
@@ -188,6 +192,18 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype, de
     if hollow:
         raise RuntimeError(f"left on meta, to be made under torch.device('cpu'): {', '.join(hollow)}")
     model.to(device)
+
+
+def _laid_out(kernels: Tensor, kind: torch.dtype) -> Tensor:
+    """Kernels, (out, in, h, w), in this precision and channels last.
+
+    Some at a time, cast ahead of being laid out, as torch takes longer for both at once.
+    """
+    made = torch.empty_like(kernels, dtype=kind, memory_format=torch.channels_last)
+    at_once = 1 + AT_ONCE // (1 + kernels[:1].numel())
+    for part, out in zip(kernels.split(at_once), made.split(at_once), strict=True):
+        out.copy_(part.to(kind))
+    return made
 
 
 def fingerprint(model: nn.Module) -> str:

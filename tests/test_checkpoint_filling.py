@@ -50,6 +50,19 @@ def meta_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
 
+@pytest.mark.parametrize("at_once", [1, 100, 10**6])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "last"])
+def test_kernels_cast_some_at_a_time_are_the_kernels_cast_at_once(
+    at_once: int, memory: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldm.checkpoint.AT_ONCE", at_once)
+    model, kernels = on_meta({"kernels": (7, 5, 3, 2)}), torch.randn(7, 5, 3, 2)
+    fill(model, {"kernels": kernels.contiguous(memory_format=memory)}, torch.bfloat16, CPU)
+    filled = model.get_parameter("kernels")
+    assert torch.equal(filled, kernels.bfloat16())
+    assert filled.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_building_on_meta_makes_shapes_only() -> None:
     model = build_on_meta(
         {"target": "torch.nn.Linear", "params": {"in_features": 10**6, "out_features": 10**6}}
