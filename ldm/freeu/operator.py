@@ -80,8 +80,7 @@ def _add_low_frequencies(x: Tensor, threshold: int, gain: float | Tensor, in_pla
     return add(maps, gain * _sums_of_rows(maps, waves), every).view(x.shape)
 
 
-# On a CPU the sums are not one batch of products, which has a fault in either precision. (Under torch.compile
-# they are: it cannot trace how many threads there are.)
+# On a CPU the sums are not one batch of products, which has a fault in either precision.
 #
 # Float32 is MKL's. It gives each thread some samples of a batch, but some rows of every sample where products
 # are added to a map in place. One core would read what the other wrote, which takes longer than the products
@@ -92,6 +91,14 @@ def _add_low_frequencies(x: Tensor, threshold: int, gain: float | Tensor, in_pla
 # its concatenation has, ahead of a single product it does not.
 
 
+def _as_one_batch(maps: Tensor) -> bool:
+    """Whether the sums are one batch of products: of no samples, off the CPU, and under torch.compile.
+
+    That cannot trace how many threads there are.
+    """
+    return not len(maps) or maps.device.type != "cpu" or torch.compiler.is_compiling()
+
+
 def _shares(maps: Tensor) -> Tensor:
     """Maps, (B, rows, n), with the threads' shares apart: (B, T, rows / T, n)."""
     return maps.unflatten(1, (math.gcd(maps.shape[1], torch.get_num_threads()), -1))
@@ -99,7 +106,7 @@ def _shares(maps: Tensor) -> Tensor:
 
 def _sums_over_rows(maps: Tensor, waves: Tensor) -> Tensor:
     """V, (7, HW), times each sample of maps, (B, HW, C): (B, 7, C)."""
-    if maps.device.type != "cpu" or torch.compiler.is_compiling():
+    if _as_one_batch(maps):
         return waves.expand(len(maps), -1, -1) @ maps
     if maps.dtype != torch.float32:
         return torch.stack([waves @ sample for sample in maps])
@@ -110,7 +117,7 @@ def _sums_over_rows(maps: Tensor, waves: Tensor) -> Tensor:
 
 def _sums_of_rows(maps: Tensor, waves: Tensor) -> Tensor:
     """Each sample of maps, (B, C, HW), times V^T, (HW, 7): (B, C, 7)."""
-    if maps.device.type != "cpu" or torch.compiler.is_compiling():
+    if _as_one_batch(maps):
         return maps @ waves.expand(len(maps), -1, -1).mT
     if maps.dtype != torch.float32:
         return torch.stack([sample @ waves.mT for sample in maps])

@@ -121,6 +121,13 @@ def test_half_precision_is_within_its_rounding(size, dtype, memory):
     assert relative_error(out.float(), exact) < 4 * torch.finfo(dtype).eps
 
 
+@each_format
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_batch_of_no_samples_stays_one(dtype, memory):
+    x = torch.empty(0, 4, 8, 6, dtype=dtype).contiguous(memory_format=memory)
+    assert fourier_filter(x, 1, 0.5).shape == x.shape
+
+
 def test_half_precision_does_not_overflow_on_large_maps():
     x = torch.full((1, 1, 96, 96), 500.0, dtype=torch.float16)
     assert relative_error(fourier_filter(x, 1, 0.2).float(), torch.full_like(x, 100.0).float()) < 4e-3
