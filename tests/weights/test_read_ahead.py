@@ -60,6 +60,18 @@ def test_a_file_comes_into_the_cache_whole(on_disk: Path) -> None:
     assert read(on_disk, until=lambda share: share == 1) == 1
 
 
+def test_what_the_cache_holds_is_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(os.urandom(SIZE))
+    with path.open("rb") as file:
+        if not module._is_cached(file.fileno(), 0):
+            pytest.skip("the file system does not tell what is in the cache")
+    asked: list[int] = []
+    monkeypatch.setattr(module.os, "posix_fadvise", lambda _, start, *__: asked.append(start))
+    read(path, until=lambda _: True)
+    assert not asked
+
+
 def test_a_file_of_more_than_half_of_the_memory_is_left_on_the_disk(
     on_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
