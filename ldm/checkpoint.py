@@ -19,6 +19,7 @@ from ldm.errors import InputError
 from ldm.memory import forget, keep_freed
 from ldm.util import instantiate_from_config, load_config, resolved
 from ldm.weights.bounded import most_described
+from ldm.weights.cast_ahead import put_cast
 from ldm.weights.misfit import likely_nature, misfit
 from ldm.weights.place import find_checkpoint
 from ldm.weights.torch_file import LEGACY_START, ZIP_START, read_torch_file
@@ -79,11 +80,13 @@ def load_model(
 
     path = find_checkpoint(str(name), download)
     device = pick_device(device)
+    dtype = pick_dtype(device) if dtype == "auto" else dtype
     tensors = read_tensors(path)
     with trusting(trust_config):
         model = build_on_meta(config.model)
+    put_cast(path, tensors, wanted=dtype == torch.bfloat16 and device.type == "cpu")
     try:
-        fill(model, tensors, pick_dtype(device) if dtype == "auto" else dtype, device)
+        fill(model, tensors, dtype, device)
     except InputError as error:
         raise InputError(f"{path} {error}") from None
     if device.type == "cpu":

@@ -50,10 +50,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     from ldm.util import load_config
+    from ldm.weights.cast_ahead import cast_ahead
     from ldm.weights.read_ahead import read_ahead
 
     config = load_config(arguments.config, arguments.overrides)
-    read_ahead(arguments.ckpt or config.get("checkpoint"))
+    checkpoint = arguments.ckpt or config.get("checkpoint")
+    cast_ahead(checkpoint, arguments.device, arguments.precision)
+    read_ahead(checkpoint)
     try:
         with lasting():
             from ldm.page.server import serve

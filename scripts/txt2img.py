@@ -95,6 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
     # What takes long to import comes after what answers at once.
     from omegaconf import OmegaConf
 
+    from ldm.weights.cast_ahead import cast_ahead
     from ldm.weights.read_ahead import read_ahead
 
     config = make_config(arguments)
@@ -102,7 +103,10 @@ def run(arguments: argparse.Namespace) -> None:
         print(OmegaConf.to_yaml(config), end="")
         return
 
-    read_ahead(arguments.ckpt or config.get("checkpoint"))
+    checkpoint = arguments.ckpt or config.get("checkpoint")
+    if arguments.devices == 1:
+        cast_ahead(checkpoint, arguments.device, arguments.precision)
+    read_ahead(checkpoint)
     with lasting():
         from ldm.txt2img.processes import in_processes
         from ldm.txt2img.run import draw

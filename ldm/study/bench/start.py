@@ -33,7 +33,9 @@ print(told.read_text().partition("VmHWM:")[2].split()[0] if told.exists() else "
 OURS = """
 import sys
 from ldm.memory import lasting
+from ldm.weights.cast_ahead import cast_ahead
 from ldm.weights.read_ahead import read_ahead
+cast_ahead(sys.argv[1], "cpu", {"bfloat16": "auto", "float32": "full"}[sys.argv[2]])
 read_ahead(sys.argv[1])
 with lasting():
     import torch
