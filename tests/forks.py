@@ -3,6 +3,9 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from threading import RLock
+
+from tqdm import tqdm
 
 Tree = dict[str, bytes]
 
@@ -21,12 +24,14 @@ def fork(work: Callable[[], int]) -> int:
 
     What other threads have locked stays locked in the copy. So the files whose tests call it stand ahead of
     test_training.py, whose tests leave threads behind, and not in the folder of the other tests of txt2img.
+    A bar's lock is one for all copies, and would stay locked for every later one when its holder is killed.
     """
     pid = os.fork()
     if pid:
         return pid
     code = 70
     try:
+        tqdm.set_lock(RLock())
         code = work()
     finally:
         os._exit(code)
