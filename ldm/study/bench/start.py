@@ -35,7 +35,7 @@ import sys
 from ldm.memory import lasting
 from ldm.weights.cast_ahead import cast_ahead
 from ldm.weights.read_ahead import read_ahead
-cast_ahead(sys.argv[1], "cpu", {"bfloat16": "auto", "float32": "full"}[sys.argv[2]])
+cast_ahead(sys.argv[1], "cpu", "auto" if sys.argv[2] == "bfloat16" else "full")
 read_ahead(sys.argv[1])
 with lasting():
     import torch
