@@ -77,8 +77,8 @@ class CastAhead:
 
     def __init__(self, path: Path):
         self.version = _version(path)
-        self.shared = mmap.mmap(-1, mmap.PAGESIZE + path.stat().st_size // 2)
-        self.state = memoryview(self.shared)[:16].cast("Q")
+        shared = memoryview(mmap.mmap(-1, mmap.PAGESIZE + path.stat().st_size // 2))
+        self.state, self.results = shared[:16].cast("Q"), shared[mmap.PAGESIZE :]
         self.reader = os.getpid()
         self.process = os.fork()
         if self.process == 0:
@@ -104,8 +104,7 @@ class CastAhead:
                     return
                 if it["dtype"] == "F32" and start < end:
                     file.seek(8 + length + start)
-                    place = mmap.PAGESIZE + start // 2
-                    out = np.frombuffer(self.shared, np.uint16, (end - start) // 4, place)
+                    out = np.frombuffer(self.results, np.uint16, (end - start) // 4, start // 2)
                     for part in _parts(out, it["shape"]):
                         if self.state[1] or os.getppid() != self.reader or not _cast(file, part, room):
                             return
@@ -126,8 +125,9 @@ class CastAhead:
         for key, tensor in tensors.items():
             start = tensor.data_ptr() - first
             if tensor.dtype == torch.float32 and tensor.numel() and start + tensor.nbytes <= self.state[0]:
-                place = mmap.PAGESIZE + start // 2
-                flat = torch.frombuffer(self.shared, dtype=torch.bfloat16, count=tensor.numel(), offset=place)
+                flat = torch.frombuffer(
+                    self.results, dtype=torch.bfloat16, count=tensor.numel(), offset=start // 2
+                )
                 if tensor.ndim == 4:
                     out, into, height, width = tensor.shape
                     cast[key] = flat.view(out, height, width, into).permute(0, 3, 1, 2)  # (out, in, h, w)
