@@ -1,6 +1,9 @@
+import platform
+import sys
+import zlib
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 # The tests pass on Python 3.10 with the oldest release that each bound admits, and on Python 3.13 with the
 # newest of November 2026: torch 2.15, Lightning 2.6.6, open_clip 3.3, OmegaConf 2.4, diffusers 0.42.1.
@@ -12,6 +15,19 @@ EXTRAS = {
     "search": ["optuna>=5", "matplotlib>=3.8"],
 }
 
+# Attention by an Intel processor's tiles, which ldm/modules/tiles.py looks for. Its name has the checksum of what
+# it is made of, so that one of an older source is not taken for it. Without a compiler for it the rest installs.
+TILES = "ldm/modules/tiles.c"
+EXTENSIONS = [
+    Extension(
+        f"ldm.modules._tiles_{zlib.crc32((Path(__file__).parent / TILES).read_bytes()):08x}",
+        [TILES],
+        extra_compile_args=["-O3", "-march=sapphirerapids", "-fopenmp"],
+        extra_link_args=["-fopenmp"],
+        optional=True,
+    )
+]
+
 setup(
     name="freeu-ldm",
     version="0.1.0",
@@ -21,7 +37,8 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["ldm", "ldm.*"]),
-    package_data={"ldm.study": ["*.html"], "ldm.page": ["*.css", "*.js"]},
+    ext_modules=EXTENSIONS if (sys.platform, platform.machine()) == ("linux", "x86_64") else [],
+    package_data={"ldm.modules": ["*.c"], "ldm.study": ["*.html"], "ldm.page": ["*.css", "*.js"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",

@@ -1,7 +1,7 @@
-"""Scaled dot-product attention: torch's own and, in bfloat16 on a CPU without AMX, by oneDNN's products.
+"""Scaled dot-product attention: torch's own and, in bfloat16 on a CPU, faster ones.
 
-torch's own reads and writes each score several times between its products. Here the first product ends in the
-exponential, and the second sums the weights too. With AMX torch multiplies by tiles, which is faster.
+torch's own reads and writes each score several times between its products. In its place come, with AMX,
+tiles.c and, without, two products by oneDNN, of which one ends in the exponential and one sums the weights too.
 """
 
 import math
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.modules.onednn import HAS_AMX, is_fast, product
+from ldm.modules.tiles import by_tiles
 
 MANY_SCORES = 2**20  # of a head: below, torch's own is as fast
 VECTOR = 16  # numbers in float32 that a processor takes at once
@@ -30,7 +31,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
-    if HAS_AMX or q.dtype != torch.bfloat16 or n * k.shape[2] < MANY_SCORES or not is_fast(q, k):
+    if q.dtype != torch.bfloat16 or not is_fast(q, k):
+        return by_torch(q, k, v)
+    if HAS_AMX:
+        made = by_tiles(q, k, v)
+        return by_torch(q, k, v) if made is None else made
+    if n * k.shape[2] < MANY_SCORES:
         return by_torch(q, k, v)
     out = torch.empty(batch, n, heads, v.shape[-1], dtype=q.dtype)
     for i in range(batch):

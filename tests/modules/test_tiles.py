@@ -1,0 +1,166 @@
+"""Attention by an Intel processor's tiles, against its formula in float64."""
+
+import platform
+import shutil
+import subprocess
+import sys
+from unittest.mock import Mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ldm.modules import dot_product, onednn, tiles
+from ldm.modules.dot_product import attention
+from ldm.modules.tiles import by_tiles
+from tests.conftest import relative_error, rnd
+
+with_tiles = pytest.mark.skipif(tiles.LIBRARY is None, reason="no tiles here, or no compiler that knows them")
+CLOSE = 6e-3  # weights are rounded twice and what they sum once, to eight binary digits each
+
+
+def formula(q, k, v):
+    q, k, v = q.double(), k.double(), v.double()
+    return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
+
+
+def compiler_knows_tiles():
+    compiler = shutil.which("cc") or "false"
+    asked = [compiler, "-march=sapphirerapids", "-fopenmp", "-E", "-xc", "-"]
+    return subprocess.run(asked, input=b"", capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64") or not compiler_knows_tiles(),
+    reason="no compiler that knows tiles",
+)
+def test_installing_built_the_library():
+    assert tiles.built(), "install the package once more: its C file has changed since"
+
+
+@with_tiles
+@settings(max_examples=100, deadline=None)
+@given(
+    batch=st.integers(1, 2),
+    heads=st.integers(1, 3),
+    n=st.integers(1, 300),
+    m=st.integers(1, 200),
+    d=st.integers(1, 256),
+    size=st.sampled_from([0, 0.1, 1, 3]),
+    common=st.sampled_from([0, 1, 30]),
+    threads=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+def test_it_is_the_formula(batch, heads, n, m, d, size, common, threads, seed):
+    before = torch.get_num_threads()
+    # As a U-Net's heads lie: beside each other in every token. What all keys share takes scores far away.
+    q, k, v = (rnd(seed + i, batch, length, heads, d).transpose(1, 2) for i, length in enumerate((n, m, m)))
+    q, k, v = (size * q).bfloat16(), (size * k + common * rnd(7, d)).bfloat16(), v.bfloat16()
+    try:
+        torch.set_num_threads(threads)
+        out = by_tiles(q, k, v)
+    finally:
+        torch.set_num_threads(before)
+    assert out.dtype == torch.bfloat16 and out.shape == q.shape
+    # Each weight is rounded, and what is summed by weights may be small beside the values.
+    assert ((out.double() - formula(q, k, v)).abs() <= 0.0125 * formula(q, k, v.abs()) + 1e-6).all()
+
+
+@with_tiles
+@pytest.mark.parametrize(
+    ("n", "m", "d"), [(4096, 4096, 40), (1024, 1024, 80), (4096, 77, 40), (1024, 1024, 64)]
+)
+def test_attention_of_a_unet_is_as_near_to_the_formula_as_rounding(n, m, d):
+    q, k, v = (rnd(i, 1, length, 2, d).bfloat16().transpose(1, 2) for i, length in enumerate((n, m, m)))
+    made, expected = attention(q, k, v).double(), formula(q, k, v)
+    assert relative_error(made, expected) < CLOSE
+    assert not torch.equal(made, F.scaled_dot_product_attention(q, k, v).double())
+
+
+@with_tiles
+def test_the_parts_that_threads_take_do_not_show():
+    q, k, v = (rnd(i, 1, 3, 700, 24).bfloat16() for i in range(3))
+    whole = by_tiles(q, k, v)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3 - before % 3)
+        assert torch.equal(by_tiles(q, k, v), whole)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(by_tiles(q[:, 1:, 131:], k[:, 1:], v[:, 1:]), whole[:, 1:, 131:])
+
+
+@with_tiles
+def test_any_strides_but_the_last():
+    q = rnd(1, 40, 2, 3, 16).bfloat16().permute(1, 2, 0, 3)
+    k = rnd(2, 1, 1, 50, 16).bfloat16().expand(2, 3, 50, 16)
+    v = rnd(3, 2, 3, 100, 16).bfloat16()[:, :, ::2]
+    assert relative_error(by_tiles(q, k, v).double(), formula(q, k, v)) < CLOSE
+    assert by_tiles(q.mT, k.mT, v.mT) is None
+    assert by_tiles(q, k, v[..., :8]) is None and by_tiles(q[:0], k[:0], v[:0]) is None
+
+
+@with_tiles
+def test_one_key_far_above_the_others_takes_all():
+    # The last block of keys holds it, so that what was summed before is scaled away.
+    q, k, v = torch.zeros(3, 1, 1, 300, 16).bfloat16()
+    q[..., 0] = k[..., 290, 0] = 60
+    v[..., 290, :], v[..., :290, :] = 1, 9
+    assert torch.equal(by_tiles(q, k, v), torch.ones_like(v))
+    # And the first, beside which all later weights vanish.
+    k = k.roll(-290, dims=2)
+    v = v.roll(-290, dims=2)
+    assert torch.equal(by_tiles(q, k, v), torch.ones_like(v))
+
+
+@with_tiles
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 2.0**60, 3e38])
+@pytest.mark.parametrize("of", range(3), ids=["queries", "keys", "values"])
+def test_what_is_not_finite_or_too_large_is_torchs(number, of):
+    inputs = [rnd(i, 1, 2, 100, 8).bfloat16() for i in range(3)]
+    inputs[of][0, 1, 99, 7] = number
+    assert by_tiles(*inputs) is None
+    torch.testing.assert_close(
+        attention(*inputs), dot_product.by_torch(*inputs), rtol=0, atol=0, equal_nan=True
+    )
+
+
+@with_tiles
+def test_scores_too_far_from_zero_are_torchs():
+    q = k = torch.full((1, 1, 100, 8), 5e3).bfloat16()
+    assert by_tiles(q, k, k) is None
+    assert torch.equal(attention(q, k, k), k)
+
+
+@with_tiles
+def test_it_is_taken_in_bfloat16_at_inference_alone(monkeypatch):
+    called = Mock(wraps=by_tiles)
+    monkeypatch.setattr(dot_product, "by_tiles", called)
+    q = rnd(1, 1, 2, 64, 8)
+    attention(q, q, q)
+    with torch.enable_grad():
+        attention(*3 * [q.bfloat16()])
+    assert not called.called
+    attention(*3 * [q.bfloat16()])
+    assert called.call_count == 1
+
+
+def test_without_a_library_attention_is_torchs(monkeypatch):
+    monkeypatch.setattr(tiles, "built", lambda: None)
+    assert tiles.load() is None
+    monkeypatch.setattr(tiles, "built", lambda: "/nowhere/library.so")
+    assert tiles.load() is None
+    monkeypatch.setattr(tiles, "LIBRARY", None)
+    monkeypatch.setattr(dot_product, "HAS_AMX", True)
+    q = rnd(1, 1, 2, 64, 8).bfloat16()
+    assert torch.equal(attention(q, q, q), F.scaled_dot_product_attention(q, q, q))
+
+
+@pytest.mark.skipif(not onednn.HAS_AMX, reason="no tiles here")
+def test_a_library_of_another_source_is_not_taken(monkeypatch, tmp_path):
+    other = tmp_path / "tiles.c"
+    other.write_bytes(tiles.SOURCE.read_bytes() + b"\n")
+    monkeypatch.setattr(tiles, "SOURCE", other)
+    assert tiles.built() is None
