@@ -15,8 +15,8 @@ EXTRAS = {
     "search": ["optuna>=5", "matplotlib>=3.8"],
 }
 
-# Attention by an Intel processor's tiles, which ldm/modules/tiles.py looks for. Its name has the checksum of what
-# it is made of, so that one of an older source is not taken for it. Without a compiler for it the rest installs.
+# Attention by an Intel processor's tiles, which ldm/modules/tiles.py looks for. Its name has the checksum of
+# its source, so that none made of an older one is taken for it. Without a compiler the rest installs.
 TILES = "ldm/modules/tiles.c"
 EXTENSIONS = [
     Extension(

@@ -1,7 +1,7 @@
 """Scaled dot-product attention: torch's own and, in bfloat16 on a CPU, faster ones.
 
 torch's own reads and writes each score several times between its products. In its place come, with AMX,
-tiles.c and, without, two products by oneDNN, of which one ends in the exponential and one sums the weights too.
+tiles.c and, without, two products by oneDNN: one ends in the exponential, one sums the weights too.
 """
 
 import math
