@@ -15,18 +15,28 @@ EXTRAS = {
     "search": ["optuna>=5", "matplotlib>=3.8"],
 }
 
-# Attention by an Intel processor's tiles, which ldm/modules/tiles.py looks for. Its name has the checksum of
-# its source, so that none made of an older one is taken for it. Without a compiler the rest installs.
-TILES = "ldm/modules/tiles.c"
-EXTENSIONS = [
-    Extension(
-        f"ldm.modules._tiles_{zlib.crc32((Path(__file__).parent / TILES).read_bytes()):08x}",
-        [TILES],
-        extra_compile_args=["-O3", "-march=sapphirerapids", "-fopenmp"],
-        extra_link_args=["-fopenmp"],
+
+def extension(source: str, *flags: str) -> Extension:
+    """A library of C functions, which ldm/freeu/native.py looks for; without a compiler the rest installs.
+
+    Its name has the checksum of its source, so that none made of an older one is taken for it.
+    """
+    path = Path(source)
+    checksum = zlib.crc32((Path(__file__).parent / path).read_bytes())
+    return Extension(
+        f"{'.'.join(path.parent.parts)}._{path.stem}_{checksum:08x}",
+        [source],
+        extra_compile_args=["-O3", "-fopenmp", *flags],
+        extra_link_args=["-fopenmp", "-lm"],
         optional=True,
     )
-]
+
+
+EXTENSIONS = []
+if sys.platform == "linux":
+    EXTENSIONS.append(extension("ldm/freeu/filter.c"))
+    if platform.machine() == "x86_64":
+        EXTENSIONS.append(extension("ldm/modules/tiles.c", "-march=sapphirerapids"))
 
 setup(
     name="freeu-ldm",
@@ -37,8 +47,13 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["ldm", "ldm.*"]),
-    ext_modules=EXTENSIONS if (sys.platform, platform.machine()) == ("linux", "x86_64") else [],
-    package_data={"ldm.modules": ["*.c"], "ldm.study": ["*.html"], "ldm.page": ["*.css", "*.js"]},
+    ext_modules=EXTENSIONS,
+    package_data={
+        "ldm.freeu": ["*.c"],
+        "ldm.modules": ["*.c"],
+        "ldm.study": ["*.html"],
+        "ldm.page": ["*.css", "*.js"],
+    },
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",

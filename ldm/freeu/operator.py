@@ -2,7 +2,7 @@
 
 The published filter multiplies a window of the skip's lowest frequencies by s and keeps the real part. That
 is the skip plus (s - 1) times its projection on a few cosines and sines, so two thin matrix products replace
-two FFTs, exactly, in every dtype and at every size.
+two FFTs, exactly, in every dtype and at every size. On a CPU filter.c does the same in one go.
 """
 
 import math
@@ -11,6 +11,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
+from ldm.freeu import native
 
 Channels = Literal["first", "second", "alternate", "all"]
 
@@ -69,61 +71,20 @@ def _add_low_frequencies(x: Tensor, threshold: int, gain: float | Tensor, in_pla
         low = low_frequencies_by_axes(x, threshold)
         low *= gain[..., None] if isinstance(gain, Tensor) else gain
         return x.add_(low) if in_place else x + low
+    if native.has_filter(x):
+        memory = torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
+        x = x if in_place else x.clone(memory_format=memory)
+        native.add_low_frequencies(x, gain)
+        return x
     waves = seven_waves(x.shape[2], x.shape[3], x.dtype, x.device)  # (7, HW)
     every = waves.expand(len(x), -1, -1)  # (B, 7, HW)
     add = torch.Tensor.baddbmm_ if in_place else torch.baddbmm
     if x.stride(1) == 1:  # channels last: positions are rows
         maps = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, C)
-        maps = add(maps, every.mT, gain * _sums_over_rows(maps, waves))
+        maps = add(maps, every.mT, gain * (every @ maps))
         return maps.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
     maps = x.flatten(2)  # (B, C, HW)
-    return add(maps, gain * _sums_of_rows(maps, waves), every).view(x.shape)
-
-
-# On a CPU the sums are not one batch of products, which has a fault in either precision.
-#
-# Float32 is MKL's. It gives each thread some samples of a batch, but some rows of every sample where products
-# are added to a map in place. One core would read what the other wrote, which takes longer than the products
-# where they share no cache. So the sums are taken in as many shares of rows as there are threads, T, and each
-# thread adds to what it has read.
-#
-# Half precision is oneDNN's. Ahead of a batch of products torch copies maps that have gaps, as a skip within
-# its concatenation has, ahead of a single product it does not.
-
-
-def _as_one_batch(maps: Tensor) -> bool:
-    """Whether the sums are one batch of products: of no samples, off the CPU, and under torch.compile.
-
-    That cannot trace how many threads there are.
-    """
-    return not len(maps) or maps.device.type != "cpu" or torch.compiler.is_compiling()
-
-
-def _shares(maps: Tensor) -> Tensor:
-    """Maps, (B, rows, n), with the threads' shares apart: (B, T, rows / T, n)."""
-    return maps.unflatten(1, (math.gcd(maps.shape[1], torch.get_num_threads()), -1))
-
-
-def _sums_over_rows(maps: Tensor, waves: Tensor) -> Tensor:
-    """V, (7, HW), times each sample of maps, (B, HW, C): (B, 7, C)."""
-    if _as_one_batch(maps):
-        return waves.expand(len(maps), -1, -1) @ maps
-    if maps.dtype != torch.float32:
-        return torch.stack([waves @ sample for sample in maps])
-    parts = _shares(maps)  # (B, T, HW / T, C)
-    of_parts = waves.unflatten(1, (parts.shape[1], -1)).transpose(0, 1)  # (T, 7, HW / T)
-    return torch.stack([torch.bmm(of_parts, sample) for sample in parts]).sum(1)
-
-
-def _sums_of_rows(maps: Tensor, waves: Tensor) -> Tensor:
-    """Each sample of maps, (B, C, HW), times V^T, (HW, 7): (B, C, 7)."""
-    if _as_one_batch(maps):
-        return maps @ waves.expand(len(maps), -1, -1).mT
-    if maps.dtype != torch.float32:
-        return torch.stack([sample @ waves.mT for sample in maps])
-    parts = _shares(maps)  # (B, T, C / T, HW)
-    of_all = waves.expand(parts.shape[1], -1, -1)  # (T, 7, HW)
-    return torch.stack([torch.bmm(of_all, sample.mT) for sample in parts]).mT.flatten(1, 2)
+    return add(maps, gain * (maps @ every.mT), every).view(x.shape)
 
 
 def fourier_filter(x: Tensor, threshold: int = 1, scale: float = 1.0) -> Tensor:

@@ -6,35 +6,17 @@ compiler that knows the tiles; elsewhere attention is torch's.
 """
 
 import ctypes
-import zlib
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ldm.freeu.native import is_plain, load
 from ldm.modules.onednn import HAS_AMX
 
-SOURCE = Path(__file__).with_name("tiles.c")
 WIDEST = 256  # numbers of a head: beyond, its keys and values leave a core's cache, and torch's is faster
 
-
-def built() -> str | None:
-    """The library that setup.py made of the C file as it is now: its name has the file's checksum."""
-    found = find_spec(f"ldm.modules._tiles_{zlib.crc32(SOURCE.read_bytes()):08x}")
-    return found.origin if found else None
-
-
-def load() -> ctypes.CDLL | None:
-    """The library, where it is built and the processor has tiles."""
-    path = built() if HAS_AMX else None
-    try:
-        return ctypes.CDLL(path) if path else None
-    except OSError:  # the OpenMP library that it was built with is gone
-        return None
-
-
-LIBRARY = load()
+LIBRARY = load(Path(__file__).with_name("tiles.c"), "ldm.modules") if HAS_AMX else None
 
 
 def by_tiles(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
@@ -45,8 +27,8 @@ def by_tiles(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
     """
     batch, heads, n, d = q.shape
     m = k.shape[2]
-    beside = all(x.stride(-1) == 1 for x in (q, k, v))
-    if not (LIBRARY and beside and v.shape[-1] == d <= WIDEST and q.numel() and k.numel()):
+    there = all(is_plain(x) and x.stride(-1) == 1 for x in (q, k, v))
+    if not (LIBRARY and there and v.shape[-1] == d <= WIDEST and q.numel() and k.numel()):
         return None
     out = torch.empty(batch, n, heads, d, dtype=q.dtype).transpose(1, 2)
     strides = (stride for x in (q, k, v, out) for stride in x.stride()[:3])

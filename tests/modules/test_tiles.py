@@ -1,9 +1,5 @@
 """Attention by an Intel processor's tiles, against its formula in float64."""
 
-import platform
-import shutil
-import subprocess
-import sys
 from unittest.mock import Mock
 
 import pytest
@@ -12,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldm.modules import dot_product, onednn, tiles
+from ldm.modules import dot_product, tiles
 from ldm.modules.dot_product import attention
 from ldm.modules.tiles import by_tiles
 from tests.conftest import relative_error, rnd
@@ -24,20 +20,6 @@ CLOSE = 6e-3  # weights are rounded twice and what they sum once, to eight binar
 def formula(q, k, v):
     q, k, v = q.double(), k.double(), v.double()
     return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
-
-
-def compiler_knows_tiles():
-    compiler = shutil.which("cc") or "false"
-    asked = [compiler, "-march=sapphirerapids", "-fopenmp", "-E", "-xc", "-"]
-    return subprocess.run(asked, input=b"", capture_output=True).returncode == 0
-
-
-@pytest.mark.skipif(
-    (sys.platform, platform.machine()) != ("linux", "x86_64") or not compiler_knows_tiles(),
-    reason="no compiler that knows tiles",
-)
-def test_installing_built_the_library():
-    assert tiles.built(), "install the package once more: its C file has changed since"
 
 
 @with_tiles
@@ -148,19 +130,7 @@ def test_it_is_taken_in_bfloat16_at_inference_alone(monkeypatch):
 
 
 def test_without_a_library_attention_is_torchs(monkeypatch):
-    monkeypatch.setattr(tiles, "built", lambda: None)
-    assert tiles.load() is None
-    monkeypatch.setattr(tiles, "built", lambda: "/nowhere/library.so")
-    assert tiles.load() is None
     monkeypatch.setattr(tiles, "LIBRARY", None)
     monkeypatch.setattr(dot_product, "HAS_AMX", True)
     q = rnd(1, 1, 2, 64, 8).bfloat16()
     assert torch.equal(attention(q, q, q), F.scaled_dot_product_attention(q, q, q))
-
-
-@pytest.mark.skipif(not onednn.HAS_AMX, reason="no tiles here")
-def test_a_library_of_another_source_is_not_taken(monkeypatch, tmp_path):
-    other = tmp_path / "tiles.c"
-    other.write_bytes(tiles.SOURCE.read_bytes() + b"\n")
-    monkeypatch.setattr(tiles, "SOURCE", other)
-    assert tiles.built() is None
