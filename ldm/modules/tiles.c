@@ -196,11 +196,11 @@ static inline __m512 weigh(const float *scores, bf16 *weights, long steps, float
     const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
     const __m512i sag = _mm512_load_si512(SAG);
     const __m512 by = _mm512_set1_ps(128 * scale);
-    const __m512 and = _mm512_fnmadd_ps(shift, _mm512_set1_ps(128), _mm512_set1_ps(WHOLE + 128 * 127));
+    const __m512 from = _mm512_fnmadd_ps(shift, _mm512_set1_ps(128), _mm512_set1_ps(WHOLE + 128 * 127));
     __m512 total[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
     for (long half = 0; half < 2 * steps; half++, scores += 512)
         for (int key = 0; key < 16; key += 2) {
-            __m512i even = fixed(scores + 16 * key, by, and), odd = fixed(scores + 16 * key + 16, by, and);
+            __m512i even = fixed(scores + 16 * key, by, from), odd = fixed(scores + 16 * key + 16, by, from);
             __m512i pair = _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16));
             __m512i less = _mm512_maskz_permutexvar_epi8(0x5555555555555555, _mm512_srli_epi16(pair, 1), sag);
             pair = _mm512_sub_epi16(pair, less);

@@ -45,7 +45,8 @@ def test_readmes_five_lines_run(served: Served, monkeypatch: pytest.MonkeyPatch,
 
 def test_fifty_clients_at_once_get_their_own_right_pictures(served: Served):
     def visit(seed: int) -> tuple[np.ndarray, np.ndarray, int]:
-        client = Client(served.address, verbose=False)
+        # All ask for the page's description at once, for which a client alone waits 5 seconds.
+        client = Client(served.address, verbose=False, httpx_kwargs={"timeout": 60})
         plain, freeu, told = client.predict(
             f"a {'red' if seed % 2 else 'blue'} star",
             seed=seed,
