@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from ldm.modules.doubling import convolved_double
 from ldm.modules.onednn import HAS_AMX, is_fast, product
 from ldm.modules.winograd import winograd
+from ldm.modules.winograd4x4 import has_winograd4x4, winograd4x4
 
 FEW_POSITIONS = 512  # of a batch of maps: up to there a convolution spends longest on its weights' layout
 MANY_POSITIONS, MANY_CHANNELS = 512, 256  # from which Winograd's sums cost less than the products they save
+MORE_POSITIONS, SOME_CHANNELS = 1024, 64  # and those in C with larger tiles
 MANY_DOUBLED = 128  # positions before doubling: below, the kernels cost more to make than they save
 
 
@@ -43,9 +45,14 @@ class Conv3x3(nn.Conv2d):
         weight = self.weight.permute(0, 2, 3, 1)  # (out, 3, 3, C)
         if not weight.is_contiguous() or not is_fast(x, self.weight):
             return super().forward(x)
+        fewest = min(self.in_channels, self.out_channels) if stride == 1 else 0
+        if positions >= MORE_POSITIONS and fewest >= SOME_CHANNELS:
+            whole = x, self.weight, self.bias
+            if has_winograd4x4(*whole):
+                return winograd4x4(*whole)
         # AMX multiplies bfloat16 so fast that nothing is saved by fewer products.
-        many = positions >= MANY_POSITIONS and min(self.in_channels, self.out_channels) >= MANY_CHANNELS
-        if many and stride == 1 and not (HAS_AMX and x.dtype == torch.bfloat16):
+        many = positions >= MANY_POSITIONS and fewest >= MANY_CHANNELS
+        if many and not (HAS_AMX and x.dtype == torch.bfloat16):
             return winograd(x, self.weight, self.bias)
         if positions > FEW_POSITIONS:
             return super().forward(x)

@@ -1,0 +1,68 @@
+"""A 3x3 convolution in float32 with 1/4 of its multiplications, after Winograd, its sums in C.
+
+Four by four numbers that come out, a tile, see six by six that go in. Sums of these, times sums of the kernel,
+make 36 products where 144 were; F(4x4, 3x3) in Lavin and Gray, "Fast Algorithms for Convolutional Neural
+Networks" (CVPR 2016), from whom the letters below are. In bfloat16 so large sums lose too much, and torch takes
+as long for them as they save: for these there is winograd.py, with smaller tiles.
+"""
+
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldm.freeu.native import is_plain, load
+from ldm.modules.onednn import product
+
+LANES = 8  # channels that are summed at a time
+MOST_OF_INPUT, MOST_OF_KERNELS = 9 * 2**20, 2**23  # numbers at a time: beyond, they wait for new pages
+
+LIBRARY = load(Path(__file__).with_name("winograd4x4.c"), "ldm.modules")
+
+
+def has_winograd4x4(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    """Whether `winograd4x4` is there for these maps and kernels."""
+    plain = all(is_plain(it.detach()) and it.dtype == torch.float32 for it in (x, weight, bias))
+    return LIBRARY is not None and plain and len(weight) % LANES == weight.shape[1] % LANES == 0
+
+
+def winograd4x4(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """What a convolution that keeps height and width makes of x, (B, C, H, W) to (B, out, H, W).
+
+    All are channels last; the kernels are (out, C, 3, 3).
+    """
+    assert LIBRARY is not None
+    x = x.contiguous(memory_format=torch.channels_last)
+    batch, channels, height, width = x.shape
+    y = x.new_empty(batch, height, width, len(weight)).permute(0, 3, 1, 2)
+    threads = torch.get_num_threads()
+
+    def work(first: int, tiles: int, some: int = 0) -> ctypes.Array:
+        return (ctypes.c_long * 7)(height, width, channels, len(weight), first, tiles, some)
+
+    all_tiles = batch * -(-height // 4) * -(-width // 4)
+    for first, tiles in parts(all_tiles, MOST_OF_INPUT // (36 * channels)):
+        v = x.new_empty(36, tiles, channels)
+        LIBRARY.sum_input(start(x), work(first, tiles), start(v), threads)
+        for begin, some in parts(len(weight), MOST_OF_KERNELS // (36 * channels)):
+            now = work(first, tiles, some)
+            u = x.new_empty(36, some, channels)
+            LIBRARY.sum_kernels(start(weight[begin:]), now, start(u), threads)
+            m = [product(*pair) for pair in zip(v, u, strict=True)]  # 36 of (tiles, some)
+            products = (ctypes.c_void_p * 36)(*(it.data_ptr() for it in m))
+            LIBRARY.sum_products(products, start(bias[begin:]), now, start(y[:, begin:]), threads)
+    return y
+
+
+def start(x: Tensor) -> ctypes.c_void_p:
+    """Where a tensor's numbers begin."""
+    return ctypes.c_void_p(x.data_ptr())
+
+
+def parts(count: int, most: int) -> Iterator[tuple[int, int]]:
+    """Where each part of so many begins, and how many it has: at most about `most`, in whole lanes."""
+    number = -(-count // max(most, LANES))
+    size = -(-count // (number * LANES)) * LANES
+    return ((begin, min(size, count - begin)) for begin in range(0, count, size))
