@@ -1,8 +1,9 @@
 """Products by oneDNN, which torch takes on a CPU for bfloat16 alone.
 
 torch hands float32 products on a CPU to MKL. Where there is AVX-512 that takes twice as long as oneDNN if the
-processor is not Intel's, so there they go to oneDNN; by AVX2, oneDNN takes 1.1 times as long. The weights stay
-as they lie: no second copy, so that loading, moving, copying and training a model are what they are elsewhere.
+processor is not Intel's, so there they go to oneDNN; by AVX2, oneDNN takes 1.1 times as long as MKL. Weights
+stay as they lie: no second copy, so that loading, moving, copying and training a model are what they are
+elsewhere.
 """
 
 import platform
@@ -43,7 +44,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = "
 
     `then` may name a function of every number, "sigmoid" or "gelu", taken before the number is rounded.
     """
-    if x.dtype == torch.float32 and then == "none" and not HAS_AVX512:
-        return F.linear(x, weight, bias)
+    if x.dtype == torch.float32 and not HAS_AVX512:
+        y = F.linear(x, weight, bias)
+        return y if then == "none" else getattr(torch.ops.aten, f"{then}_")(y)
     exact = "none"  # the form of the GELU: no approximation
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], exact)

@@ -1,9 +1,9 @@
 """A 3x3 convolution in float32 with 1/4 of its multiplications, after Winograd, its sums in C.
 
-Four by four numbers that come out, a tile, see six by six that go in. Sums of these, times sums of the kernel,
-make 36 products where 144 were; F(4x4, 3x3) in Lavin and Gray, "Fast Algorithms for Convolutional Neural
-Networks" (CVPR 2016), from whom the letters below are. In bfloat16 so large sums lose too much, and torch takes
-as long for them as they save: for these there is winograd.py, with smaller tiles.
+Four by four numbers that come out, a tile, see six by six that go in. Sums of these, times sums of the
+kernel, make 36 products where 144 were; F(4x4, 3x3) in Lavin and Gray, "Fast Algorithms for Convolutional
+Neural Networks" (CVPR 2016), from whom the letters below are. In bfloat16 such sums lose too much, and torch
+takes as long for them as they save: for these there is winograd.py, with smaller tiles.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from ldm.freeu.native import is_plain, load
 from ldm.modules.onednn import product
 
 LANES = 8  # channels that are summed at a time
-MOST_OF_INPUT, MOST_OF_KERNELS = 9 * 2**20, 2**23  # numbers at a time: beyond, they wait for new pages
+MOST = 9 * 2**20  # numbers of sums at a time
 
 LIBRARY = load(Path(__file__).with_name("winograd4x4.c"), "ldm.modules")
 
@@ -43,10 +43,10 @@ def winograd4x4(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return (ctypes.c_long * 7)(height, width, channels, len(weight), first, tiles, some)
 
     all_tiles = batch * -(-height // 4) * -(-width // 4)
-    for first, tiles in parts(all_tiles, MOST_OF_INPUT // (36 * channels)):
+    for first, tiles in parts(all_tiles, MOST // (36 * channels)):
         v = x.new_empty(36, tiles, channels)
         LIBRARY.sum_input(start(x), work(first, tiles), start(v), threads)
-        for begin, some in parts(len(weight), MOST_OF_KERNELS // (36 * channels)):
+        for begin, some in parts(len(weight), MOST // (36 * channels)):
             now = work(first, tiles, some)
             u = x.new_empty(36, some, channels)
             LIBRARY.sum_kernels(start(weight[begin:]), now, start(u), threads)

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 
 from ldm.device import has_amx
 from ldm.freeu import fourier_filter, free_u, native
-from ldm.modules import tiles
+from ldm.modules import tiles, winograd4x4
 from tests.conftest import rnd
 
-LIBRARIES = {
-    "ldm.freeu": (Path(native.__file__).with_name("filter.c"), []),
-    "ldm.modules": (Path(tiles.__file__).with_name("tiles.c"), ["-march=sapphirerapids"]),
-}
+FILTER = Path(native.__file__).with_name("filter.c")
+LIBRARIES = [
+    ("ldm.freeu", FILTER, []),
+    ("ldm.modules", Path(tiles.__file__).with_name("tiles.c"), ["-march=sapphirerapids"]),
+    ("ldm.modules", Path(winograd4x4.__file__).with_name("winograd4x4.c"), []),
+]
 with_filter = pytest.mark.skipif(native.LIBRARY is None, reason="no C compiler was there at the installation")
 FORMATS = (torch.contiguous_format, torch.channels_last)
 
@@ -31,9 +33,8 @@ def low_frequencies(x):
     return torch.fft.ifft2(spectrum * (rows[:, None] & columns)).real
 
 
-@pytest.mark.parametrize("package", LIBRARIES)
-def test_the_installation_built_each_library_that_a_compiler_here_can(package, tmp_path):
-    source, flags = LIBRARIES[package]
+@pytest.mark.parametrize(("package", "source", "flags"), LIBRARIES, ids=lambda it: getattr(it, "name", ""))
+def test_the_installation_built_each_library_that_a_compiler_here_can(package, source, flags, tmp_path):
     made = tmp_path / "library.so"
     command = [
         which("cc") or "false",
@@ -54,7 +55,7 @@ def test_the_installation_built_each_library_that_a_compiler_here_can(package, t
 
 
 def test_a_library_of_another_source_is_not_taken(tmp_path):
-    for package, (source, _) in LIBRARIES.items():
+    for package, source, _ in LIBRARIES:
         other = tmp_path / source.name
         other.write_bytes(source.read_bytes() + b"\n")
         assert native.built(other, package) is None
@@ -65,7 +66,7 @@ def test_a_library_that_cannot_be_loaded_is_not_taken(monkeypatch, tmp_path):
     broken = tmp_path / "library.so"
     broken.write_bytes(b"no library")
     monkeypatch.setattr(native, "built", lambda *_: str(broken))
-    assert native.load(LIBRARIES["ldm.freeu"][0], "ldm.freeu") is None
+    assert native.load(FILTER, "ldm.freeu") is None
 
 
 def test_tiles_are_asked_for_only_where_the_processor_has_them():

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ldm.modules import layers
+from ldm.modules import layers, onednn, winograd4x4
 from ldm.modules.attention import FeedForward
 from ldm.modules.layers import Conv3x3, Linear, Upsample
-from ldm.modules.onednn import is_fast
+from ldm.modules.onednn import is_fast, product
 from tests.conftest import fill_by_name, relative_error, rnd
 from tests.modules.kinds import KINDS, each_kind, only_here
 
@@ -74,6 +74,7 @@ def test_a_convolution_of_few_channels_on_many_positions_is_torchs(memory):
 def test_many_channels_on_many_positions_are_convolved_by_winograd_unless_amx_multiplies(monkeypatch):
     by_winograd = Mock(wraps=layers.winograd)
     monkeypatch.setattr(layers, "winograd", by_winograd)
+    monkeypatch.setattr(winograd4x4, "LIBRARY", None)
 
     def calls(has_amx, kind, channels, side, memory=torch.channels_last, stride=1):
         by_winograd.reset_mock()
@@ -90,6 +91,39 @@ def test_many_channels_on_many_positions_are_convolved_by_winograd_unless_amx_mu
         assert calls(True, kind, 256, 16) == (kind == torch.float32)
     with torch.enable_grad():
         assert calls(False, torch.float32, 256, 16) == 0
+
+
+@only_here
+@pytest.mark.skipif(winograd4x4.LIBRARY is None, reason="no C compiler was there at the installation")
+def test_in_float32_more_positions_and_fewer_channels_are_convolved_in_c(monkeypatch):
+    in_c = Mock(wraps=layers.winograd4x4)
+    monkeypatch.setattr(layers, "winograd4x4", in_c)
+
+    def calls(kind, channels, side, memory=torch.channels_last, stride=1):
+        in_c.reset_mock()
+        conv = fill_by_name(Conv3x3(channels, 64, stride)).to(kind).to(memory_format=memory)
+        conv(rnd(8, 2, channels, side, 16).to(kind).contiguous(memory_format=memory))
+        return in_c.call_count
+
+    assert calls(torch.float32, 64, 32) == 1
+    assert calls(torch.float32, 56, 32) == calls(torch.float32, 68, 32) == calls(torch.float32, 64, 31) == 0
+    assert calls(torch.float32, 64, 32, torch.contiguous_format) == 0
+    assert calls(torch.float32, 64, 128, stride=2) == calls(torch.bfloat16, 64, 32) == 0
+    with torch.enable_grad():
+        assert calls(torch.float32, 64, 32) == 0
+
+
+@only_here
+@pytest.mark.parametrize("has_avx512", [True, False])
+@pytest.mark.parametrize(
+    ("then", "applied"), [("none", lambda y: y), ("gelu", F.gelu), ("sigmoid", torch.sigmoid)]
+)
+def test_a_product_is_its_formula_by_either_library(monkeypatch, has_avx512, then, applied):
+    monkeypatch.setattr(onednn, "HAS_AVX512", has_avx512)
+    x, weight, bias = rnd(1, 5, 3, 16), rnd(2, 7, 16), rnd(3, 7)
+    expected = applied(x.double() @ weight.double().T + bias.double())
+    with torch.inference_mode():
+        assert relative_error(product(x, weight, bias, then).double(), expected) < CLOSE[torch.float32]
 
 
 @each_kind

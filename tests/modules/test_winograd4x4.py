@@ -1,0 +1,85 @@
+"""Winograd's convolution with its sums in C, against the formula in float64 and sums known by hand."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ldm.modules import winograd4x4
+from ldm.modules.winograd4x4 import LANES, has_winograd4x4
+from tests.conftest import rnd
+from tests.modules.kinds import assert_convolved, distance_from_convolved, only_here
+
+pytestmark = [
+    only_here,
+    pytest.mark.skipif(winograd4x4.LIBRARY is None, reason="no C compiler was there at the installation"),
+]
+
+
+def convolved(x, weight, bias):
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    assert has_winograd4x4(x, weight, bias)
+    return winograd4x4.winograd4x4(x, weight, bias)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    channels=st.integers(1, 3).map(LANES.__mul__),
+    out=st.integers(1, 5).map(LANES.__mul__),
+    height=st.integers(1, 13),
+    width=st.integers(1, 13),
+    memory=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    most=st.integers(1, 2**15),
+    threads=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+def test_any_map_is_convolved_as_by_the_formula(
+    batch, channels, out, height, width, memory, most, threads, seed
+):
+    x = rnd(seed, batch, channels, height, width).contiguous(memory_format=memory)
+    weight, bias = rnd(seed + 1, out, channels, 3, 3), rnd(seed + 2, out)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+            patch.setattr(winograd4x4, "MOST", most)
+            made = convolved(x, weight, bias)
+    finally:
+        torch.set_num_threads(before)
+    assert_convolved(made, x, weight, bias)
+
+
+def test_sums_known_by_hand_come_out():
+    x = torch.arange(30.0).view(1, 1, 5, 6).repeat(1, LANES, 1, 1)
+    ones, corner = torch.zeros(2, LANES, LANES, 3, 3)
+    ones[:, 0], corner[:, 0, 0, 0] = 1, 1
+    with torch.inference_mode():
+        # Row by row from 0 to 29: next to the corner lie 0, 1, 6 and 7; around 14 all nine are 14 on average.
+        around = convolved(x, ones, torch.full((LANES,), -3.0))[0]
+        for i, j, total in ((0, 0, 0 + 1 + 6 + 7), (2, 2, 9 * 14), (4, 5, 22 + 23 + 28 + 29)):
+            torch.testing.assert_close(around[:, i, j], torch.full((LANES,), total - 3.0))
+        # The kernel's upper left number alone brings what is above and to the left.
+        moved = convolved(x, corner, torch.zeros(LANES))[0]
+    torch.testing.assert_close(moved[:, 1:, 1:], x[0, :, :-1, :-1], atol=1e-4, rtol=0)
+    assert moved[:, 0].abs().max() < 1e-4 and moved[:, :, 0].abs().max() < 1e-4
+
+
+def test_a_layer_of_a_unet_is_as_exact_as_float32_allows():
+    x, weight, bias = rnd(1, 2, 320, 32, 32), rnd(2, 256, 320, 3, 3) / 54, rnd(3, 256)
+    with torch.inference_mode():
+        made = convolved(x, weight, bias)
+    assert distance_from_convolved(made, x, weight, bias) < 5e-6
+
+
+def test_maps_that_c_cannot_take_are_left_to_torch():
+    x, weight, bias = rnd(1, 1, 16, 8, 8), rnd(2, 24, 16, 3, 3), rnd(3, 24)
+    with torch.inference_mode():
+        assert has_winograd4x4(x, weight, bias)
+        assert not has_winograd4x4(x[:, :15], weight[:, :15], bias)
+        assert not has_winograd4x4(x, weight[:23], bias[:23])
+        assert not has_winograd4x4(x.bfloat16(), weight.bfloat16(), bias.bfloat16())
+        assert not has_winograd4x4(x, weight, bias.double())
+        assert not has_winograd4x4(x.to("meta"), weight.to("meta"), bias.to("meta"))
+    with torch.no_grad():
+        assert has_winograd4x4(x, weight.requires_grad_(), bias.requires_grad_())
