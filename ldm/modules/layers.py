@@ -14,12 +14,12 @@ from ldm.modules.winograd4x4 import has_winograd4x4, winograd4x4
 
 FEW_POSITIONS = 512  # of a batch of maps: up to there a convolution spends longest on its weights' layout
 MANY_POSITIONS, MANY_CHANNELS = 512, 256  # from which Winograd's sums cost less than the products they save
-MORE_POSITIONS, SOME_CHANNELS = 1024, 64  # and those in C with larger tiles
+MORE_POSITIONS, SOME_CHANNELS = 1024, 128  # and those in C with larger tiles
 MANY_DOUBLED = 128  # positions before doubling: below, the kernels cost more to make than they save
 
 
 class Linear(nn.Linear):
-    """torch's linear layer by oneDNN where it is faster."""
+    """torch's linear layer by the faster library."""
 
     def forward(self, x: Tensor) -> Tensor:
         return product(x, self.weight, self.bias) if is_fast(x, self.weight) else super().forward(x)
@@ -46,10 +46,9 @@ class Conv3x3(nn.Conv2d):
         if not weight.is_contiguous() or not is_fast(x, self.weight):
             return super().forward(x)
         fewest = min(self.in_channels, self.out_channels) if stride == 1 else 0
-        if positions >= MORE_POSITIONS and fewest >= SOME_CHANNELS:
-            whole = x, self.weight, self.bias
-            if has_winograd4x4(*whole):
-                return winograd4x4(*whole)
+        more = positions >= MORE_POSITIONS and fewest >= SOME_CHANNELS
+        if more and has_winograd4x4(x, self.weight, self.bias):
+            return winograd4x4(x, self.weight, self.bias)
         # AMX multiplies bfloat16 so fast that nothing is saved by fewer products.
         many = positions >= MANY_POSITIONS and fewest >= MANY_CHANNELS
         if many and not (HAS_AMX and x.dtype == torch.bfloat16):

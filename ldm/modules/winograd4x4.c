@@ -11,7 +11,7 @@ enum { LANES = 8, TILE = 6, CORE = 4, KERNEL = 3 };
 
 #pragma GCC diagnostic ignored "-Wpsabi" /* None of these is passed: what takes them is inlined. */
 typedef float lanes __attribute__((vector_size(4 * LANES)));
-typedef lanes anywhere __attribute__((aligned(4)));
+typedef lanes anywhere __attribute__((aligned(4), may_alias));
 
 /* What is convolved, and of it the tiles and the channels coming out that are taken now. Channels are whole
    numbers of lanes. */

@@ -14,15 +14,16 @@ with_bfloat16 = pytest.mark.skipif(not onednn.HAS_BFLOAT16, reason="this process
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 3e-2}
 
 
-def assert_convolved(made, x, weight, bias):
+def assert_convolved(made, x, weight, bias, close=None):
     """That a convolution with fewer products made of x what the formula in float64 makes, channels last."""
+    close = close or CLOSE[x.dtype]
     whole = x.double(), weight.double(), bias.double()
     expected = F.conv2d(*whole, padding=1)
     assert made.shape == expected.shape and made.dtype == x.dtype
     assert made.is_contiguous(memory_format=torch.channels_last)
     # Beside the sums that rounding is relative to, which may cancel in the few numbers of a small map.
     size = F.conv2d(*(it.abs() for it in whole), padding=1)
-    assert ((made.double() - expected).abs() <= CLOSE[x.dtype] * size.max()).all()
+    assert ((made.double() - expected).abs() <= close * size.max()).all()
 
 
 def distance_from_convolved(made, x, weight, bias):

@@ -101,16 +101,18 @@ def test_in_float32_more_positions_and_fewer_channels_are_convolved_in_c(monkeyp
 
     def calls(kind, channels, side, memory=torch.channels_last, stride=1):
         in_c.reset_mock()
-        conv = fill_by_name(Conv3x3(channels, 64, stride)).to(kind).to(memory_format=memory)
+        conv = fill_by_name(Conv3x3(channels, 128, stride)).to(kind).to(memory_format=memory)
         conv(rnd(8, 2, channels, side, 16).to(kind).contiguous(memory_format=memory))
         return in_c.call_count
 
-    assert calls(torch.float32, 64, 32) == 1
-    assert calls(torch.float32, 56, 32) == calls(torch.float32, 68, 32) == calls(torch.float32, 64, 31) == 0
-    assert calls(torch.float32, 64, 32, torch.contiguous_format) == 0
-    assert calls(torch.float32, 64, 128, stride=2) == calls(torch.bfloat16, 64, 32) == 0
+    assert calls(torch.float32, 128, 32) == 1
+    assert (
+        calls(torch.float32, 120, 32) == calls(torch.float32, 129, 32) == calls(torch.float32, 128, 31) == 0
+    )
+    assert calls(torch.float32, 128, 32, torch.contiguous_format) == 0
+    assert calls(torch.float32, 128, 128, stride=2) == calls(torch.bfloat16, 128, 32) == 0
     with torch.enable_grad():
-        assert calls(torch.float32, 64, 32) == 0
+        assert calls(torch.float32, 128, 32) == 0
 
 
 @only_here

@@ -47,7 +47,8 @@ def test_any_map_is_convolved_as_by_the_formula(
             made = convolved(x, weight, bias)
     finally:
         torch.set_num_threads(before)
-    assert_convolved(made, x, weight, bias)
+    # Its sums weigh numbers by up to 8, and where these cancel, what they were rounded by stays.
+    assert_convolved(made, x, weight, bias, close=8e-6)
 
 
 def test_sums_known_by_hand_come_out():
