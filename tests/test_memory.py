@@ -48,8 +48,8 @@ def test_a_loaded_model_has_the_memory_of_its_maps_kept_for_the_next_step() -> N
         cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
     )  # fmt: skip
     new = [int(line) for line in done.stdout.split()]
-    # One of the maps may come to lie elsewhere than the round before.
-    assert all(took < size / 4 for took in new[1:])
+    # A few maps may come to lie elsewhere than the round before, until all have found their places.
+    assert sum(new[1:]) < size / 2
     assert min(new) < size / 100
 
 
