@@ -1,9 +1,8 @@
-"""Products by oneDNN, which torch takes on a CPU for bfloat16 alone.
+"""Products on a CPU by oneDNN where it is faster, which torch takes there for bfloat16 alone.
 
-torch hands float32 products on a CPU to MKL. Where there is AVX-512 that takes twice as long as oneDNN if the
-processor is not Intel's, so there they go to oneDNN; by AVX2, oneDNN takes 1.1 times as long as MKL. Weights
-stay as they lie: no second copy, so that loading, moving, copying and training a model are what they are
-elsewhere.
+torch hands float32 products to MKL. Where there is AVX-512 that takes twice as long as oneDNN on processors
+that are not Intel's, so there they go to oneDNN; by AVX2, oneDNN takes 1.1 times as long as MKL. Weights stay
+as they lie: no second copy, so that loading, moving, copying and training a model are as they are elsewhere.
 """
 
 import platform
