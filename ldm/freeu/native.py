@@ -40,6 +40,11 @@ def is_plain(x: Tensor) -> bool:
     )
 
 
+def pointer(x: Tensor) -> ctypes.c_void_p:
+    """Where a tensor's numbers begin, for a function of such a library."""
+    return ctypes.c_void_p(x.data_ptr())
+
+
 LIBRARY = load(Path(__file__).with_name("filter.c"), "ldm.freeu")
 
 
@@ -65,5 +70,5 @@ def add_low_frequencies(x: Tensor, gain: float | Tensor) -> None:
     maps = (ctypes.c_long * 6)(batch, channels, height, width, x.stride(0), x.stride(3 if last else 1))
     gains = gain.flatten().tolist() if isinstance(gain, Tensor) else batch * [gain]
     threads = torch.get_num_threads()
-    pointer, is_bfloat16 = ctypes.c_void_p(x.data_ptr()), x.dtype == torch.bfloat16
-    LIBRARY.filter(pointer, maps, (ctypes.c_float * batch)(*gains), last, is_bfloat16, threads)
+    is_bfloat16 = x.dtype == torch.bfloat16
+    LIBRARY.filter(pointer(x), maps, (ctypes.c_float * batch)(*gains), last, is_bfloat16, threads)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.freeu.native import is_plain, load
+from ldm.freeu.native import is_plain, load, pointer
 from ldm.modules.onednn import HAS_AMX
 
 WIDEST = 256  # numbers of a head: beyond, its keys and values leave a core's cache, and torch's is faster
@@ -33,6 +33,6 @@ def by_tiles(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
     out = torch.empty(batch, n, heads, d, dtype=q.dtype).transpose(1, 2)
     strides = (stride for x in (q, k, v, out) for stride in x.stride()[:3])
     layout = (ctypes.c_long * 17)(batch, heads, n, m, d, *strides)
-    pointers = (ctypes.c_void_p(x.data_ptr()) for x in (q, k, v, out))
+    pointers = (pointer(x) for x in (q, k, v, out))
     failed = LIBRARY.attention(*pointers, layout, ctypes.c_float(d**-0.5), torch.get_num_threads())
     return None if failed else out

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.freeu.native import is_plain, load
+from ldm.freeu.native import is_plain, load, pointer
 from ldm.modules.onednn import product
 
 LANES = 8  # channels that are summed at a time
@@ -24,8 +24,9 @@ LIBRARY = load(Path(__file__).with_name("winograd4x4.c"), "ldm.modules")
 
 def has_winograd4x4(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     """Whether `winograd4x4` is there for these maps and kernels."""
-    plain = all(is_plain(it.detach()) and it.dtype == torch.float32 for it in (x, weight, bias))
-    return LIBRARY is not None and plain and len(weight) % LANES == weight.shape[1] % LANES == 0
+    if LIBRARY is None or len(weight) % LANES or weight.shape[1] % LANES:
+        return False
+    return all(it.dtype == torch.float32 and is_plain(it.detach()) for it in (x, weight, bias))
 
 
 def winograd4x4(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -45,20 +46,15 @@ def winograd4x4(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     all_tiles = batch * -(-height // 4) * -(-width // 4)
     for first, tiles in parts(all_tiles, MOST // (36 * channels)):
         v = x.new_empty(36, tiles, channels)
-        LIBRARY.sum_input(start(x), work(first, tiles), start(v), threads)
+        LIBRARY.sum_input(pointer(x), work(first, tiles), pointer(v), threads)
         for begin, some in parts(len(weight), MOST // (36 * channels)):
             now = work(first, tiles, some)
             u = x.new_empty(36, some, channels)
-            LIBRARY.sum_kernels(start(weight[begin:]), now, start(u), threads)
+            LIBRARY.sum_kernels(pointer(weight[begin:]), now, pointer(u), threads)
             m = [product(*pair) for pair in zip(v, u, strict=True)]  # 36 of (tiles, some)
             products = (ctypes.c_void_p * 36)(*(it.data_ptr() for it in m))
-            LIBRARY.sum_products(products, start(bias[begin:]), now, start(y[:, begin:]), threads)
+            LIBRARY.sum_products(products, pointer(bias[begin:]), now, pointer(y[:, begin:]), threads)
     return y
-
-
-def start(x: Tensor) -> ctypes.c_void_p:
-    """Where a tensor's numbers begin."""
-    return ctypes.c_void_p(x.data_ptr())
 
 
 def parts(count: int, most: int) -> Iterator[tuple[int, int]]:
