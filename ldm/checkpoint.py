@@ -17,6 +17,7 @@ from ldm.config.trust import trusting
 from ldm.device import pick_device, pick_dtype
 from ldm.errors import InputError
 from ldm.memory import forget, keep_freed
+from ldm.modules.winograd4x4 import spares_layout
 from ldm.util import instantiate_from_config, load_config, resolved
 from ldm.weights.bounded import most_described
 from ldm.weights.cast_ahead import put_cast
@@ -176,8 +177,9 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype, de
     if faults:
         raise InputError("\n  ".join(["does not fit the config" + likely_nature(slots, named), *faults]))
 
-    # Convolutions run fastest with a position's channels side by side, and maps follow their weights.
-    last = device.type in ("cpu", "cuda")
+    # Convolutions run fastest with a position's channels side by side. Where kernels may as well lie as the
+    # file has them they are not copied: that takes longer than all the rest.
+    last = device.type in ("cpu", "cuda") and not spares_layout(device, dtype)
     weights: dict[str, Tensor] = {}
     for key, tensor in given.items():
         slot = slots[key]

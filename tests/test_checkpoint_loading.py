@@ -13,6 +13,8 @@ from torch import nn
 from ldm.checkpoint import load_model
 from ldm.device import pick_device, pick_dtype
 from ldm.errors import InputError
+from ldm.modules import winograd4x4
+from ldm.modules.winograd4x4 import spares_layout
 from ldm.weights.place import find_checkpoint
 from tests.checkpoints import CPU
 
@@ -89,8 +91,8 @@ def test_a_device_that_is_missing_is_said() -> None:
         pick_device(missing)
 
 
-# Fills a model from a file of 200 MB and prints by how many bytes memory grew: at its peak, and of memory of
-# its own.
+# Fills a model, half of it convolutions, from a file of 200 MB and prints by how many bytes memory grew: at
+# its peak, and of memory of its own.
 MEASURE = """
 import sys
 from pathlib import Path
@@ -102,11 +104,14 @@ def memory():
     status = Path("/proc/self/status").read_text()
     return [int(status.partition(name)[2].split()[0]) << 10 for name in ("VmHWM:", "RssAnon:")]
 
-layer = {"target": "torch.nn.Linear", "params": {"in_features": 2500, "out_features": 2500}}
+layers = [
+    {"target": "torch.nn.Linear", "params": {"in_features": 2500, "out_features": 2500}},
+    {"target": "torch.nn.Conv2d", "params": {"in_channels": 832, "out_channels": 832, "kernel_size": 3}},
+]
 torch.ones(4_000_000).to(torch.bfloat16).float().sum()
 before = memory()
 with torch.device("meta"):
-    model = torch.nn.Sequential(*(build_on_meta(layer) for _ in range(8)))
+    model = torch.nn.Sequential(*(build_on_meta(layer) for layer in 4 * layers))
 fill(model, read_tensors(sys.argv[1]), getattr(torch, sys.argv[2]), torch.device("cpu"))
 for parameter in model.parameters():
     parameter.detach().sum()
@@ -117,18 +122,23 @@ print(*(now - then for now, then in zip(memory(), before)))
 @pytest.fixture(scope="module")
 def heavy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("heavy")
-    state = nn.Sequential(*(nn.Linear(2500, 2500) for _ in range(8))).state_dict()
+    layers = (layer for _ in range(4) for layer in (nn.Linear(2500, 2500), nn.Conv2d(832, 832, 3)))
+    state = nn.Sequential(*layers).state_dict()
     torch.save({"state_dict": state}, folder / "heavy.ckpt")
     save_file(state, folder / "heavy.safetensors")
     return folder
+
+
+# Kernels are laid out anew where they are not convolved in C.
+UNCHANGED = 0.1 if spares_layout(CPU, torch.float32) else 0.6
 
 
 @pytest.mark.parametrize(
     ("name", "dtype", "peak", "own"),
     [
         # Unchanged weights are the file's own pages.
-        ("heavy.ckpt", "float32", 1.3, 0.1),
-        ("heavy.safetensors", "float32", 1.3, 0.1),
+        ("heavy.ckpt", "float32", 1.3, UNCHANGED),
+        ("heavy.safetensors", "float32", 1.3, UNCHANGED),
         # Cast weights are half as large, beside pages of the file that the system can drop.
         ("heavy.ckpt", "bfloat16", 1.8, 0.6),
     ],
@@ -146,7 +156,15 @@ def test_filling_makes_no_second_copy_in_memory(
     assert own_grown / size < own
 
 
-def test_weights_of_maps_lie_channels_last(tiny_checkpoint: Path) -> None:
-    model = load_model("tiny.yaml", tiny_checkpoint, "cpu", torch.float32)
-    maps = [weight for weight in model.parameters() if weight.ndim == 4]
-    assert maps and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in maps)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("in_c", [True, False])
+def test_kernels_lie_channels_last_but_as_in_the_file_where_they_are_convolved_in_c(
+    in_c: bool, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(winograd4x4, "LIBRARY", winograd4x4.LIBRARY if in_c else None)
+    save_file(nn.Conv2d(5, 4, 3).state_dict(), tmp_path / "conv.safetensors")
+    conv = {"target": "torch.nn.Conv2d", "params": {"in_channels": 5, "out_channels": 4, "kernel_size": 3}}
+    model = load_model(OmegaConf.create({"model": conv}), tmp_path / "conv.safetensors", "cpu", dtype)
+    as_in_the_file = winograd4x4.LIBRARY is not None and dtype == torch.float32
+    layout = torch.contiguous_format if as_in_the_file else torch.channels_last
+    assert model.weight.is_contiguous(memory_format=layout)

@@ -22,8 +22,9 @@ def convolved_double(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     (B, C, H, W) and (out, C, 3, 3) to (B, out, 2H, 2W), channels last.
     """
     batch, channels, height, width = x.shape
+    g = weight.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)  # (out, 3, 3, C)
     whole, before, after = (
-        [part.contiguous() for part in of_kernel(row)] for row in of_kernel(weight.permute(0, 2, 3, 1))
+        [part.contiguous() for part in of_kernel(row)] for row in of_kernel(g)
     )  # each 3 of (out, C)
     x = x.permute(2, 0, 3, 1)  # (H, B, W, C)
     y = x.new_empty(batch, height, 2, width, 2, len(weight))

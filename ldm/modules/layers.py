@@ -1,6 +1,7 @@
 """Linear layers and convolutions: torch's own and, at inference on a CPU, by faster products.
 
-Where gradients are recorded, on other devices and under `torch.compile` everything is torch's own.
+Where gradients are recorded, on other devices and under `torch.compile` everything is torch's own. Maps are
+channels last; kernels may be, or lie as files have them.
 """
 
 import torch
@@ -14,7 +15,7 @@ from ldm.modules.winograd4x4 import has_winograd4x4, winograd4x4
 
 FEW_POSITIONS = 512  # of a batch of maps: up to there a convolution spends longest on its weights' layout
 MANY_POSITIONS, MANY_CHANNELS = 512, 256  # from which Winograd's sums cost less than the products they save
-MORE_POSITIONS, SOME_CHANNELS = 1024, 128  # and those in C with larger tiles
+MORE_POSITIONS, SOME_CHANNELS = 1024, 128  # and from which those in C do
 MANY_DOUBLED = 128  # positions before doubling: below, the kernels cost more to make than they save
 
 
@@ -39,26 +40,30 @@ class Conv3x3(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, stride, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not is_fast(x, self.weight):
+            return super().forward(x)
         batch, _, height, width = x.shape
         stride = self.stride[0]
         positions = batch * -(-height // stride) * -(-width // stride)  # of what comes out
-        weight = self.weight.permute(0, 2, 3, 1)  # (out, 3, 3, C)
-        if not weight.is_contiguous() or not is_fast(x, self.weight):
-            return super().forward(x)
         fewest = min(self.in_channels, self.out_channels) if stride == 1 else 0
-        more = positions >= MORE_POSITIONS and fewest >= SOME_CHANNELS
-        if more and has_winograd4x4(x, self.weight, self.bias):
-            return winograd4x4(x, self.weight, self.bias)
-        # AMX multiplies bfloat16 so fast that nothing is saved by fewer products.
         many = positions >= MANY_POSITIONS and fewest >= MANY_CHANNELS
-        if many and not (HAS_AMX and x.dtype == torch.bfloat16):
+        more = positions >= MORE_POSITIONS and fewest >= SOME_CHANNELS
+        if (many or more) and has_winograd4x4(x, self.weight, self.bias):
+            return winograd4x4(x, self.weight, self.bias)
+        last = self.weight.is_contiguous(memory_format=torch.channels_last)
+        # AMX multiplies bfloat16 so fast that nothing is saved by fewer products.
+        if many and last and not (HAS_AMX and x.dtype == torch.bfloat16):
             return winograd(x, self.weight, self.bias)
         if positions > FEW_POSITIONS:
-            return super().forward(x)
+            return super().forward(x.contiguous(memory_format=torch.channels_last))
         padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # (B, H + 2, W + 2, C)
         patches = padded.unfold(1, 3, stride).unfold(2, 3, stride)  # (B, H', W', C, 3, 3)
-        patches = patches.permute(0, 1, 2, 4, 5, 3).flatten(3)  # (B, H', W', 9 C)
-        h = product(patches, weight.flatten(1), self.bias)  # (B, H', W', out)
+        patches = patches.permute(0, 1, 2, 4, 5, 3).flatten(3, 4)  # (B, H', W', 9, C)
+        if last:
+            weight = self.weight.permute(0, 2, 3, 1)  # (out, 3, 3, C)
+        else:
+            weight, patches = self.weight, patches.transpose(3, 4)  # (out, C, 3, 3), (B, H', W', C, 9)
+        h = product(patches.flatten(3), weight.flatten(1), self.bias)  # (B, H', W', out)
         return h.permute(0, 3, 1, 2)
 
 

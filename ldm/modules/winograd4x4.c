@@ -14,9 +14,9 @@ typedef float lanes __attribute__((vector_size(4 * LANES)));
 typedef lanes anywhere __attribute__((aligned(4), may_alias));
 
 /* What is convolved, and of it the tiles and the channels coming out that are taken now. Channels are whole
-   numbers of lanes. */
+   numbers of lanes. Of a kernel, channels going in lie `into` apart, and its nine numbers `apart`. */
 struct work {
-    long height, width, in, out, first, tiles, some;
+    long height, width, in, out, into, apart, first, tiles, some;
 };
 
 INLINE lanes get(const float *x)
@@ -100,8 +100,9 @@ FOR_EACH_CPU static void kernel_of_channel(const float *g, const struct work *w,
 {
     for (long c = 0; c < w->in; c += LANES) {
         lanes all[KERNEL * KERNEL], half[TILE * KERNEL], whole[TILE * TILE];
-        for (long k = 0; k < KERNEL * KERNEL; k++)
-            all[k] = get(g + (channel * KERNEL * KERNEL + k) * w->in + c);
+        for (long lane = 0; lane < LANES; lane++)
+            for (long k = 0; k < KERNEL * KERNEL; k++)
+                all[k][lane] = g[channel * KERNEL * KERNEL * w->in + (c + lane) * w->into + k * w->apart];
         for (long j = 0; j < KERNEL; j++)
             along_kernel(all + j, half + j, KERNEL);
         for (long i = 0; i < TILE; i++)
@@ -141,7 +142,7 @@ void sum_input(const float *x, const struct work *w, float *v, int threads)
         input_of_tile(x, w, i, v);
 }
 
-/* G g G^T of kernels, (some, 3, 3, in) to (36, some, in). */
+/* G g G^T of kernels, (some, in, 3, 3) to (36, some, in). */
 void sum_kernels(const float *g, const struct work *w, float *u, int threads)
 {
 #pragma omp parallel for num_threads(threads)

@@ -14,17 +14,25 @@ import torch
 from torch import Tensor
 
 from ldm.freeu.native import is_plain, load, pointer
+from ldm.memory import MAPPED_ALONE
 from ldm.modules.onednn import product
 
 LANES = 8  # channels that are summed at a time
-MOST = 9 * 2**20  # numbers of sums at a time
+MOST = (MAPPED_ALONE - 2**20) // 4  # numbers of sums at a time, whose memory is kept for the next ones
 
 LIBRARY = load(Path(__file__).with_name("winograd4x4.c"), "ldm.modules")
+
+
+def spares_layout(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether large convolutions are done here, where contiguous kernels are as good as channels last."""
+    return LIBRARY is not None and device.type == "cpu" and dtype == torch.float32
 
 
 def has_winograd4x4(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     """Whether `winograd4x4` is there for these maps and kernels."""
     if LIBRARY is None or len(weight) % LANES or weight.shape[1] % LANES:
+        return False
+    if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
         return False
     return all(it.dtype == torch.float32 and is_plain(it.detach()) for it in (x, weight, bias))
 
@@ -32,16 +40,17 @@ def has_winograd4x4(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
 def winograd4x4(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """What a convolution that keeps height and width makes of x, (B, C, H, W) to (B, out, H, W).
 
-    All are channels last; the kernels are (out, C, 3, 3).
+    Maps are channels last; the kernels, (out, C, 3, 3), are so or contiguous.
     """
     assert LIBRARY is not None
     x = x.contiguous(memory_format=torch.channels_last)
     batch, channels, height, width = x.shape
     y = x.new_empty(batch, height, width, len(weight)).permute(0, 3, 1, 2)
+    _, into, _, apart = weight.stride()
     threads = torch.get_num_threads()
 
     def work(first: int, tiles: int, some: int = 0) -> ctypes.Array:
-        return (ctypes.c_long * 7)(height, width, channels, len(weight), first, tiles, some)
+        return (ctypes.c_long * 9)(height, width, channels, len(weight), into, apart, first, tiles, some)
 
     all_tiles = batch * -(-height // 4) * -(-width // 4)
     for first, tiles in parts(all_tiles, MOST // (36 * channels)):
@@ -59,6 +68,6 @@ def winograd4x4(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def parts(count: int, most: int) -> Iterator[tuple[int, int]]:
     """Where each part of so many begins, and how many it has: at most about `most`, in whole lanes."""
-    number = -(-count // max(most, LANES))
+    number = -(-count // max(most // LANES * LANES, LANES))
     size = -(-count // (number * LANES)) * LANES
     return ((begin, min(size, count - begin)) for begin in range(0, count, size))

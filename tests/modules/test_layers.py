@@ -1,6 +1,7 @@
 """The layers' fast paths against torch's own and against formulas in float64."""
 
 import copy
+import itertools
 from unittest.mock import Mock
 
 import pytest
@@ -18,6 +19,7 @@ from tests.conftest import fill_by_name, relative_error, rnd
 from tests.modules.kinds import KINDS, each_kind, only_here
 
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
 @only_here
@@ -50,24 +52,29 @@ def test_a_linear_layer_is_its_formula(kind, bias, shape):
     height=st.integers(1, 9),
     width=st.integers(1, 9),
     stride=st.integers(1, 2),
+    memory=st.sampled_from(LAYOUTS),
+    kernels=st.sampled_from(LAYOUTS),
     seed=st.integers(0, 99),
 )
-def test_a_convolution_on_few_positions_is_its_formula(kind, batch, height, width, stride, seed):
+def test_a_convolution_on_few_positions_is_its_formula(
+    kind, batch, height, width, stride, memory, kernels, seed
+):
     with torch.no_grad():
-        conv = fill_by_name(Conv3x3(6, 5, stride)).to(kind).to(memory_format=torch.channels_last)
-        x = rnd(seed, batch, 6, height, width).to(kind)
-        for maps in (x, x.contiguous(memory_format=torch.channels_last)):
-            out = conv(maps)
-            expected = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), stride, padding=1)
-            assert out.shape == expected.shape and relative_error(out.double(), expected) < CLOSE[kind]
-            assert out.is_contiguous(memory_format=torch.channels_last)
+        conv = fill_by_name(Conv3x3(6, 5, stride)).to(kind).to(memory_format=kernels)
+        x = rnd(seed, batch, 6, height, width).to(kind).contiguous(memory_format=memory)
+        out = conv(x)
+    expected = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), stride, padding=1)
+    assert out.shape == expected.shape and relative_error(out.double(), expected) < CLOSE[kind]
+    assert out.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
-def test_a_convolution_of_few_channels_on_many_positions_is_torchs(memory):
+@pytest.mark.parametrize("memory", LAYOUTS)
+def test_a_convolution_of_few_channels_on_many_positions_is_torchs_with_channels_last(memory):
     conv = fill_by_name(Conv3x3(6, 5)).to(memory_format=memory)
     x = rnd(4, 2, 6, 32, 32)
-    assert torch.equal(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1))
+    out, last = conv(x), x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(out, F.conv2d(last, conv.weight, conv.bias, padding=1))
+    assert out.is_contiguous(memory_format=torch.channels_last) or not onednn.HAS_ONEDNN
 
 
 @only_here
@@ -99,20 +106,19 @@ def test_in_float32_more_positions_and_fewer_channels_are_convolved_in_c(monkeyp
     in_c = Mock(wraps=layers.winograd4x4)
     monkeypatch.setattr(layers, "winograd4x4", in_c)
 
-    def calls(kind, channels, side, memory=torch.channels_last, stride=1):
+    def calls(channels, side, memory=torch.contiguous_format, stride=1, kind=torch.float32):
         in_c.reset_mock()
-        conv = fill_by_name(Conv3x3(channels, 128, stride)).to(kind).to(memory_format=memory)
-        conv(rnd(8, 2, channels, side, 16).to(kind).contiguous(memory_format=memory))
+        conv = fill_by_name(Conv3x3(channels, channels, stride)).to(kind).to(memory_format=memory)
+        conv(rnd(8, 2, channels, side, 16).to(kind))
         return in_c.call_count
 
-    assert calls(torch.float32, 128, 32) == 1
-    assert (
-        calls(torch.float32, 120, 32) == calls(torch.float32, 129, 32) == calls(torch.float32, 128, 31) == 0
-    )
-    assert calls(torch.float32, 128, 32, torch.contiguous_format) == 0
-    assert calls(torch.float32, 128, 128, stride=2) == calls(torch.bfloat16, 128, 32) == 0
+    for memory in LAYOUTS:
+        assert calls(128, 32, memory) == calls(256, 16, memory) == 1
+        assert calls(120, 32, memory) == calls(129, 32, memory) == calls(128, 31, memory) == 0
+        assert calls(248, 16, memory) == calls(256, 15, memory) == 0
+    assert calls(128, 128, stride=2) == calls(128, 32, kind=torch.bfloat16) == 0
     with torch.enable_grad():
-        assert calls(torch.float32, 128, 32) == 0
+        assert calls(128, 32) == 0
 
 
 @only_here
@@ -130,8 +136,8 @@ def test_a_product_is_its_formula_by_either_library(monkeypatch, has_avx512, the
 
 @each_kind
 def test_an_upsampling_doubles_and_convolves_however_many_channels_there_are(kind):
-    for channels in (6, 256):
-        layer = fill_by_name(Upsample(channels)).to(kind).to(memory_format=torch.channels_last)
+    for channels, memory in itertools.product((6, 256), LAYOUTS):
+        layer = fill_by_name(Upsample(channels)).to(kind).to(memory_format=memory)
         x = rnd(1, 2, channels, 9, 8).to(kind).contiguous(memory_format=torch.channels_last)
         out = layer(x)
         doubled = x.double().repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)

@@ -16,8 +16,10 @@ pytestmark = [
 ]
 
 
+LAYOUTS = st.sampled_from([torch.contiguous_format, torch.channels_last])
+
+
 def convolved(x, weight, bias):
-    weight = weight.contiguous(memory_format=torch.channels_last)
     assert has_winograd4x4(x, weight, bias)
     return winograd4x4.winograd4x4(x, weight, bias)
 
@@ -29,16 +31,18 @@ def convolved(x, weight, bias):
     out=st.integers(1, 5).map(LANES.__mul__),
     height=st.integers(1, 13),
     width=st.integers(1, 13),
-    memory=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    memory=LAYOUTS,
+    kernels=LAYOUTS,
     most=st.integers(1, 2**15),
     threads=st.integers(1, 4),
     seed=st.integers(0, 99),
 )
 def test_any_map_is_convolved_as_by_the_formula(
-    batch, channels, out, height, width, memory, most, threads, seed
+    batch, channels, out, height, width, memory, kernels, most, threads, seed
 ):
     x = rnd(seed, batch, channels, height, width).contiguous(memory_format=memory)
-    weight, bias = rnd(seed + 1, out, channels, 3, 3), rnd(seed + 2, out)
+    weight = rnd(seed + 1, out, channels, 3, 3).contiguous(memory_format=kernels)
+    bias = rnd(seed + 2, out)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
@@ -79,6 +83,7 @@ def test_maps_that_c_cannot_take_are_left_to_torch():
         assert has_winograd4x4(x, weight, bias)
         assert not has_winograd4x4(x[:, :15], weight[:, :15], bias)
         assert not has_winograd4x4(x, weight[:23], bias[:23])
+        assert not has_winograd4x4(x[:, :8], weight[:, :8], bias)  # whose numbers lie apart
         assert not has_winograd4x4(x.bfloat16(), weight.bfloat16(), bias.bfloat16())
         assert not has_winograd4x4(x, weight, bias.double())
         assert not has_winograd4x4(x.to("meta"), weight.to("meta"), bias.to("meta"))

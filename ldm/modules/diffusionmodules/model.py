@@ -140,7 +140,7 @@ class Encoder(nn.Module):
         norm_groups: int = 32,
     ):
         super().__init__()
-        self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
+        self.conv_in = Conv3x3(in_channels, ch)
         self.down = nn.ModuleList()
         width = ch
         for level, mult in enumerate(ch_mult):
@@ -152,7 +152,7 @@ class Encoder(nn.Module):
             self.down.append(stage)
         self.mid = Middle(width, dropout, attn_type, norm_groups)
         self.norm_out = normalize(width, norm_groups)
-        self.conv_out = nn.Conv2d(width, (2 if double_z else 1) * z_channels, 3, padding=1)
+        self.conv_out = Conv3x3(width, (2 if double_z else 1) * z_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)  # (B, ch, H, W)
@@ -186,7 +186,7 @@ class Decoder(nn.Module):
     ):
         super().__init__()
         width = ch * ch_mult[-1]
-        self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
+        self.conv_in = Conv3x3(z_channels, width)
         self.mid = Middle(width, dropout, attn_type, norm_groups)
         stages = []
         for level, mult in reversed(list(enumerate(ch_mult))):
@@ -200,7 +200,7 @@ class Decoder(nn.Module):
             stages.append(stage)
         self.up = nn.ModuleList(reversed(stages))  # up.0 is the finest, as checkpoints have it
         self.norm_out = normalize(width, norm_groups)
-        self.conv_out = nn.Conv2d(width, out_ch, 3, padding=1)
+        self.conv_out = Conv3x3(width, out_ch)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))  # (B, C, H/f, W/f)

@@ -11,7 +11,7 @@ from ldm.freeu import TRAINING_STEPS, Channels, DecoderStage, FreeUSettings, Mat
 from ldm.modules.attention import AttentionBlock, SpatialTransformer
 from ldm.modules.diffusionmodules.blocks import Downsample, ResBlock, TimestepEmbedSequential
 from ldm.modules.diffusionmodules.util import timestep_embedding
-from ldm.modules.layers import Upsample
+from ldm.modules.layers import Conv3x3, Upsample
 
 
 class UNetModel(nn.Module):
@@ -100,7 +100,7 @@ class UNetModel(nn.Module):
 
         # The encoder: every output is kept as a skip for the decoder.
         ch = model_channels
-        blocks = [TimestepEmbedSequential(nn.Conv2d(in_channels, ch, 3, padding=1))]
+        blocks = [TimestepEmbedSequential(Conv3x3(in_channels, ch))]
         skip_widths = [ch]
         for level, mult in enumerate(channel_mult):
             for i in range(res_blocks[level]):
@@ -137,7 +137,7 @@ class UNetModel(nn.Module):
         self.decoder_stages = tuple(stages)
 
         self.out = nn.Sequential(
-            nn.GroupNorm(norm_groups, ch), nn.SiLU(inplace=True), nn.Conv2d(ch, out_channels, 3, padding=1)
+            nn.GroupNorm(norm_groups, ch), nn.SiLU(inplace=True), Conv3x3(ch, out_channels)
         )
 
     @property

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.freeu import PRESETS
+from ldm.modules.winograd4x4 import spares_layout
 from ldm.study.bench.rounds import Row, Work, alternate, peak_memory, rows
 from ldm.util import instantiate_from_config, load_config
 
@@ -16,10 +17,15 @@ CONTEXT = (77, 768)
 
 
 def made_up(build: Callable[[], nn.Module], dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The network with small random weights, channels last, that keep its maps at a size of about one."""
+    """The network with small random weights that keep its maps at a size of about one.
+
+    Its kernels are channels last, and as `load_model` has them if it is ours.
+    """
     with torch.device("meta"):
         network = build()
-    network = network.to_empty(device=device).to(dtype).to(memory_format=torch.channels_last)
+    spares = build in (our_unet, our_autoencoder) and spares_layout(device, dtype)
+    layout = torch.contiguous_format if spares else torch.channels_last
+    network = network.to_empty(device=device).to(dtype).to(memory_format=layout)
     numbers = torch.randn(2**22 + 7, generator=torch.Generator().manual_seed(0)).to(device)
     for i, (name, weight) in enumerate(network.named_parameters()):
         count = weight.numel()
