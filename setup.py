@@ -37,6 +37,7 @@ if sys.platform == "linux":
     EXTENSIONS.append(extension("ldm/freeu/filter.c"))
     if platform.machine() == "x86_64":
         EXTENSIONS.append(extension("ldm/modules/tiles.c", "-march=sapphirerapids"))
+        EXTENSIONS.append(extension("ldm/modules/vectors.c"))
         EXTENSIONS.append(extension("ldm/modules/winograd4x4.c"))
 
 setup(

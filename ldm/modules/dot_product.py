@@ -1,7 +1,8 @@
-"""Scaled dot-product attention: torch's own and, in bfloat16 on a CPU, faster ones.
+"""Scaled dot-product attention: torch's own and, on a CPU, faster ones.
 
-torch's own reads and writes each score several times between its products. In its place come, with AMX,
-tiles.c and, without, two products by oneDNN: one ends in the exponential, one sums the weights too.
+torch's own reads and writes each score several times between its products. In its place come, in bfloat16
+with AMX, tiles.c and, without, two products by oneDNN: one ends in the exponential, one sums the weights too;
+in float32, where there is no AVX-512, vectors.c.
 """
 
 import math
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ldm.modules.onednn import HAS_AMX, is_fast, product
 from ldm.modules.tiles import by_tiles
+from ldm.modules.vectors import by_vectors
 
 MANY_SCORES = 2**20  # of a head: below, torch's own is as fast
 VECTOR = 16  # numbers in float32 that a processor takes at once
@@ -31,10 +33,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
-    if q.dtype != torch.bfloat16 or not is_fast(q, k):
+    if not is_fast(q, k):
         return by_torch(q, k, v)
-    if HAS_AMX:
-        made = by_tiles(q, k, v)
+    if q.dtype == torch.float32 or HAS_AMX:
+        made = by_vectors(q, k, v) if q.dtype == torch.float32 else by_tiles(q, k, v)
         return by_torch(q, k, v) if made is None else made
     if n * k.shape[2] < MANY_SCORES:
         return by_torch(q, k, v)

@@ -1,4 +1,4 @@
-"""What the tests of products by oneDNN ask of the machine, and the precisions that it has there."""
+"""What the tests of faster products ask of the machine, and what these are held against."""
 
 import pytest
 import torch
@@ -30,3 +30,9 @@ def distance_from_convolved(made, x, weight, bias):
     """The root mean square of what sets it apart from the formula in float64, beside that of the latter."""
     expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
     return (made.double() - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+
+
+def attended(q, k, v):
+    """Attention by its formula in float64."""
+    q, k, v = q.double(), k.double(), v.double()
+    return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v

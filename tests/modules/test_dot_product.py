@@ -10,15 +10,10 @@ from hypothesis import strategies as st
 from ldm.modules import dot_product
 from ldm.modules.dot_product import attention, by_sigmoid
 from tests.conftest import relative_error, rnd
-from tests.modules.kinds import with_bfloat16
+from tests.modules.kinds import attended, with_bfloat16
 
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 each_kind = pytest.mark.parametrize("kind", CLOSE, ids=str)
-
-
-def formula(q, k, v):
-    q, k, v = q.double(), k.double(), v.double()
-    return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
 
 
 @pytest.fixture(autouse=True)
@@ -28,17 +23,17 @@ def as_without_amx(monkeypatch):
 
 @each_kind
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (9, 5), (64, 64), (256, 77), (1100, 1000), (4096, 300)])
-def test_attention_is_its_formula(kind, n, m):
+def test_attention_is_its_attended(kind, n, m):
     # As a U-Net's heads lie: beside each other in every token.
     q, k, v = (rnd(i, 2, length, 3, 8).to(kind).transpose(1, 2) for i, length in enumerate((n, m, m)))
-    assert relative_error(attention(q, k, v).double(), formula(q, k, v)) < CLOSE[kind]
+    assert relative_error(attention(q, k, v).double(), attended(q, k, v)) < CLOSE[kind]
 
 
 @each_kind
 @pytest.mark.parametrize("size", [20, 200])
 def test_attention_holds_where_scores_are_large(kind, size):
     q, k, v = (size * rnd(i, 1, 1, 1100, 8).to(kind) for i in range(3))
-    assert relative_error(attention(q, k, v).double(), formula(q, k, v)) < 1e-3 + CLOSE[kind]
+    assert relative_error(attention(q, k, v).double(), attended(q, k, v)) < 1e-3 + CLOSE[kind]
 
 
 @with_bfloat16
@@ -111,7 +106,7 @@ def test_attention_in_mixed_precision_is_float32_forwards_and_backwards():
     with torch.enable_grad():
         with torch.autocast("cpu", torch.bfloat16):
             out = attention(q, k, v)
-        expected = formula(*exact)
+        expected = attended(*exact)
         gradients = torch.autograd.grad(out.float().sum(), (q, k, v))
         exact_gradients = torch.autograd.grad(expected.sum(), exact)
     assert out.dtype == torch.bfloat16

@@ -12,14 +12,10 @@ from ldm.modules import dot_product, tiles
 from ldm.modules.dot_product import attention
 from ldm.modules.tiles import by_tiles
 from tests.conftest import relative_error, rnd
+from tests.modules.kinds import attended
 
 with_tiles = pytest.mark.skipif(tiles.LIBRARY is None, reason="no tiles here, or no compiler that knows them")
 CLOSE = 6e-3  # weights are rounded twice and what they sum once, to eight binary digits each
-
-
-def formula(q, k, v):
-    q, k, v = q.double(), k.double(), v.double()
-    return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
 
 
 @with_tiles
@@ -47,7 +43,7 @@ def test_it_is_the_formula(batch, heads, n, m, d, size, common, threads, seed):
         torch.set_num_threads(before)
     assert out.dtype == torch.bfloat16 and out.shape == q.shape
     # Each weight is rounded, and what is summed by weights may be small beside the values.
-    assert ((out.double() - formula(q, k, v)).abs() <= 0.0125 * formula(q, k, v.abs()) + 1e-6).all()
+    assert ((out.double() - attended(q, k, v)).abs() <= 0.0125 * attended(q, k, v.abs()) + 1e-6).all()
 
 
 @with_tiles
@@ -56,7 +52,7 @@ def test_it_is_the_formula(batch, heads, n, m, d, size, common, threads, seed):
 )
 def test_attention_of_a_unet_is_as_near_to_the_formula_as_rounding(n, m, d):
     q, k, v = (rnd(i, 1, length, 2, d).bfloat16().transpose(1, 2) for i, length in enumerate((n, m, m)))
-    made, expected = attention(q, k, v).double(), formula(q, k, v)
+    made, expected = attention(q, k, v).double(), attended(q, k, v)
     assert relative_error(made, expected) < CLOSE
     assert not torch.equal(made, F.scaled_dot_product_attention(q, k, v).double())
 
@@ -79,7 +75,7 @@ def test_any_strides_but_the_last():
     q = rnd(1, 40, 2, 3, 16).bfloat16().permute(1, 2, 0, 3)
     k = rnd(2, 1, 1, 50, 16).bfloat16().expand(2, 3, 50, 16)
     v = rnd(3, 2, 3, 100, 16).bfloat16()[:, :, ::2]
-    assert relative_error(by_tiles(q, k, v).double(), formula(q, k, v)) < CLOSE
+    assert relative_error(by_tiles(q, k, v).double(), attended(q, k, v)) < CLOSE
     assert by_tiles(q.mT, k.mT, v.mT) is None
     assert by_tiles(q, k, v[..., :8]) is None and by_tiles(q[:0], k[:0], v[:0]) is None
 
