@@ -1,6 +1,6 @@
 """Attention in float32 by a processor's vectors (AVX2), in vectors.c.
 
-torch's own takes 1.1 to 1.4 times as long, by shape: it writes all scores and weights between its products.
+torch's own takes 1.0 to 1.4 times as long, by shape: it writes all scores and weights between its products.
 Where there is AVX-512 this was not tried. Installing this package builds the library where there is a C
 compiler; elsewhere attention is torch's.
 """
