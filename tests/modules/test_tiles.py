@@ -1,7 +1,5 @@
 """Attention by an Intel processor's tiles, against its formula in float64."""
 
-from unittest.mock import Mock
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -58,42 +56,6 @@ def test_attention_of_a_unet_is_as_near_to_the_formula_as_rounding(n, m, d):
 
 
 @with_tiles
-def test_the_parts_that_threads_take_do_not_show():
-    q, k, v = (rnd(i, 1, 3, 700, 24).bfloat16() for i in range(3))
-    whole = by_tiles(q, k, v)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3 - before % 3)
-        assert torch.equal(by_tiles(q, k, v), whole)
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(by_tiles(q[:, 1:, 131:], k[:, 1:], v[:, 1:]), whole[:, 1:, 131:])
-
-
-@with_tiles
-def test_any_strides_but_the_last():
-    q = rnd(1, 40, 2, 3, 16).bfloat16().permute(1, 2, 0, 3)
-    k = rnd(2, 1, 1, 50, 16).bfloat16().expand(2, 3, 50, 16)
-    v = rnd(3, 2, 3, 100, 16).bfloat16()[:, :, ::2]
-    assert relative_error(by_tiles(q, k, v).double(), attended(q, k, v)) < CLOSE
-    assert by_tiles(q.mT, k.mT, v.mT) is None
-    assert by_tiles(q, k, v[..., :8]) is None and by_tiles(q[:0], k[:0], v[:0]) is None
-
-
-@with_tiles
-def test_one_key_far_above_the_others_takes_all():
-    # The last block of keys holds it, so that what was summed before is scaled away.
-    q, k, v = torch.zeros(3, 1, 1, 300, 16).bfloat16()
-    q[..., 0] = k[..., 290, 0] = 60
-    v[..., 290, :], v[..., :290, :] = 1, 9
-    assert torch.equal(by_tiles(q, k, v), torch.ones_like(v))
-    # And the first, beside which all later weights vanish.
-    k = k.roll(-290, dims=2)
-    v = v.roll(-290, dims=2)
-    assert torch.equal(by_tiles(q, k, v), torch.ones_like(v))
-
-
-@with_tiles
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 2.0**60, 3e38])
 @pytest.mark.parametrize("of", range(3), ids=["queries", "keys", "values"])
 def test_what_is_not_finite_or_too_large_is_torchs(number, of):
@@ -110,19 +72,6 @@ def test_scores_too_far_from_zero_are_torchs():
     q = k = torch.full((1, 1, 100, 8), 5e3).bfloat16()
     assert by_tiles(q, k, k) is None
     assert torch.equal(attention(q, k, k), k)
-
-
-@with_tiles
-def test_it_is_taken_in_bfloat16_at_inference_alone(monkeypatch):
-    called = Mock(wraps=by_tiles)
-    monkeypatch.setattr(dot_product, "by_tiles", called)
-    q = rnd(1, 1, 2, 64, 8)
-    attention(q, q, q)
-    with torch.enable_grad():
-        attention(*3 * [q.bfloat16()])
-    assert not called.called
-    attention(*3 * [q.bfloat16()])
-    assert called.call_count == 1
 
 
 def test_without_a_library_attention_is_torchs(monkeypatch):
