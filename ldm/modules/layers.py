@@ -15,7 +15,7 @@ from ldm.modules.winograd4x4 import has_winograd4x4, winograd4x4
 
 FEW_POSITIONS = 512  # of a batch of maps: up to there a convolution spends longest on its weights' layout
 MANY_POSITIONS, MANY_CHANNELS = 512, 256  # from which Winograd's sums cost less than the products they save
-MORE_POSITIONS, SOME_CHANNELS = 1024, 128  # and from which those in C do
+MORE_POSITIONS, SOME_CHANNELS = 1024, 128  # and, of fewer channels, those in C
 MANY_DOUBLED = 128  # positions before doubling: below, the kernels cost more to make than they save
 
 

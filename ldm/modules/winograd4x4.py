@@ -67,7 +67,7 @@ def winograd4x4(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def parts(count: int, most: int) -> Iterator[tuple[int, int]]:
-    """Where each part of so many begins, and how many it has: at most about `most`, in whole lanes."""
+    """Where each part of so many begins, and how many it has: whole lanes, at most `most` or one."""
     number = -(-count // max(most // LANES * LANES, LANES))
     size = -(-count // (number * LANES)) * LANES
     return ((begin, min(size, count - begin)) for begin in range(0, count, size))

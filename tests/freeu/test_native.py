@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ldm.device import has_amx
 from ldm.freeu import fourier_filter, free_u, native
 from ldm.modules import tiles, vectors, winograd4x4
-from tests.conftest import rnd
+from tests.conftest import on_threads, rnd
 
 FILTER = Path(native.__file__).with_name("filter.c")
 LIBRARIES = [
@@ -90,15 +90,12 @@ def test_tiles_are_asked_for_only_where_the_processor_has_them():
 def test_the_filter_is_the_transform(batch, channels, height, width, skipped, memory, kind, gains, threads):
     whole = rnd(height * width, batch, skipped + channels, height, width).to(kind).to(memory_format=memory)
     gain = torch.tensor(gains[:batch])[:, None, None]
-    before, threads_before = whole.clone(), torch.get_num_threads()
+    before = whole.clone()
     x = whole[:, skipped:]
     expected = x.double() + gain[..., None] * low_frequencies(x)
-    try:
-        torch.set_num_threads(threads)
+    with on_threads(threads):
         assert native.has_filter(x)
         native.add_low_frequencies(x, gain)
-    finally:
-        torch.set_num_threads(threads_before)
     # Rounded once at the end, to 24 or 8 binary digits.
     assert ((x.double() - expected).abs() <= expected.abs() * 2.0**-8 * (kind != torch.float32) + 4e-6).all()
     assert torch.equal(whole[:, :skipped], before[:, :skipped])

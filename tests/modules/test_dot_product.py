@@ -23,7 +23,7 @@ def as_without_amx(monkeypatch):
 
 @each_kind
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (9, 5), (64, 64), (256, 77), (1100, 1000), (4096, 300)])
-def test_attention_is_its_attended(kind, n, m):
+def test_attention_is_its_formula(kind, n, m):
     # As a U-Net's heads lie: beside each other in every token.
     q, k, v = (rnd(i, 2, length, 3, 8).to(kind).transpose(1, 2) for i, length in enumerate((n, m, m)))
     assert relative_error(attention(q, k, v).double(), attended(q, k, v)) < CLOSE[kind]

@@ -7,7 +7,7 @@ import torch
 
 from ldm.modules import dot_product, tiles, vectors
 from ldm.modules.dot_product import attention
-from tests.conftest import relative_error, rnd
+from tests.conftest import on_threads, relative_error, rnd
 from tests.modules.kinds import attended, only_here
 
 pytestmark = only_here
@@ -29,12 +29,8 @@ def test_the_parts_that_threads_take_do_not_show(name, kind, close):
     work = getattr(dot_product, name)
     q, k, v = (rnd(i, 1, 3, 700, 24).to(kind) for i in range(3))
     whole = work(q, k, v)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3 - before % 3)
+    with on_threads(3 - torch.get_num_threads() % 3):
         assert torch.equal(work(q, k, v), whole)
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(work(q[:, 1:, 131:], k[:, 1:], v[:, 1:]), whole[:, 1:, 131:])
 
 

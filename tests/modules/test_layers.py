@@ -108,7 +108,7 @@ def test_in_float32_more_positions_and_fewer_channels_are_convolved_in_c(monkeyp
 
     def calls(channels, side, memory=torch.contiguous_format, stride=1, kind=torch.float32):
         in_c.reset_mock()
-        conv = fill_by_name(Conv3x3(channels, channels, stride)).to(kind).to(memory_format=memory)
+        conv = fill_by_name(Conv3x3(channels, 256, stride)).to(kind).to(memory_format=memory)
         conv(rnd(8, 2, channels, side, 16).to(kind))
         return in_c.call_count
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ldm.modules import dot_product, tiles
 from ldm.modules.dot_product import attention
 from ldm.modules.tiles import by_tiles
-from tests.conftest import relative_error, rnd
+from tests.conftest import on_threads, relative_error, rnd
 from tests.modules.kinds import attended
 
 with_tiles = pytest.mark.skipif(tiles.LIBRARY is None, reason="no tiles here, or no compiler that knows them")
@@ -30,15 +30,11 @@ CLOSE = 6e-3  # weights are rounded twice and what they sum once, to eight binar
     seed=st.integers(0, 99),
 )
 def test_it_is_the_formula(batch, heads, n, m, d, size, common, threads, seed):
-    before = torch.get_num_threads()
     # As a U-Net's heads lie: beside each other in every token. What all keys share takes scores far away.
     q, k, v = (rnd(seed + i, batch, length, heads, d).transpose(1, 2) for i, length in enumerate((n, m, m)))
     q, k, v = (size * q).bfloat16(), (size * k + common * rnd(7, d)).bfloat16(), v.bfloat16()
-    try:
-        torch.set_num_threads(threads)
+    with on_threads(threads):
         out = by_tiles(q, k, v)
-    finally:
-        torch.set_num_threads(before)
     assert out.dtype == torch.bfloat16 and out.shape == q.shape
     # Each weight is rounded, and what is summed by weights may be small beside the values.
     assert ((out.double() - attended(q, k, v)).abs() <= 0.0125 * attended(q, k, v.abs()) + 1e-6).all()

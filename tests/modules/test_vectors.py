@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ldm.modules import vectors
 from ldm.modules.dot_product import attention
 from ldm.modules.vectors import by_vectors
-from tests.conftest import relative_error, rnd
+from tests.conftest import on_threads, relative_error, rnd
 from tests.modules.kinds import attended, only_here
 
 pytestmark = only_here
@@ -33,15 +33,11 @@ CLOSE = 1e-6
     seed=st.integers(0, 99),
 )
 def test_it_is_the_formula(batch, heads, n, m, d, size, common, threads, seed):
-    before = torch.get_num_threads()
     # As a U-Net's heads lie: beside each other in every token. What all keys share takes scores far away.
     q, k, v = (rnd(seed + i, batch, length, heads, d).transpose(1, 2) for i, length in enumerate((n, m, m)))
     q, k = size * q, size * k + common * rnd(7, d)
-    try:
-        torch.set_num_threads(threads)
+    with on_threads(threads):
         out = by_vectors(q, k, v)
-    finally:
-        torch.set_num_threads(before)
     assert out.dtype == torch.float32 and out.shape == q.shape
     # A score is rounded like the largest that are summed in it, and what it is off by multiplies its weight.
     off = 1e-6 * (1 + (q.abs() @ k.abs().mT).max().item() * d**-0.5)

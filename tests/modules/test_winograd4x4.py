@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ldm.modules import winograd4x4
 from ldm.modules.winograd4x4 import LANES, has_winograd4x4
-from tests.conftest import rnd
+from tests.conftest import on_threads, rnd
 from tests.modules.kinds import assert_convolved, distance_from_convolved, only_here
 
 pytestmark = [
@@ -43,14 +43,9 @@ def test_any_map_is_convolved_as_by_the_formula(
     x = rnd(seed, batch, channels, height, width).contiguous(memory_format=memory)
     weight = rnd(seed + 1, out, channels, 3, 3).contiguous(memory_format=kernels)
     bias = rnd(seed + 2, out)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
-            patch.setattr(winograd4x4, "MOST", most)
-            made = convolved(x, weight, bias)
-    finally:
-        torch.set_num_threads(before)
+    with on_threads(threads), pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(winograd4x4, "MOST", most)
+        made = convolved(x, weight, bias)
     # Its sums weigh numbers by up to 8, and where these cancel, what they were rounded by stays.
     assert_convolved(made, x, weight, bias, close=8e-6)
 
