@@ -78,7 +78,8 @@ def test_a_decode_that_does_not_fit_is_done_in_strips(
 ) -> None:
     whole = decode(model, latents[:1])
     monkeypatch.setattr(strips_module, "STRIP", 2**15)
-    monkeypatch.setattr(winograd4x4, "MOST", 2**18)
+    for most in ("MOST", "CACHED"):
+        monkeypatch.setattr(winograd4x4, most, 2**18)
     with LittleMemory(2**19) as memory:
         [picture] = decode(model, latents[:1])
     assert memory.refused == 1 and memory.largest < 2**19

@@ -15,7 +15,7 @@ from ldm.modules.winograd4x4 import has_winograd4x4, winograd4x4
 
 FEW_POSITIONS = 512  # of a batch of maps: up to there a convolution spends longest on its weights' layout
 MANY_POSITIONS, MANY_CHANNELS = 512, 256  # from which Winograd's sums cost less than the products they save
-MORE_POSITIONS, SOME_CHANNELS = 1024, 128  # and, of fewer channels, those in C
+SOME_POSITIONS, SOME_CHANNELS = 128, 64  # and from which those in C do
 MANY_DOUBLED = 128  # positions before doubling: below, the kernels cost more to make than they save
 
 
@@ -46,10 +46,10 @@ class Conv3x3(nn.Conv2d):
         stride = self.stride[0]
         positions = batch * -(-height // stride) * -(-width // stride)  # of what comes out
         fewest = min(self.in_channels, self.out_channels) if stride == 1 else 0
-        many = positions >= MANY_POSITIONS and fewest >= MANY_CHANNELS
-        more = positions >= MORE_POSITIONS and fewest >= SOME_CHANNELS
-        if (many or more) and has_winograd4x4(x, self.weight, self.bias):
+        some = positions >= SOME_POSITIONS and fewest >= SOME_CHANNELS
+        if some and has_winograd4x4(x, self.weight, self.bias):
             return winograd4x4(x, self.weight, self.bias)
+        many = positions >= MANY_POSITIONS and fewest >= MANY_CHANNELS
         last = self.weight.is_contiguous(memory_format=torch.channels_last)
         # AMX multiplies bfloat16 so fast that nothing is saved by fewer products.
         if many and last and not (HAS_AMX and x.dtype == torch.bfloat16):

@@ -1,22 +1,37 @@
-/* The sums of Winograd's convolution F(4x4, 3x3) in float32, channels last: winograd4x4.py says what it is.
+/* Winograd's convolution F(4x4, 3x3) in float32, channels last: winograd4x4.py says what it is.
 
    What is made of each side is a sum along one axis and then along the other, for several channels at a time.
-   The letters are those of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016). */
+   The letters are those of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016).
+   Of the 36 numbers that a tile has, each is a plane of all tiles, and so for kernels and products. */
 
 /* One form for each generation of processors, of which the loader of the library takes the newest. */
-#define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v3", "default")))
 #define INLINE static inline __attribute__((always_inline))
 
-enum { LANES = 8, TILE = 6, CORE = 4, KERNEL = 3 };
+enum {
+    TILE = 6,
+    CORE = 4,
+    KERNEL = 3,
+    PLANES = TILE * TILE,
+    NINE = KERNEL * KERNEL,
+    LANES = 8,
+    PANEL = 2 * LANES, /* channels coming out that lie beside each other in planes of kernels ... */
+    STRIP = 6,         /* ... and meet so many tiles: their sums of products fill the registers */
+    DEEP = 320,        /* channels going in of a panel stay in a core's nearest cache, ... */
+    TILES = 96,        /* ... while the strips of so many tiles meet them, which stay in the next one */
+    TURNED = 16,       /* channels going in, of whose kernels a panel is made at a time */
+    LINE = 16,         /* numbers between planes: those at one place of all do not share a cache's set */
+};
 
 #pragma GCC diagnostic ignored "-Wpsabi" /* None of these is passed: what takes them is inlined. */
 typedef float lanes __attribute__((vector_size(4 * LANES)));
 typedef lanes anywhere __attribute__((aligned(4), may_alias));
 
-/* What is convolved, and of it the tiles and the channels coming out that are taken now. Channels are whole
-   numbers of lanes. Of a kernel, channels going in lie `into` apart, and its nine numbers `apart`. */
+/* What is convolved, and how many of all tiles and of the channels coming out are taken at a time. Channels
+   are whole numbers of lanes, and of panels. Of a kernel, channels going in lie `into` apart, and its nine
+   numbers `apart`. */
 struct work {
-    long height, width, in, out, into, apart, first, tiles, some;
+    long height, width, in, out, into, apart, tiles, tiles_at_once, out_at_once;
 };
 
 INLINE lanes get(const float *x)
@@ -27,6 +42,16 @@ INLINE lanes get(const float *x)
 INLINE void put(float *x, const lanes *numbers)
 {
     *(anywhere *)x = *numbers;
+}
+
+INLINE long min(long a, long b)
+{
+    return a < b ? a : b;
+}
+
+INLINE long parts_of(long count, long of)
+{
+    return (count + of - 1) / of;
 }
 
 /* B^T d of six that lie so far apart. */
@@ -71,57 +96,110 @@ INLINE void along_output(const lanes *m, lanes *y, long apart)
 /* Where maps have the position so far from the upper left one that a tile brings; -1 outside. */
 INLINE long place(const struct work *w, long tile, long down, long right, long channels)
 {
-    long rows = (w->height + CORE - 1) / CORE, columns = (w->width + CORE - 1) / CORE;
+    long rows = parts_of(w->height, CORE), columns = parts_of(w->width, CORE);
     long row = CORE * (tile / columns % rows) + down, column = CORE * (tile % columns) + right;
     if (row < 0 || row >= w->height || column < 0 || column >= w->width)
         return -1;
     return ((tile / columns / rows * w->height + row) * w->width + column) * channels;
 }
 
-FOR_EACH_CPU static void input_of_tile(const float *x, const struct work *w, long tile, float *v)
+/* B^T d B of a tile of x. */
+FOR_EACH_CPU static void input_of_tile(const float *x, const struct work *w, long tile, float *v, long plane)
 {
-    long from[TILE * TILE];
-    for (long k = 0; k < TILE * TILE; k++)
-        from[k] = place(w, w->first + tile, k / TILE - 1, k % TILE - 1, w->in);
+    long from[PLANES];
+    for (long k = 0; k < PLANES; k++)
+        from[k] = place(w, tile, k / TILE - 1, k % TILE - 1, w->in);
     for (long c = 0; c < w->in; c += LANES) {
-        lanes d[TILE * TILE], half[TILE * TILE];
-        for (long k = 0; k < TILE * TILE; k++)
+        lanes d[PLANES], half[PLANES];
+        for (long k = 0; k < PLANES; k++)
             d[k] = from[k] < 0 ? (lanes){0} : get(x + from[k] + c);
         for (long j = 0; j < TILE; j++)
             along_input(d + j, half + j, TILE);
         for (long i = 0; i < TILE; i++)
             along_input(half + TILE * i, d + TILE * i, 1);
-        for (long k = 0; k < TILE * TILE; k++)
-            put(v + (k * w->tiles + tile) * w->in + c, d + k);
+        for (long k = 0; k < PLANES; k++)
+            put(v + k * plane + c, d + k);
     }
 }
 
-FOR_EACH_CPU static void kernel_of_channel(const float *g, const struct work *w, long channel, float *u)
+/* G g G^T of a panel of kernels, for some channels going in: (channels, PANEL) in each plane. */
+FOR_EACH_CPU static void kernels_of_panel(const float *g, const struct work *w, long channels, float *u,
+                                          long plane)
 {
-    for (long c = 0; c < w->in; c += LANES) {
-        lanes all[KERNEL * KERNEL], half[TILE * KERNEL], whole[TILE * TILE];
-        for (long lane = 0; lane < LANES; lane++)
-            for (long k = 0; k < KERNEL * KERNEL; k++)
-                all[k][lane] = g[channel * KERNEL * KERNEL * w->in + (c + lane) * w->into + k * w->apart];
-        for (long j = 0; j < KERNEL; j++)
-            along_kernel(all + j, half + j, KERNEL);
-        for (long i = 0; i < TILE; i++)
-            along_kernel(half + KERNEL * i, whole + TILE * i, 1);
-        for (long k = 0; k < TILE * TILE; k++)
-            put(u + (k * w->some + channel) * w->in + c, whole + k);
+    float turned[TURNED][NINE][PANEL];
+    for (long lane = 0; lane < PANEL; lane++)
+        for (long c = 0; c < channels; c++)
+            for (long k = 0; k < NINE; k++)
+                turned[c][k][lane] = g[lane * NINE * w->in + c * w->into + k * w->apart];
+    for (long c = 0; c < channels; c++)
+        for (long first = 0; first < PANEL; first += LANES) {
+            lanes all[NINE], half[TILE * KERNEL], whole[PLANES];
+            for (long k = 0; k < NINE; k++)
+                all[k] = get(turned[c][k] + first);
+            for (long j = 0; j < KERNEL; j++)
+                along_kernel(all + j, half + j, KERNEL);
+            for (long i = 0; i < TILE; i++)
+                along_kernel(half + KERNEL * i, whole + TILE * i, 1);
+            for (long k = 0; k < PLANES; k++)
+                put(u + k * plane + c * PANEL + first, whole + k);
+        }
+}
+
+/* Adds to m, (rows, PANEL), v times a panel of u, (rows, deep) and (deep, PANEL); it begins at nothing. */
+INLINE void strip(const float *v, long in, const float *u, long deep, float *m, long out, int rows, int begins)
+{
+    lanes sums[STRIP][2] = {0};
+    for (int i = 0; i < rows && !begins; i++) {
+        sums[i][0] = get(m + i * out);
+        sums[i][1] = get(m + i * out + LANES);
+    }
+#pragma GCC unroll 4
+    for (long c = 0; c < deep; c++) {
+        lanes left = get(u + PANEL * c), right = get(u + PANEL * c + LANES);
+#pragma GCC unroll 6
+        for (int i = 0; i < rows; i++) {
+            sums[i][0] += v[i * in + c] * left;
+            sums[i][1] += v[i * in + c] * right;
+        }
+    }
+    for (int i = 0; i < rows; i++) {
+        put(m + i * out, &sums[i][0]);
+        put(m + i * out + LANES, &sums[i][1]);
     }
 }
 
-FOR_EACH_CPU static void output_of_tile(const float *const *m, const float *bias, const struct work *w,
-                                        long tile, float *y)
+/* In one plane v times u: (rows, in) and (out / PANEL, in, PANEL) make m, (rows, out). */
+FOR_EACH_CPU static void multiply(const float *v, long rows, long in, const float *u, long out, float *m)
+{
+    long strips = parts_of(rows, STRIP);
+    for (long c = 0; c < in; c += DEEP)
+        for (long o = 0; o < out; o += PANEL)
+            for (long i = 0; i < strips; i++) {
+                long row = rows * i / strips, count = rows * (i + 1) / strips - row, deep = min(in - c, DEEP);
+                const float *numbers = v + row * in + c, *panel = u + o * in + c * PANEL;
+                float *sums = m + row * out + o;
+                switch (count) { /* Each with its own number of registers. */
+                case 1: strip(numbers, in, panel, deep, sums, out, 1, c == 0); break;
+                case 2: strip(numbers, in, panel, deep, sums, out, 2, c == 0); break;
+                case 3: strip(numbers, in, panel, deep, sums, out, 3, c == 0); break;
+                case 4: strip(numbers, in, panel, deep, sums, out, 4, c == 0); break;
+                case 5: strip(numbers, in, panel, deep, sums, out, 5, c == 0); break;
+                case 6: strip(numbers, in, panel, deep, sums, out, 6, c == 0); break;
+                }
+            }
+}
+
+/* A^T m A of a tile plus bias, into as many channels of y. */
+FOR_EACH_CPU static void output_of_tile(const float *m, long plane, const float *bias, const struct work *w,
+                                        long out, long tile, float *y)
 {
     long to[CORE * CORE];
     for (long k = 0; k < CORE * CORE; k++)
-        to[k] = place(w, w->first + tile, k / CORE, k % CORE, w->out);
-    for (long c = 0; c < w->some; c += LANES) {
-        lanes all[TILE * TILE], half[CORE * TILE], whole[CORE * CORE];
-        for (long k = 0; k < TILE * TILE; k++)
-            all[k] = get(m[k] + tile * w->some + c);
+        to[k] = place(w, tile, k / CORE, k % CORE, w->out);
+    for (long c = 0; c < out; c += LANES) {
+        lanes all[PLANES], half[CORE * TILE], whole[CORE * CORE];
+        for (long k = 0; k < PLANES; k++)
+            all[k] = get(m + k * plane + c);
         for (long j = 0; j < TILE; j++)
             along_output(all + j, half + j, TILE);
         for (long i = 0; i < CORE; i++)
@@ -134,26 +212,46 @@ FOR_EACH_CPU static void output_of_tile(const float *const *m, const float *bias
     }
 }
 
-/* B^T d B of the tiles of x, (36, tiles, in). */
-void sum_input(const float *x, const struct work *w, float *v, int threads)
+/* The convolution y of x by kernels g plus bias. v, u and m are for what is made of tiles, of kernels and of
+   both: PLANES times in, in, out_at_once numbers for each of tiles_at_once, out_at_once, tiles_at_once, and a
+   LINE. */
+void convolve(const float *x, const float *g, const float *bias, const struct work *w, float *v, float *u,
+              float *m, float *y, int threads)
 {
-#pragma omp parallel for num_threads(threads)
-    for (long i = 0; i < w->tiles; i++)
-        input_of_tile(x, w, i, v);
-}
-
-/* G g G^T of kernels, (some, in, 3, 3) to (36, some, in). */
-void sum_kernels(const float *g, const struct work *w, float *u, int threads)
-{
-#pragma omp parallel for num_threads(threads)
-    for (long i = 0; i < w->some; i++)
-        kernel_of_channel(g, w, i, u);
-}
-
-/* A^T m A plus bias, of 36 products (tiles, some), into as many channels of y. */
-void sum_products(const float *const *m, const float *bias, const struct work *w, float *y, int threads)
-{
-#pragma omp parallel for num_threads(threads)
-    for (long i = 0; i < w->tiles; i++)
-        output_of_tile(m, bias, w, i, y);
+    long blocks = parts_of(w->tiles, w->tiles_at_once), groups = parts_of(w->out, w->out_at_once);
+#pragma omp parallel num_threads(threads)
+    for (long part = 0, block = -1, group = -1; part < blocks * groups; part++) {
+        /* Of tiles and of kernels, those in fewer parts are gone through once. */
+        long next_block = blocks < groups ? part / groups : part % blocks;
+        long next_group = blocks < groups ? part % groups : part / blocks;
+        long tile = next_block * w->tiles_at_once, tiles = min(w->tiles - tile, w->tiles_at_once);
+        long first = next_group * w->out_at_once, out = min(w->out - first, w->out_at_once);
+        long v_plane = tiles * w->in + LINE, u_plane = out * w->in + LINE, m_plane = tiles * out + LINE;
+        if (next_group != group) {
+            long panels = out / PANEL;
+#pragma omp for
+            for (long i = 0; i < panels * parts_of(w->in, TURNED); i++) {
+                long channel = i / panels * TURNED, kernel = i % panels * PANEL;
+                kernels_of_panel(g + (first + kernel) * NINE * w->in + channel * w->into, w,
+                                 min(w->in - channel, TURNED), u + kernel * w->in + channel * PANEL, u_plane);
+            }
+        }
+        if (next_block != block) {
+#pragma omp for
+            for (long i = 0; i < tiles; i++)
+                input_of_tile(x, w, tile + i, v + i * w->in, v_plane);
+        }
+        group = next_group;
+        block = next_block;
+        long tasks = parts_of(tiles, TILES); /* in each plane */
+#pragma omp for schedule(dynamic)
+        for (long i = 0; i < PLANES * tasks; i++) {
+            long k = i / tasks, row = tiles * (i % tasks) / tasks, rows = tiles * (i % tasks + 1) / tasks - row;
+            multiply(v + k * v_plane + row * w->in, rows, w->in, u + k * u_plane, out,
+                     m + k * m_plane + row * out);
+        }
+#pragma omp for
+        for (long i = 0; i < tiles; i++)
+            output_of_tile(m + i * out, m_plane, bias + first, w, out, tile + i, y + first);
+    }
 }

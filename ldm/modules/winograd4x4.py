@@ -1,13 +1,12 @@
-"""A 3x3 convolution in float32 with 1/4 of its multiplications, after Winograd, its sums in C.
+"""A 3x3 convolution in float32 with 1/4 of its multiplications, after Winograd, in C.
 
 Four by four numbers that come out, a tile, see six by six that go in. Sums of these, times sums of the
 kernel, make 36 products where 144 were; F(4x4, 3x3) in Lavin and Gray, "Fast Algorithms for Convolutional
-Neural Networks" (CVPR 2016), from whom the letters below are. In bfloat16 such sums lose too much, and torch
-takes as long for them as they save: for these there is winograd.py, with smaller tiles.
+Neural Networks" (CVPR 2016), from whom the letters below are. In bfloat16 such sums lose too much: for these
+there is winograd.py, with smaller tiles. Where there is AVX-512 this was not tried.
 """
 
 import ctypes
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,12 +14,14 @@ from torch import Tensor
 
 from ldm.freeu.native import is_plain, load, pointer
 from ldm.memory import MAPPED_ALONE
-from ldm.modules.onednn import product
+from ldm.modules.onednn import HAS_AVX512
 
-LANES = 8  # channels that are summed at a time
-MOST = (MAPPED_ALONE - 2**20) // 4  # numbers of sums at a time, whose memory is kept for the next ones
+LANES, PANEL = 8, 16  # of which channels going in, and coming out, are whole numbers
+PLANES, LINE = 36, 16  # of numbers that are made of tiles and of kernels, and what lies behind each
+MOST = (MAPPED_ALONE - 2**20) // 4  # such numbers of tiles or kernels, whose memory is kept for the next ones
+CACHED = 6 * 2**18  # such numbers that stay in a processor's cache
 
-LIBRARY = load(Path(__file__).with_name("winograd4x4.c"), "ldm.modules")
+LIBRARY = None if HAS_AVX512 else load(Path(__file__).with_name("winograd4x4.c"), "ldm.modules")
 
 
 def spares_layout(device: torch.device, dtype: torch.dtype) -> bool:
@@ -30,7 +31,7 @@ def spares_layout(device: torch.device, dtype: torch.dtype) -> bool:
 
 def has_winograd4x4(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     """Whether `winograd4x4` is there for these maps and kernels."""
-    if LIBRARY is None or len(weight) % LANES or weight.shape[1] % LANES:
+    if LIBRARY is None or len(weight) % PANEL or weight.shape[1] % LANES:
         return False
     if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
         return False
@@ -47,27 +48,21 @@ def winograd4x4(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     y = x.new_empty(batch, height, width, len(weight)).permute(0, 3, 1, 2)
     _, into, _, apart = weight.stride()
-    threads = torch.get_num_threads()
-
-    def work(first: int, tiles: int, some: int = 0) -> ctypes.Array:
-        return (ctypes.c_long * 9)(height, width, channels, len(weight), into, apart, first, tiles, some)
-
     all_tiles = batch * -(-height // 4) * -(-width // 4)
-    for first, tiles in parts(all_tiles, MOST // (36 * channels)):
-        v = x.new_empty(36, tiles, channels)
-        LIBRARY.sum_input(pointer(x), work(first, tiles), pointer(v), threads)
-        for begin, some in parts(len(weight), MOST // (36 * channels)):
-            now = work(first, tiles, some)
-            u = x.new_empty(36, some, channels)
-            LIBRARY.sum_kernels(pointer(weight[begin:]), now, pointer(u), threads)
-            m = [product(*pair) for pair in zip(v, u, strict=True)]  # 36 of (tiles, some)
-            products = (ctypes.c_void_p * 36)(*(it.data_ptr() for it in m))
-            LIBRARY.sum_products(products, pointer(bias[begin:]), now, pointer(y[:, begin:]), threads)
+    # Of tiles and kernels, the fewer are kept while the others pass by in parts that stay in the cache.
+    kept = part(min(all_tiles, len(weight)), MOST // (PLANES * channels))
+    passing = part(max(all_tiles, len(weight)), CACHED // (PLANES * max(channels, kept)))
+    tiles, out = (kept, passing) if all_tiles < len(weight) else (passing, kept)
+    v, u, m = (
+        x.new_empty(PLANES * (count + LINE)) for count in (tiles * channels, out * channels, tiles * out)
+    )
+    work = (ctypes.c_long * 9)(height, width, channels, len(weight), into, apart, all_tiles, tiles, out)
+    given, made = [pointer(it) for it in (x, weight, bias)], [pointer(it) for it in (v, u, m, y)]
+    LIBRARY.convolve(*given, work, *made, torch.get_num_threads())
     return y
 
 
-def parts(count: int, most: int) -> Iterator[tuple[int, int]]:
-    """Where each part of so many begins, and how many it has: whole lanes, at most `most` or one."""
-    number = -(-count // max(most // LANES * LANES, LANES))
-    size = -(-count // (number * LANES)) * LANES
-    return ((begin, min(size, count - begin)) for begin in range(0, count, size))
+def part(count: int, most: int) -> int:
+    """How many of so many to take at a time: as equal parts as there are, of whole panels."""
+    number = -(-count // max(most // PANEL * PANEL, PANEL))
+    return -(-count // (number * PANEL)) * PANEL
