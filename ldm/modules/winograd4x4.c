@@ -17,8 +17,9 @@ enum {
     LANES = 8,
     PANEL = 2 * LANES, /* channels coming out that lie beside each other in planes of kernels ... */
     STRIP = 6,         /* ... and meet so many tiles: their sums of products fill the registers */
-    DEEP = 320,        /* channels going in of a panel stay in a core's nearest cache, ... */
-    TILES = 96,        /* ... while the strips of so many tiles meet them, which stay in the next one */
+    DEEP = 160,        /* channels going in of a panel stay in a core's nearest cache, ... */
+    TILES = 96,        /* ... while the strips of so many tiles meet them, which stay in the next one; longer
+                          sums would also be rounded more */
     TURNED = 16,       /* channels going in, of whose kernels a panel is made at a time */
     LINE = 16,         /* numbers between planes: those at one place of all do not share a cache's set */
 };
@@ -145,14 +146,10 @@ FOR_EACH_CPU static void kernels_of_panel(const float *g, const struct work *w, 
         }
 }
 
-/* Adds to m, (rows, PANEL), v times a panel of u, (rows, deep) and (deep, PANEL); it begins at nothing. */
-INLINE void strip(const float *v, long in, const float *u, long deep, float *m, long out, int rows, int begins)
+/* v times a panel of u, (rows, deep) and (deep, PANEL), becomes m or, where that has begun, is added to it. */
+INLINE void strip(const float *v, long in, const float *u, long deep, float *m, long out, int rows, int begun)
 {
     lanes sums[STRIP][2] = {0};
-    for (int i = 0; i < rows && !begins; i++) {
-        sums[i][0] = get(m + i * out);
-        sums[i][1] = get(m + i * out + LANES);
-    }
 #pragma GCC unroll 4
     for (long c = 0; c < deep; c++) {
         lanes left = get(u + PANEL * c), right = get(u + PANEL * c + LANES);
@@ -162,10 +159,13 @@ INLINE void strip(const float *v, long in, const float *u, long deep, float *m, 
             sums[i][1] += v[i * in + c] * right;
         }
     }
-    for (int i = 0; i < rows; i++) {
-        put(m + i * out, &sums[i][0]);
-        put(m + i * out + LANES, &sums[i][1]);
-    }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < 2; j++) {
+            float *to = m + i * out + j * LANES;
+            if (begun)
+                sums[i][j] += get(to);
+            put(to, &sums[i][j]);
+        }
 }
 
 /* In one plane v times u: (rows, in) and (out / PANEL, in, PANEL) make m, (rows, out). */
@@ -179,12 +179,12 @@ FOR_EACH_CPU static void multiply(const float *v, long rows, long in, const floa
                 const float *numbers = v + row * in + c, *panel = u + o * in + c * PANEL;
                 float *sums = m + row * out + o;
                 switch (count) { /* Each with its own number of registers. */
-                case 1: strip(numbers, in, panel, deep, sums, out, 1, c == 0); break;
-                case 2: strip(numbers, in, panel, deep, sums, out, 2, c == 0); break;
-                case 3: strip(numbers, in, panel, deep, sums, out, 3, c == 0); break;
-                case 4: strip(numbers, in, panel, deep, sums, out, 4, c == 0); break;
-                case 5: strip(numbers, in, panel, deep, sums, out, 5, c == 0); break;
-                case 6: strip(numbers, in, panel, deep, sums, out, 6, c == 0); break;
+                case 1: strip(numbers, in, panel, deep, sums, out, 1, c > 0); break;
+                case 2: strip(numbers, in, panel, deep, sums, out, 2, c > 0); break;
+                case 3: strip(numbers, in, panel, deep, sums, out, 3, c > 0); break;
+                case 4: strip(numbers, in, panel, deep, sums, out, 4, c > 0); break;
+                case 5: strip(numbers, in, panel, deep, sums, out, 5, c > 0); break;
+                case 6: strip(numbers, in, panel, deep, sums, out, 6, c > 0); break;
                 }
             }
 }
