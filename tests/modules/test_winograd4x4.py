@@ -69,11 +69,14 @@ def test_sums_known_by_hand_come_out():
     assert moved[:, 0].abs().max() < 1e-4 and moved[:, :, 0].abs().max() < 1e-4
 
 
-def test_a_layer_of_a_unet_is_as_exact_as_float32_allows():
-    x, weight, bias = rnd(1, 2, 320, 32, 32), rnd(2, 256, 320, 3, 3) / 54, rnd(3, 256)
+@pytest.mark.parametrize("channels", [320, 1280])
+def test_a_layer_of_a_unet_is_as_exact_as_float32_allows(channels):
+    x, weight = rnd(1, 2, channels, 16, 16), rnd(2, 256, channels, 3, 3) / (9 * channels) ** 0.5
+    bias = rnd(3, 256)
     with torch.inference_mode():
         made = convolved(x, weight, bias)
-    assert distance_from_convolved(made, x, weight, bias) < 5e-6
+    # As sums of all channels in one go would not be: they are 2.5e-6 off, and 5e-6 of 1,280.
+    assert distance_from_convolved(made, x, weight, bias) < 2.2e-6
 
 
 def test_maps_that_c_cannot_take_are_left_to_torch():
