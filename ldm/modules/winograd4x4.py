@@ -54,7 +54,8 @@ def winograd4x4(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     passing = part(max(all_tiles, len(weight)), CACHED // (PLANES * max(channels, kept)))
     tiles, out = (kept, passing) if all_tiles < len(weight) else (passing, kept)
     v, u, m = (
-        x.new_empty(PLANES * (count + LINE)) for count in (tiles * channels, out * channels, tiles * out)
+        torch.empty(PLANES * (count + LINE), dtype=x.dtype)
+        for count in (tiles * channels, out * channels, tiles * out)
     )
     work = (ctypes.c_long * 9)(height, width, channels, len(weight), into, apart, all_tiles, tiles, out)
     given, made = [pointer(it) for it in (x, weight, bias)], [pointer(it) for it in (v, u, m, y)]
