@@ -14,7 +14,6 @@ import ldm.strips as strips_module
 from ldm.checkpoint import load_model
 from ldm.generate import Sampling, decode, denoise
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.modules import winograd4x4
 from ldm.strips import decode_in_strips
 from ldm.util import instantiate_from_config, load_config
 from tests.conftest import fill_by_name, relative_error, rnd
@@ -78,8 +77,6 @@ def test_a_decode_that_does_not_fit_is_done_in_strips(
 ) -> None:
     whole = decode(model, latents[:1])
     monkeypatch.setattr(strips_module, "STRIP", 2**15)
-    for most in ("MOST", "CACHED"):
-        monkeypatch.setattr(winograd4x4, most, 2**18)
     with LittleMemory(2**19) as memory:
         [picture] = decode(model, latents[:1])
     assert memory.refused == 1 and memory.largest < 2**19
