@@ -6,6 +6,7 @@ two FFTs, exactly, in every dtype and at every size. On a CPU filter.c does the 
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal
 
@@ -17,35 +18,50 @@ from ldm.freeu import native
 Channels = Literal["first", "second", "alternate", "all"]
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # so that what one sampling run cached may meet autograd in another
-def seven_waves(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def seven_waves(height: int, width: int, device: torch.device) -> Tensor:
     """V for threshold 1 on maps of side 3 or more, so that V^T V takes the low frequencies out: (7, HW).
 
     The window holds the frequencies -1 and 0 of both axes. Taking the real part shares each one's weight with
     its mirror, which leaves a constant, and the cosine and sine of (1, 0), (0, 1) and (1, 1).
     """
-    down = 2 * math.pi * torch.arange(height, dtype=torch.float64, device="cpu")[:, None] / height
-    across = 2 * math.pi * torch.arange(width, dtype=torch.float64, device="cpu")[None] / width
+    down = 2 * math.pi * torch.arange(height, dtype=torch.float64, device=device)[:, None] / height
+    across = 2 * math.pi * torch.arange(width, dtype=torch.float64, device=device)[None] / width
     phases = [down.expand(-1, width), across.expand(height, -1), down + across]  # (H, W) each
     waves = [
         torch.ones_like(phases[0]),
         *(wave(phase) for phase in phases for wave in (torch.cos, torch.sin)),
     ]
-    return (torch.stack(waves).flatten(1) / math.sqrt(height * width)).to(device, dtype)
+    return torch.stack(waves).flatten(1) / math.sqrt(height * width)
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def axis_waves(size: int, threshold: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def axis_waves(size: int, threshold: int, device: torch.device) -> Tensor:
     """Cosines, then sines, of the window's K frequencies along an axis, divided by sqrt(size): (size, 2K).
 
     They are those from -t to t - 1, or the whole spectrum where that is smaller.
     """
-    k = torch.arange(max(-threshold, -(size // 2)), min(threshold, (size + 1) // 2), device="cpu")  # (K,)
-    positions = torch.arange(size, dtype=torch.float64, device="cpu") / size
+    k = torch.arange(max(-threshold, -(size // 2)), min(threshold, (size + 1) // 2), device=device)  # (K,)
+    positions = torch.arange(size, dtype=torch.float64, device=device) / size
     phase = 2 * math.pi * positions[:, None] * k  # (size, K)
-    return (torch.cat([phase.cos(), phase.sin()], dim=1) / math.sqrt(size)).to(device, dtype)
+    return torch.cat([phase.cos(), phase.sin()], dim=1) / math.sqrt(size)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # so that what one sampling run cached may meet autograd in another
+def kept(
+    make: Callable[..., Tensor], numbers: tuple[int, ...], dtype: torch.dtype, at: torch.device
+) -> Tensor:
+    """Waves that are made once, in float64 on the CPU, as not every device has it."""
+    return make(*numbers, torch.device("cpu")).to(at, dtype)
+
+
+def waves_for(x: Tensor, make: Callable[..., Tensor], *numbers: int) -> Tensor:
+    """The waves that `make` makes of these numbers, in x's dtype and on its device.
+
+    A compiled graph makes them itself and where it runs: one that also asks the CPU is no CUDA graph.
+    """
+    if torch.compiler.is_compiling() and x.device.type != "mps":
+        return make(*numbers, x.device).to(x.dtype)
+    return kept(make, numbers, x.dtype, x.device)
 
 
 def low_frequencies_by_axes(x: Tensor, threshold: int) -> Tensor:
@@ -54,12 +70,12 @@ def low_frequencies_by_axes(x: Tensor, threshold: int) -> Tensor:
     With E = P + iQ the window's waves along an axis, that is Re E (E^H x E*) E^T. Its cost grows with the
     threshold, that of one joint basis for both axes would with its square.
     """
-    down, across = (axis_waves(size, threshold, x.dtype, x.device) for size in x.shape[2:])
-    waves = torch.einsum("hk,bchw,wj->bckj", down, x, across)  # (B, C, 2K, 2J)
+    down, across = (waves_for(x, axis_waves, size, threshold) for size in x.shape[2:])
+    waves = down.mT @ x @ across  # (B, C, 2K, 2J)
     (pp, pq), (qp, qq) = (rows.chunk(2, dim=-1) for rows in waves.chunk(2, dim=-2))
     real, imaginary = pp - qq, pq + qp  # (B, C, K, J) each, the latter's sign turned
     upper, lower = torch.cat([real, imaginary], dim=-1), torch.cat([imaginary, -real], dim=-1)
-    return torch.einsum("hk,bckj,wj->bchw", down, torch.cat([upper, lower], dim=-2), across)
+    return down @ torch.cat([upper, lower], dim=-2) @ across.mT
 
 
 def _add_low_frequencies(x: Tensor, threshold: int, gain: float | Tensor, in_place: bool) -> Tensor:
@@ -76,7 +92,7 @@ def _add_low_frequencies(x: Tensor, threshold: int, gain: float | Tensor, in_pla
         x = x if in_place else x.clone(memory_format=memory)
         native.add_low_frequencies(x, gain)
         return x
-    waves = seven_waves(x.shape[2], x.shape[3], x.dtype, x.device)  # (7, HW)
+    waves = waves_for(x, seven_waves, *x.shape[2:])  # (7, HW)
     every = waves.expand(len(x), -1, -1)  # (B, 7, HW)
     add = torch.Tensor.baddbmm_ if in_place else torch.baddbmm
     if x.stride(1) == 1:  # channels last: positions are rows

@@ -1,0 +1,86 @@
+"""FreeU under torch.compile: one graph on one device, as a CUDA graph has to be, with the plain numbers."""
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+from ldm.freeu import free_u
+from ldm.freeu.diffusers import enable
+from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
+from tests.conftest import fill_by_name, golden_parameters, relative_error, rnd
+from tests.freeu.unets import inputs, run, sd1
+
+FACTORS = {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}
+TIMES = torch.tensor([981, 41])
+
+each_kind = pytest.mark.parametrize(
+    "kind", [{}, {"version": 2}, {"threshold": 3}, {"weight": torch.tensor([0.3, 1.0])}]
+)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+class Graphs(list[torch.fx.GraphModule]):
+    """A backend of torch.compile that runs graphs as they are, and keeps them."""
+
+    def __call__(self, graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        self.append(graph)
+        return graph
+
+    def devices(self) -> list[set[str]]:
+        """For each graph those of all the values that it meets."""
+        met = [[node.meta.get("example_value") for node in graph.graph.nodes] for graph in self]
+        return [{value.device.type for value in values if isinstance(value, Tensor)} for values in met]
+
+
+@each_kind
+def test_free_u_is_one_graph_on_its_maps_own_device_and_warns_of_nothing(kind):
+    kind = {name: value.to("meta") if isinstance(value, Tensor) else value for name, value in kind.items()}
+    compiled = torch.compile(free_u, fullgraph=True, backend=(graphs := Graphs()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled(torch.empty(2, 24, 6, 9, device="meta"), 8, 1.2, 0.5, **kind)
+    assert graphs.devices() == [{"meta"}]
+
+
+@each_kind
+def test_compiled_the_numbers_are_the_plain_ones(kind):
+    compiled = torch.compile(free_u, fullgraph=True, backend="aot_eager")
+    fused = rnd(1, 2, 24, 6, 9)
+    expected = free_u(fused.clone(), 8, 1.2, 0.5, **kind)
+    assert relative_error(compiled(fused, 8, 1.2, 0.5, **kind), expected) < 1e-6
+
+
+def test_one_graph_serves_maps_of_any_size():
+    compiled = torch.compile(free_u, fullgraph=True, dynamic=True, backend=(graphs := Graphs()))
+    for height, width in ((6, 9), (8, 5), (7, 4)):
+        fused = rnd(1, 2, 24, height, width)
+        expected = free_u(fused.clone(), 8, 1.2, 0.5)
+        assert relative_error(compiled(fused, 8, 1.2, 0.5), expected) < 1e-6
+    assert len(graphs) == 1
+
+
+@pytest.mark.slow
+def test_our_unet_is_one_graph_on_its_own_device():
+    unet = fill_by_name(Free_UNetModel(**FACTORS, **golden_parameters("unet_tiny"))).to("meta")
+    compiled = torch.compile(unet, fullgraph=True, backend=(graphs := Graphs()))
+    x, context = rnd(1, 2, 4, 16, 24).to("meta"), rnd(2, 2, 11, 48).to("meta")
+    assert compiled(x, TIMES.to("meta"), context).shape == x.shape
+    assert graphs.devices() == [{"meta"}]
+
+
+@pytest.mark.slow
+def test_free_u_brings_no_other_device_into_the_graph_of_a_pipelines_unet():
+    unet = sd1().to("meta")
+    given = {name: value.to("meta") for name, value in inputs(unet).items()}
+    compiled = torch.compile(unet, fullgraph=True, backend=(graphs := Graphs()))
+    with enable(unet, **FACTORS):
+        run(compiled, given, TIMES.to("meta"))
+    assert graphs.devices() == [{"meta"}]
