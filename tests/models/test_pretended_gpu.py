@@ -1,0 +1,66 @@
+"""On pretended CUDA tensors, which have shapes and a device but no numbers, nothing mixes devices."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ldm.checkpoint import build_on_meta
+from ldm.generate import Sampling, decode_one, denoise
+from ldm.models.diffusion import sampling
+from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.strips import decode_in_strips
+from ldm.util import load_config
+
+UNET = "model.params.unet_config.params."
+PART_OF_THE_RUN = [f"{UNET}{name}" for name in ("version=2", "threshold=2", "stop=0.8", "ramp=0.1")]
+
+
+class EveryAnswerIsYes(TorchDispatchMode):
+    """Where the code asks whether all is finite, it is told so: no number is there to ask."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation is torch.ops.aten._local_scalar_dense.default:
+            return True
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.fixture(params=[[], PART_OF_THE_RUN], ids=["usual", "part of the run"])
+def model(request, monkeypatch) -> Iterator[LatentDiffusion]:
+    """The embedded model in half precision on a GPU that is not there; its schedule stays on the CPU."""
+    made = build_on_meta(load_config("freeu_tiny.yaml", request.param).model).eval()
+    levels = sampling.levels
+
+    def levels_in_numbers(*args):
+        with unset_fake_temporarily():
+            return levels(*args)
+
+    monkeypatch.setattr(sampling, "levels", levels_in_numbers)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in made.modules():
+            for name, weight in module._parameters.items():
+                if weight is not None:
+                    there = torch.empty(weight.shape, dtype=torch.float16, device="cuda")
+                    module._parameters[name] = torch.nn.Parameter(there, requires_grad=False)
+            for name, buffer in module._buffers.items():
+                if buffer is not None and module is not made:
+                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda")
+        with EveryAnswerIsYes():
+            yield made
+
+
+@pytest.mark.parametrize(("sampler", "eta"), [("ddim", 0.0), ("ddim", 0.5), ("plms", 0.0), ("dpm", 0.0)])
+def test_from_words_to_a_picture_all_is_on_the_models_device(model, sampler, eta):
+    how = Sampling(height=128, width=64, steps=3, scale=5.0, sampler=sampler, eta=eta)
+    *_, last = denoise(model, 2 * ["a red circle"], 2 * [""], [1, 2], how)
+    assert (last.x.device.type, last.x.shape) == ("cuda", (2, 12, 16, 8))
+    pixels = decode_one(model, last.x[:1])
+    assert (pixels.device.type, pixels.shape) == ("cuda", (1, 3, 128, 64))
+
+
+def test_strips_come_from_the_models_device_to_the_host(model):
+    latent = torch.empty(1, 12, 16, 24, dtype=torch.float16, device="cuda")
+    pixels = decode_in_strips(model.first_stage_model, latent)
+    assert (pixels.device.type, pixels.shape) == ("cpu", (1, 3, 128, 192))
