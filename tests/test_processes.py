@@ -112,6 +112,7 @@ def test_bad_input_is_told_of_once_with_code_2(command: list[str], tmp_path: Pat
     assert "height of 33" in err and not list(tmp_path.glob("o/*"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_told_of_once_with_code_2(command: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "full"
     larger = ["--H", "64", "--W", "64", "--outdir", str(folder), "--devices", "2"]

@@ -69,6 +69,7 @@ def test_a_run_killed_at_fifty_random_moments_ends_with_the_same_bytes(
     killed_at_random(run, tmp_path, moments=50, seed=int(time.time()))
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_each_step_of_its_writing_ends_with_the_same_bytes(
     txt2img: Run, tmp_path: Path, loaded_once: None
 ) -> None:

@@ -9,8 +9,8 @@ from torch import Tensor
 from ldm.freeu import free_u
 from ldm.freeu.diffusers import enable
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
-from tests.conftest import fill_by_name, golden_parameters, relative_error, rnd
-from tests.freeu.unets import inputs, run, sd1
+from tests.conftest import golden_parameters, relative_error, rnd
+from tests.freeu.unets import conditional, inputs, run
 
 FACTORS = {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}
 TIMES = torch.tensor([981, 41])
@@ -69,7 +69,8 @@ def test_one_graph_serves_maps_of_any_size():
 
 @pytest.mark.slow
 def test_our_unet_is_one_graph_on_its_own_device():
-    unet = fill_by_name(Free_UNetModel(**FACTORS, **golden_parameters("unet_tiny"))).to("meta")
+    shape = golden_parameters("unet_tiny") | {"num_res_blocks": 1, "attention_resolutions": [4]}
+    unet = Free_UNetModel(**FACTORS, **shape).eval().to("meta")
     compiled = torch.compile(unet, fullgraph=True, backend=(graphs := Graphs()))
     x, context = rnd(1, 2, 4, 16, 24).to("meta"), rnd(2, 2, 11, 48).to("meta")
     assert compiled(x, TIMES.to("meta"), context).shape == x.shape
@@ -78,7 +79,7 @@ def test_our_unet_is_one_graph_on_its_own_device():
 
 @pytest.mark.slow
 def test_free_u_brings_no_other_device_into_the_graph_of_a_pipelines_unet():
-    unet = sd1().to("meta")
+    unet = conditional().to("meta")
     given = {name: value.to("meta") for name, value in inputs(unet).items()}
     compiled = torch.compile(unet, fullgraph=True, backend=(graphs := Graphs()))
     with enable(unet, **FACTORS):

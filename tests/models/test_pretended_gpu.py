@@ -15,6 +15,7 @@ from ldm.strips import decode_in_strips
 from ldm.util import load_config
 
 UNET = "model.params.unet_config.params."
+USUAL: list[str] = []
 PART_OF_THE_RUN = [f"{UNET}{name}" for name in ("version=2", "threshold=2", "stop=0.8", "ramp=0.1")]
 
 
@@ -27,7 +28,7 @@ class EveryAnswerIsYes(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-@pytest.fixture(params=[[], PART_OF_THE_RUN], ids=["usual", "part of the run"])
+@pytest.fixture
 def model(request, monkeypatch) -> Iterator[LatentDiffusion]:
     """The embedded model in half precision on a GPU that is not there; its schedule stays on the CPU."""
     made = build_on_meta(load_config("freeu_tiny.yaml", request.param).model).eval()
@@ -51,7 +52,11 @@ def model(request, monkeypatch) -> Iterator[LatentDiffusion]:
             yield made
 
 
-@pytest.mark.parametrize(("sampler", "eta"), [("ddim", 0.0), ("ddim", 0.5), ("plms", 0.0), ("dpm", 0.0)])
+@pytest.mark.parametrize(
+    ("model", "sampler", "eta"),
+    [(USUAL, "ddim", 0.0), (PART_OF_THE_RUN, "ddim", 0.5), (USUAL, "plms", 0.0), (USUAL, "dpm", 0.0)],
+    indirect=["model"],
+)
 def test_from_words_to_a_picture_all_is_on_the_models_device(model, sampler, eta):
     how = Sampling(height=128, width=64, steps=3, scale=5.0, sampler=sampler, eta=eta)
     *_, last = denoise(model, 2 * ["a red circle"], 2 * [""], [1, 2], how)
@@ -60,6 +65,7 @@ def test_from_words_to_a_picture_all_is_on_the_models_device(model, sampler, eta
     assert (pixels.device.type, pixels.shape) == ("cuda", (1, 3, 128, 64))
 
 
+@pytest.mark.parametrize("model", [USUAL], indirect=True)
 def test_strips_come_from_the_models_device_to_the_host(model):
     latent = torch.empty(1, 12, 16, 24, dtype=torch.float16, device="cuda")
     pixels = decode_in_strips(model.first_stage_model, latent)
