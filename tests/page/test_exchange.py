@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -154,24 +155,32 @@ def test_any_webui_text_is_read_without_harm(tmp_path_factory: pytest.TempPathFa
     assert found.freeu is not None
 
 
-def broken_pictures(folder: Path) -> dict[str, Path]:
-    texts = {"text": b"hello", "empty": b"", "html": b"<html></html>"}
-    whole = webui_picture(folder / "whole.png", "a cat\nSteps: 2").read_bytes()
-    texts["cut off"] = whole[: len(whole) // 2]
-    paths = {}
-    for name, content in texts.items():
-        paths[name] = folder / f"{name}.png"
-        paths[name].write_bytes(content)
-    Image.new("RGB", (8, 8)).save(folder / "bare.png")
-    Image.new("RGB", (8, 8)).save(folder / "jpeg.png", "JPEG")
-    Image.new("1", (30000, 30000)).save(folder / "huge.png")
-    return paths | {name: folder / f"{name}.png" for name in ("bare", "jpeg", "huge")}
+def blank(path: Path, mode: str = "RGB", side: int = 8, kind: str = "PNG") -> None:
+    Image.new(mode, (side, side)).save(path, kind)
 
 
-@pytest.mark.parametrize("name", ["text", "empty", "html", "cut off", "bare", "jpeg", "huge"])
+def cut_off(path: Path) -> None:
+    whole = webui_picture(path, "a cat\nSteps: 2").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+BAD = {
+    "text": lambda path: path.write_bytes(b"hello"),
+    "empty": lambda path: path.write_bytes(b""),
+    "html": lambda path: path.write_bytes(b"<html></html>"),
+    "cut off": cut_off,
+    "bare": blank,
+    "jpeg": partial(blank, kind="JPEG"),
+    "huge": partial(blank, mode="1", side=30000),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
 def test_a_bad_picture_is_one_sentence(tmp_path: Path, name: str):
+    path = tmp_path / f"{name}.png"
+    BAD[name](path)
     with pytest.raises(InputError) as caught:
-        from_picture(broken_pictures(tmp_path)[name], FIRST, "freeu_tiny.yaml")
+        from_picture(path, FIRST, "freeu_tiny.yaml")
     assert "\n" not in str(caught.value) and str(tmp_path) not in str(caught.value)
 
 
