@@ -66,16 +66,13 @@ class _Strips:
         on_device = x.to(self.device)
         h = block.norm(on_device)
         q, k, v = (rearrange(f(h), "b c h w -> b 1 (h w) c") for f in (block.q, block.k, block.v))
-        if h.device.type == "cpu":
-            h = attention(q, k, v)
-        else:
-            parts = q.split(max(1, STRIP // q.shape[2]), dim=2)
-            h = torch.cat([F.scaled_dot_product_attention(part, k, v) for part in parts], dim=2)
+        at_once = q.shape[2] if h.device.type == "cpu" else max(1, STRIP // q.shape[2])
+        h = torch.cat([attention(part, k, v) for part in q.split(at_once, dim=2)], dim=2)
         return (on_device + block.proj_out(rearrange(h, "b 1 (h w) c -> b c h w", h=x.shape[2]))).cpu()
 
     def norm(self, norm: nn.GroupNorm, x: Tensor) -> Step:
         """The normalisation by the statistics of the whole of x, to be applied to strips of it."""
-        total, squares = torch.zeros(2, norm.num_groups, dtype=torch.float64)
+        total, squares = torch.zeros(2, norm.num_groups, dtype=torch.float64, device="cpu")
         for top, bottom in strips(x):
             strip = x[:, :, top:bottom].to(self.device, torch.float32).contiguous(memory_format=self.layout)
             shape, groups = (1, strip.shape[1], strip[0, 0].numel()), norm.num_groups
@@ -88,8 +85,14 @@ class _Strips:
         each = x.shape[1] // norm.num_groups  # channels of a group
         mean, var = (it.float().repeat_interleave(each).to(self.device) for it in (mean, var))  # (C,)
         weight, bias = norm.weight.float(), norm.bias.float()
-        # Once the statistics are given, a normalisation over groups is one over a batch.
-        return lambda strip: F.batch_norm(strip, mean, var, weight, bias, eps=norm.eps)
+
+        def normalized(strip: Tensor) -> Tensor:
+            # Once the statistics are given, a normalisation over groups is one over a batch. MPS takes these
+            # in the strip's own precision alone.
+            kind = torch.float32 if strip.device.type == "mps" else strip.dtype
+            return F.batch_norm(strip.to(kind), mean, var, weight, bias, eps=norm.eps).to(strip.dtype)
+
+        return normalized
 
     def layer(self, step: Step, *maps: Tensor, scale: int = 1) -> Tensor:
         """What a step makes of maps, (1, C', scale H, scale W); it may look a row beyond the one it makes."""
@@ -100,7 +103,8 @@ class _Strips:
             made = made[:, :, scale * above : made.shape[2] - scale * below]
             if out is None:
                 _, channels, _, width = made.shape
-                out = torch.empty(1, scale * height, width, channels, dtype=made.dtype).permute(0, 3, 1, 2)
+                shape = 1, scale * height, width, channels
+                out = torch.empty(shape, dtype=made.dtype, device="cpu").permute(0, 3, 1, 2)
             out[:, :, scale * top : scale * bottom] = made
         assert out is not None
         return out

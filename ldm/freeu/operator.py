@@ -83,7 +83,8 @@ def _add_low_frequencies(x: Tensor, threshold: int, gain: float | Tensor, in_pla
 
     `gain` is one number or one for each sample, (B, 1, 1).
     """
-    if threshold > 1 or min(x.shape[2:]) < 3:
+    # Before macOS 15 MPS loses what a product adds in place to a part of a tensor, as the skip is.
+    if threshold > 1 or min(x.shape[2:]) < 3 or x.device.type == "mps":
         low = low_frequencies_by_axes(x, threshold)
         low *= gain[..., None] if isinstance(gain, Tensor) else gain
         return x.add_(low) if in_place else x + low

@@ -58,6 +58,21 @@ def test_a_number_of_steps_out_of_range_is_named(S):
         ddim_timesteps(S, 1000)
 
 
+class OnMPS(torch.Tensor):
+    """Numbers as on a device without float64."""
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_levels_are_the_same_from_a_device_without_float64():
+    alphas = ALPHAS_CUMPROD.float()
+    assert levels(alphas.as_subclass(OnMPS), [0, 500.5, 999]) == levels(alphas, [0, 500.5, 999])
+
+
 @given(st.floats(0, 999))
 def test_between_training_steps_log_alpha_is_linear_in_time(t):
     low = min(int(t), 998)

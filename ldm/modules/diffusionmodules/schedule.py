@@ -36,9 +36,10 @@ def linear_betas(timesteps: int, linear_start: float, linear_end: float) -> Tens
 def levels(alphas_cumprod: Tensor, times: Sequence[float]) -> list[Level]:
     """The noise levels at `times`, in float64, from alphas_cumprod (T,) of the training steps.
 
-    Between two training steps log alpha is linear in time, as in DPM-Solver's discrete schedule.
+    Between two training steps log alpha is linear in time, as in DPM-Solver's discrete schedule. The device
+    that alphas_cumprod is on need not know float64 (MPS does not).
     """
-    log_alphas = 0.5 * np.log(alphas_cumprod.double().cpu().numpy())
+    log_alphas = 0.5 * np.log(alphas_cumprod.cpu().double().numpy())
     alphas = np.exp(np.interp(times, np.arange(len(log_alphas)), log_alphas)).tolist()
     return [Level(t, alpha, math.sqrt(1 - alpha**2)) for t, alpha in zip(times, alphas, strict=True)]
 

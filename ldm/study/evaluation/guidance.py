@@ -59,5 +59,5 @@ def guidance_ratios(
 
 def way(out: Tensor) -> float:
     """The length of the way from without the caption to given it, summed over a batch (2B, C, h, w)."""
-    without, given = out.double().chunk(2)  # (B, C, h, w) each
+    without, given = out.cpu().double().chunk(2)  # (B, C, h, w) each
     return (given - without).flatten(1).norm(dim=1).sum().item()
