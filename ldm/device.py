@@ -1,8 +1,10 @@
-"""The device to compute on, and the precision it computes in."""
+"""The device to compute on, the precision it computes in, and how it says that its memory is too small."""
 
 import torch
 
 from ldm.errors import InputError
+
+NO_ROOM = ("out of memory", "can't allocate memory")  # what MPS says, and what the CPU
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
@@ -25,11 +27,22 @@ def pick_dtype(device: torch.device) -> torch.dtype:
     """The precision that a device computes fast and safely in."""
     match device.type:
         case "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+            # Earlier cards take bfloat16 too, but compute it by detours.
+            return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
         case "mps":
             return torch.float16
     # On a CPU that does not multiply bfloat16 itself it is slower than float32.
     return torch.bfloat16 if has_amx() or has_avx512_bf16() else torch.float32
+
+
+def is_out_of_memory(fault: Exception) -> bool:
+    """Whether a device's or the machine's memory had no room for a tensor.
+
+    CUDA says so by an exception of its own, MPS and the CPU in words alone.
+    """
+    if isinstance(fault, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(fault, RuntimeError) and any(words in str(fault) for words in NO_ROOM)
 
 
 def has_amx() -> bool:

@@ -1,6 +1,5 @@
 """Prompts to pictures: noise, context, the sampler's steps, decoding, as plain functions."""
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.config.parts import check_parts
+from ldm.device import is_out_of_memory
 from ldm.errors import InputError
 from ldm.image_io import Picture
 from ldm.models.diffusion.ddim import DDIMSampler
@@ -66,7 +66,8 @@ def seeded_noise(seeds: Sequence[int]) -> Callable[[Sequence[int]], Tensor]:
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def noise(shape: Sequence[int]) -> Tensor:
-        return torch.stack([torch.randn(tuple(shape[1:]), generator=g) for g in generators])  # (B, C, h, w)
+        each = tuple(shape[1:])
+        return torch.stack([torch.randn(each, generator=g, device="cpu") for g in generators])  # (B, C, h, w)
 
     return noise
 
@@ -150,8 +151,11 @@ def decode_one(model: LatentDiffusion, latent: Tensor) -> Tensor:
     In strips where the picture is large, or where the device's memory does not hold the whole decode.
     """
     if latent[0, 0].numel() * model.first_stage_model.downsampling**2 <= WHOLE:
-        with contextlib.suppress(torch.OutOfMemoryError):
+        try:
             return model.decode_first_stage(latent)
+        except RuntimeError as fault:
+            if not is_out_of_memory(fault):
+                raise
     return decode_in_strips(model.first_stage_model, latent.to(model.dtype) / model.scale_factor)
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ldm.checkpoint import load_model
-from ldm.device import pick_device, pick_dtype
+from ldm.device import is_out_of_memory, pick_device, pick_dtype
 from ldm.errors import InputError
 from ldm.modules import winograd4x4
 from ldm.modules.winograd4x4 import spares_layout
@@ -83,6 +83,31 @@ def test_a_cpu_computes_in_bfloat16_where_it_multiplies_that(monkeypatch, tiles,
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors, raising=False)
     assert pick_dtype(torch.device("cpu")) == kind
+
+
+@pytest.mark.parametrize(
+    ("capability", "kind"),
+    [((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((8, 9), torch.bfloat16), ((12, 0), torch.bfloat16)],
+)
+def test_a_card_computes_in_bfloat16_from_ampere_on(monkeypatch, capability, kind):
+    second = torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", {second: capability}.get)
+    assert pick_dtype(second) == kind
+
+
+@pytest.mark.parametrize(
+    ("fault", "answer"),
+    [
+        (torch.OutOfMemoryError("3 numbers asked for, 2 are free"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 8.9 GiB, max allowed: 9.1 GiB)"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_a_memory_that_is_too_small_is_known_however_a_device_says_it(fault, answer):
+    assert is_out_of_memory(fault) is answer
 
 
 def test_a_device_that_is_missing_is_said() -> None:

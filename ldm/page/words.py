@@ -4,8 +4,7 @@ import logging
 from collections.abc import Sequence
 from html import escape
 
-import torch
-
+from ldm.device import is_out_of_memory
 from ldm.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -15,7 +14,7 @@ def sentence(fault: Exception) -> str:
     """What a visitor is told of a fault; what is nobody's fault goes into the server's log."""
     if isinstance(fault, InputError):
         return str(fault)
-    if isinstance(fault, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(fault):
+    if is_out_of_memory(fault):
         return "There is not enough memory for this: take a smaller picture."
     log.error("a visitor's work failed", exc_info=fault)
     return "Something went wrong here, and the server's log says what. Please try again."

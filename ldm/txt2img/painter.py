@@ -5,9 +5,9 @@ from functools import partial
 from itertools import takewhile
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
+from ldm.device import is_out_of_memory
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import SAMPLERS, Sampling, check, generate
@@ -80,7 +80,9 @@ class Painter:
             batch = [*takewhile(partial(alike, jobs[done]), jobs[done : done + self.at_once])]
             try:
                 pictures = self._batch(batch)
-            except torch.OutOfMemoryError:
+            except RuntimeError as fault:
+                if not is_out_of_memory(fault):
+                    raise
                 self._ask_for_less(len(batch))
                 continue
             yield from pictures
