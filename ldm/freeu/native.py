@@ -62,13 +62,13 @@ def has_filter(x: Tensor) -> bool:
 def add_low_frequencies(x: Tensor, gain: float | Tensor) -> None:
     """Adds to maps, (B, C, H, W) of side 3 or more, `gain` times their low frequencies at threshold 1.
 
-    `gain` is one number or one for each sample, (B, 1, 1).
+    `gain` is one number or one for each sample, (B, 1, 1) or, for all, (1, 1, 1).
     """
     assert LIBRARY is not None
     batch, channels, height, width = x.shape
     last = x.stride(1) == 1
     maps = (ctypes.c_long * 6)(batch, channels, height, width, x.stride(0), x.stride(3 if last else 1))
-    gains = gain.flatten().tolist() if isinstance(gain, Tensor) else batch * [gain]
+    gains = gain.expand(batch, 1, 1).flatten().tolist() if isinstance(gain, Tensor) else batch * [gain]
     threads = torch.get_num_threads()
     is_bfloat16 = x.dtype == torch.bfloat16
     LIBRARY.filter(pointer(x), maps, (ctypes.c_float * batch)(*gains), last, is_bfloat16, threads)

@@ -149,6 +149,18 @@ def test_the_backbone_is_scaled_as_pixel_by_pixel(version):
     assert relative_error(scale_backbone(h, 1.4, version), scaled_pixel_by_pixel(h, 1.4, version)) < 1e-6
 
 
+@each_format
+@each_version
+@pytest.mark.parametrize("threshold", [1, 2])
+def test_one_weight_is_that_of_all_samples(threshold, version, memory):
+    fused = rnd(14, 3, 12, 6, 5).to(memory_format=memory)
+    one, each = (
+        free_u(fused.clone(), 8, 1.4, 0.2, version, threshold, weight)
+        for weight in (torch.full((1,), 0.3), torch.full((3,), 0.3))
+    )
+    assert torch.equal(one, each)
+
+
 def test_an_odd_number_of_channels_leaves_the_larger_half_alone():
     assert scale_backbone(torch.ones(1, 5, 1, 1), 2.0).flatten().tolist() == [2, 2, 1, 1, 1]
 
