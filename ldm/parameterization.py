@@ -53,7 +53,8 @@ def noise_and_answer(model: LatentDiffusion, timestep: int) -> tuple[Tensor, Ten
     """Noise over plain grey as of a timestep, and the network's answer to it, flat and in float64."""
     unet = model.model.diffusion_model
     side = 4 * unet.downsampling
-    noise = torch.randn(1, model.channels, side, side, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, model.channels, side, side, generator=generator, device="cpu")
     noise = noise.to(model.device)
     t = torch.tensor([timestep], device=model.device)
     context = model.get_learned_conditioning([""])

@@ -57,6 +57,13 @@ def test_a_batch_s_latents_are_those_of_its_pictures_alone(model: LatentDiffusio
         assert torch.allclose(together[row], alone[0], rtol=1e-4, atol=1e-4)
 
 
+def test_a_model_draws_where_it_is_whatever_the_default_device(model: LatentDiffusion) -> None:
+    how = replace(SMALL, eta=0.5)
+    expected = generate(model, PROMPTS[:1], [5], how)
+    with torch.device("meta"):
+        assert np.array_equal(generate(model, PROMPTS[:1], [5], how), expected)
+
+
 def test_denoising_is_guided_ddim(model: LatentDiffusion) -> None:
     """DDIM's eq. 12 and classifier-free guidance, written out once more for a v-model."""
     x = torch.randn(1, model.channels, 4, 8, generator=torch.Generator().manual_seed(9))

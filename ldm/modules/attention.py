@@ -6,7 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.modules.dot_product import attention
-from ldm.modules.layers import Linear
+from ldm.modules.layers import Linear, is_its_weights
 from ldm.modules.onednn import is_fast, product
 
 TOKENS = 2048  # of a batch, that a CPU takes through the feed-forward network at a time
@@ -25,7 +25,7 @@ class GEGLU(nn.Module):
         self.proj = Linear(dim_in, dim_out * 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not is_fast(x, self.proj.weight):
+        if not (is_its_weights(self.proj, Linear) and is_fast(x, self.proj.weight)):
             x, gate = self.proj(x).chunk(2, dim=-1)
             return x * F.gelu(gate)
         weights, biases = self.proj.weight.chunk(2), self.proj.bias.chunk(2)

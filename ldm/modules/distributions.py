@@ -20,7 +20,7 @@ class DiagonalGaussianDistribution:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """One draw, (B, C, H, W); its noise is made on the CPU, so that a seed means one on every device."""
-        noise = torch.randn(self.mean.shape, generator=generator, dtype=torch.float32)
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=torch.float32, device="cpu")
         return self.mean + self.std * noise.to(self.mean)
 
     def mode(self) -> Tensor:

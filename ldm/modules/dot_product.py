@@ -40,7 +40,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return by_torch(q, k, v) if made is None else made
     if n * k.shape[2] < MANY_SCORES:
         return by_torch(q, k, v)
-    out = torch.empty(batch, n, heads, v.shape[-1], dtype=q.dtype)
+    out = torch.empty(batch, n, heads, v.shape[-1], dtype=q.dtype, device=q.device)
     for i in range(batch):
         for j in range(heads):
             head = q[i, j], k[i, j], v[i, j]
@@ -56,10 +56,13 @@ def by_torch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     m = k.shape[2]
     missing = -m % VECTOR
+    if q.device.type == "mps":
+        # It scales what it has summed in half precision, where Stable Diffusion 2.1's products overflow.
+        return F.scaled_dot_product_attention(q * q.shape[-1] ** -0.5, k, v, scale=1.0)
     if not missing or not is_fast(q, k):
         return F.scaled_dot_product_attention(q, k, v)
     k, v = (F.pad(x, (0, 0, 0, missing)) for x in (k, v))  # (B, heads, M + missing, d)
-    counts = torch.arange(m + missing) < m
+    counts = torch.arange(m + missing, device=k.device) < m
     return F.scaled_dot_product_attention(q, k, v, attn_mask=counts[None])
 
 
@@ -68,15 +71,19 @@ def by_sigmoid(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
 
     Far below zero a sigmoid is an exponential, e^x / (1 + e^x), and oneDNN takes a sigmoid of what it
     multiplies before that is rounded or written. So each query's scores are shifted there, less the most that
-    they can be, by a column of the queries that meets a column of ones. What the shift does to the weights it
-    does to their sum as well, which a column of ones beside the values brings.
+    they can be, by two columns of the queries that meet columns of ones: the shift, and what is lost of it by
+    rounding. What the shift does to the weights it does to their sum as well, which a column of ones beside
+    the values brings.
     """
     # A query's scores are around the one with the keys' mean, and as far from it as both are long at most.
-    queries, mean = q.float() * q.shape[-1] ** -0.5, k.float().mean(0)  # (N, d), (d,)
+    scaled = (q.float() * q.shape[-1] ** -0.5).to(q.dtype)  # (N, d)
+    queries, mean = scaled.float(), k.float().mean(0)  # (N, d), (d,)
     farthest = queries.norm(dim=1) * (k - mean).norm(dim=1).max()  # (N,)
     shift = queries @ mean + (farthest + math.log(len(k)) + FAR).clamp(max=DEEP)  # (N,)
-    queries = torch.cat([queries, -shift[:, None]], dim=1).to(q.dtype)  # (N, d + 1)
-    keys, values = (F.pad(x, (0, 1), value=1) for x in (k, v))  # (M, d + 1)
+    most = shift.to(q.dtype)
+    shifts = torch.stack([-most, (most - shift).to(q.dtype)], dim=1)  # (N, 2)
+    queries = torch.cat([scaled, shifts], dim=1)  # (N, d + 2)
+    keys, values = F.pad(k, (0, 2), value=1), F.pad(v, (0, 1), value=1)  # (M, d + 2), (M, d + 1)
     rows, columns = BLOCK
     blocks = [
         (part, its.T.contiguous())
@@ -84,7 +91,7 @@ def by_sigmoid(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
     ]
     made = []
     for some in queries.split(rows):
-        out = torch.zeros(len(some), values.shape[1])
+        out = torch.zeros(len(some), values.shape[1], device=q.device)
         for part, its in blocks:
             out += product(product(some, part, then="sigmoid"), its)
         out, total = out[:, :-1], out[:, -1:]  # (rows, d), (rows, 1)

@@ -18,7 +18,7 @@ def by_library(library: ctypes.CDLL | None, q: Tensor, k: Tensor, v: Tensor) -> 
     there = all(is_plain(x) and x.stride(-1) == 1 for x in (q, k, v))
     if not (library and there and v.shape[-1] == d and q.numel() and k.numel()):
         return None
-    out = torch.empty(batch, n, heads, d, dtype=q.dtype).transpose(1, 2)
+    out = torch.empty(batch, n, heads, d, dtype=q.dtype, device=q.device).transpose(1, 2)
     strides = (stride for x in (q, k, v, out) for stride in x.stride()[:3])
     layout = (ctypes.c_long * 17)(batch, heads, n, k.shape[2], d, *strides)
     pointers = (pointer(x) for x in (q, k, v, out))

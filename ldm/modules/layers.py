@@ -19,6 +19,16 @@ SOME_POSITIONS, SOME_CHANNELS = 128, 64  # and from which those in C do
 MANY_DOUBLED = 128  # positions before doubling: below, the kernels cost more to make than they save
 
 
+def is_its_weights(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer of this kind does what its weights say and no more.
+
+    It does not where another wraps it (as LoRA does), where hooks wait for its call, or where a convolution
+    was told to pad with something else than zeros, as pictures that tile need it.
+    """
+    hooked = layer._forward_hooks or layer._forward_pre_hooks
+    return type(layer) is kind and not hooked and getattr(layer, "padding_mode", "zeros") == "zeros"
+
+
 class Linear(nn.Linear):
     """torch's linear layer by the faster library."""
 
@@ -40,7 +50,7 @@ class Conv3x3(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, stride, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not is_fast(x, self.weight):
+        if self.padding_mode != "zeros" or not is_fast(x, self.weight):
             return super().forward(x)
         batch, _, height, width = x.shape
         stride = self.stride[0]
@@ -75,8 +85,8 @@ class Upsample(nn.Module):
         self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, _, height, width = x.shape
-        many = batch * height * width >= MANY_DOUBLED and self.conv.in_channels >= MANY_CHANNELS
-        if many and is_fast(x, self.conv.weight):
+        batch, channels, height, width = x.shape
+        many = batch * height * width >= MANY_DOUBLED and channels >= MANY_CHANNELS
+        if many and is_its_weights(self.conv, Conv3x3) and is_fast(x, self.conv.weight):
             return convolved_double(x, self.conv.weight, self.conv.bias)
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))

@@ -54,7 +54,7 @@ def winograd4x4(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     passing = part(max(all_tiles, len(weight)), CACHED // (PLANES * max(channels, kept)))
     tiles, out = (kept, passing) if all_tiles < len(weight) else (passing, kept)
     v, u, m = (
-        torch.empty(PLANES * (count + LINE), dtype=x.dtype)
+        torch.empty(PLANES * (count + LINE), dtype=x.dtype, device=x.device)
         for count in (tiles * channels, out * channels, tiles * out)
     )
     work = (ctypes.c_long * 9)(height, width, channels, len(weight), into, apart, all_tiles, tiles, out)

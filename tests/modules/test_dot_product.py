@@ -62,6 +62,28 @@ def test_by_sigmoid_is_the_formula_or_says_that_it_cannot(n, m, d, size, common,
             assert (out.double() - spread @ v.double()).abs().max() < (0.03 + scores / 64) * v.abs().max()
 
 
+@pytest.mark.parametrize("common", [0, 9_000, 11_000, 20_000])
+def test_what_all_keys_share_is_taken_out_of_the_scores_exactly(common, monkeypatch):
+    def in_float32(x, weight, then="none"):
+        y = x.float() @ weight.float().T
+        y = torch.sigmoid(y) if then == "sigmoid" else y
+        return torch.where(y.abs() < 2**-126, 0, y).to(x.dtype)
+
+    monkeypatch.setattr(dot_product, "product", in_float32)  # not every processor has it in bfloat16
+    q, k, v = rnd(1, 200, 40), rnd(2, 300, 40), rnd(3, 300, 40).bfloat16()
+    q[:, 0], k[:, 0] = 64, common * 40**0.5 / 64  # which adds to every score what all keys share
+    q, k = q.bfloat16(), k.bfloat16()
+    out = by_sigmoid(q, k, v)
+    assert out is not None and relative_error(out.double(), attended(q, k, v)) < 1e-2
+
+
+def test_attention_computes_where_its_inputs_are_whatever_the_default_device():
+    for q, k, v in ((rnd(i, 1, 2, n, 8) for i in range(3)) for n in (20, 1100)):
+        expected = attention(q, k, v)
+        with torch.device("meta"):
+            assert torch.equal(attention(q, k, v), expected)
+
+
 @with_bfloat16
 def test_scores_too_far_apart_for_a_sigmoid_are_torchs():
     # The first query's score on the eighth key is 90 above all others.

@@ -176,6 +176,70 @@ def test_the_feed_forward_network_is_its_formula(kind, gradients):
     assert relative_error(out.double(), value * exact @ w_out.T + bias_out) < CLOSE[kind]
 
 
+class Adapted(nn.Module):
+    """A layer with something added to what it gives, whose weight it shows as its own, as LoRA's does."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    @property
+    def weight(self):
+        return self.layer.weight
+
+    @property
+    def bias(self):
+        return self.layer.bias
+
+    def forward(self, x):
+        return self.layer(x) + 1
+
+
+def with_hook(layer):
+    layer.register_forward_hook(lambda _layer, _in, out: out + 1)
+    return layer
+
+
+def with_pre_hook(layer):
+    layer.register_forward_pre_hook(lambda _layer, inputs: (inputs[0] + 1,))
+    return layer
+
+
+def tiling(layer):
+    layer.padding_mode = "circular"
+    return layer
+
+
+@pytest.mark.parametrize("changed", [Adapted, with_hook, with_pre_hook])
+def test_what_is_put_on_an_inner_linear_layer_acts_at_inference_too(changed):
+    network, x = fill_by_name(FeedForward(16, 0.0)), rnd(5, 2, 9, 16)
+    before = network(x)
+    network.net[0].proj = changed(network.net[0].proj)
+    with torch.enable_grad():
+        expected = network(x).detach()
+    assert relative_error(network(x), expected) < 2e-6 < 0.01 < relative_error(before, expected)
+
+
+@pytest.mark.parametrize("changed", [Adapted, with_hook, with_pre_hook, tiling])
+@pytest.mark.parametrize("channels", [16, 256])
+def test_what_is_put_on_an_inner_convolution_acts_at_inference_too(changed, channels):
+    layer, x = fill_by_name(Upsample(channels)), rnd(6, 1, channels, 16, 16)
+    before = layer(x)
+    layer.conv = changed(layer.conv)
+    with torch.enable_grad():
+        expected = layer(x).detach()
+    assert relative_error(layer(x), expected) < 1e-5 < 0.01 < relative_error(before, expected)
+
+
+@only_here
+def test_layers_compute_where_their_inputs_are_whatever_the_default_device():
+    conv, linear = fill_by_name(Conv3x3(256, 256)), fill_by_name(Linear(16, 16))
+    x, tokens = rnd(7, 1, 256, 16, 16), rnd(8, 2, 16)
+    expected = conv(x), linear(tokens)
+    with torch.device("meta"):
+        assert all(map(torch.equal, (conv(x), linear(tokens)), expected))
+
+
 def test_gradients_and_copies_are_torchs():
     ours = nn.Sequential(Conv3x3(4, 6), nn.Flatten(), Linear(6 * 9, 3))
     plain = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.Flatten(), nn.Linear(6 * 9, 3))

@@ -81,6 +81,14 @@ def test_halves_that_differ_are_both_computed(options):
         assert samples_before_context(unet, x, times, context, torch.tensor([2, 3])) == 2
 
 
+def test_a_trace_of_equal_halves_computes_both_of_others():
+    unet = make()
+    times, context = torch.tensor([41, 41]), rnd(2, 2, 11, 48)
+    traced = torch.jit.trace(unet, (torch.zeros(2, 4, 16, 16), times, context), check_trace=False)
+    x = rnd(1, 2, 4, 16, 16)
+    assert relative_error(traced(x, times, context), unet(x, times, context)) < 1e-5
+
+
 def test_gradients_are_those_of_both_halves():
     unet = make()
     x, context = rnd(1, 1, 4, 16, 16), rnd(2, 2, 11, 48)

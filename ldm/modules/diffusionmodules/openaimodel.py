@@ -258,7 +258,7 @@ def is_twice(x: Tensor) -> bool:
 
     Asked on a CPU alone: elsewhere the answer would have to be waited for.
     """
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or len(x) % 2:
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing() or len(x) % 2:
         return False
     first, second = x.chunk(2)
     return torch.equal(first, second)

@@ -71,7 +71,7 @@ class ClipTokenizer:
         tokens = torch.full((len(texts), self.length), self.padding, dtype=torch.int64, device="cpu")
         for row, one in zip(tokens, texts, strict=True):
             ids = [START, *self._ids(one)[: self.length - 2], END]
-            row[: len(ids)] = torch.tensor(ids)
+            row[: len(ids)] = torch.tensor(ids, device="cpu")
         return tokens
 
     def truncated(self, text: str) -> str:

@@ -49,11 +49,11 @@ class WordEmbedder(nn.Module):
     def tokenize(self, text: str | list[str]) -> Tensor:
         """(B, max_length), int64: a start token, the known words that fit, an end token, padding."""
         texts = [text] if isinstance(text, str) else text
-        tokens = torch.full((len(texts), self.max_length), PAD)
+        tokens = torch.full((len(texts), self.max_length), PAD, device="cpu")
         for row, one in zip(tokens, texts, strict=True):
             known = [self.ids[word] for word in split(one) if word in self.ids]
             ids = [START, *known[: self.max_length - 2], END]
-            row[: len(ids)] = torch.tensor(ids)
+            row[: len(ids)] = torch.tensor(ids, device="cpu")
         return tokens
 
     def unknown(self, text: str) -> list[str]:
