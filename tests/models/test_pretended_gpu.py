@@ -1,4 +1,7 @@
-"""On pretended CUDA tensors, which have shapes and a device but no numbers, nothing mixes devices."""
+"""On pretended CUDA tensors, which have shapes and a device but no numbers, nothing mixes devices.
+
+Nor does anything ask for float64, which MPS does not have.
+"""
 
 from collections.abc import Iterator
 
@@ -33,13 +36,16 @@ def can_pretend() -> bool:
 pytestmark = pytest.mark.skipif(not can_pretend(), reason="this torch pretends no CUDA tensors without a GPU")
 
 
-class EveryAnswerIsYes(TorchDispatchMode):
-    """Where the code asks whether all is finite, it is told so: no number is there to ask."""
+class Pretended(TorchDispatchMode):
+    """Says that all is finite, as no number is there to ask, and no to float64, as MPS does."""
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         if operation is torch.ops.aten._local_scalar_dense.default:
             return True
-        return operation(*args, **(kwargs or {}))
+        out = operation(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and (out.device.type, out.dtype) == ("cuda", torch.float64):
+            raise TypeError("this device has no float64")
+        return out
 
 
 @pytest.fixture
@@ -62,7 +68,7 @@ def model(request, monkeypatch) -> Iterator[LatentDiffusion]:
             for name, buffer in module._buffers.items():
                 if buffer is not None and module is not made:
                     module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda")
-        with EveryAnswerIsYes():
+        with Pretended():
             yield made
 
 
