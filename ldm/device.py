@@ -4,7 +4,7 @@ import torch
 
 from ldm.errors import InputError
 
-NO_ROOM = ("out of memory", "can't allocate memory")  # what MPS says, and what the CPU
+NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory")  # as MPS, Linux and Windows say it
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:

@@ -101,6 +101,7 @@ def test_a_card_computes_in_bfloat16_from_ampere_on(monkeypatch, capability, kin
         (torch.OutOfMemoryError("3 numbers asked for, 2 are free"), True),
         (RuntimeError("MPS backend out of memory (MPS allocated: 8.9 GiB, max allowed: 9.1 GiB)"), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."), True),
         (MemoryError(), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("out of memory"), False),
