@@ -35,6 +35,7 @@ def extension(source: str, *flags: str) -> Extension:
 EXTENSIONS = []
 if sys.platform == "linux":
     EXTENSIONS.append(extension("ldm/freeu/filter.c"))
+    EXTENSIONS.append(extension("ldm/modules/norm.c"))
     if platform.machine() == "x86_64":
         EXTENSIONS.append(extension("ldm/modules/tiles.c", "-march=sapphirerapids"))
         EXTENSIONS.append(extension("ldm/modules/vectors.c"))

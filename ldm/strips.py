@@ -10,17 +10,16 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.modules.dot_product import attention
+from ldm.modules.norm import GroupNorm, group_sums
 
 STRIP = 2**24  # numbers in a strip, or scores of attention at once: 64 MiB in float32
 
 Step = Callable[..., Tensor]
-silu = partial(F.silu, inplace=True)
 
 
 @torch.no_grad()
@@ -34,8 +33,6 @@ class _Strips:
 
     def __init__(self, device: torch.device):
         self.device = device
-        # In which torch takes the statistics of groups fastest.
-        self.layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
 
     def decode(self, autoencoder: AutoencoderKL, z: Tensor) -> Tensor:
         decoder: Any = autoencoder.decoder
@@ -51,13 +48,13 @@ class _Strips:
             if stage.upsample is not None:
                 h = self.layer(stage.upsample, h, scale=2)
         norm = self.norm(decoder.norm_out, h)
-        return self.layer(lambda strip: decoder.conv_out(silu(norm(strip))), h)  # (1, 3, fh, fw)
+        return self.layer(lambda strip: decoder.conv_out(norm(strip)), h)  # (1, 3, fh, fw)
 
     def resnet(self, block: Any, x: Tensor) -> Tensor:
         norm1 = self.norm(block.norm1, x)
-        h = self.layer(lambda strip: block.conv1(silu(norm1(strip))), x)
+        h = self.layer(lambda strip: block.conv1(norm1(strip)), x)
         norm2, shortcut = self.norm(block.norm2, h), block.nin_shortcut or nn.Identity()
-        return self.layer(lambda h, x: shortcut(x) + block.conv2(silu(norm2(h))), h, x)
+        return self.layer(lambda h, x: block.conv2(norm2(h)).add_(shortcut(x)), h, x)
 
     def attention(self, block: Any, x: Tensor) -> Tensor:
         """All positions look at all others, a strip of them at a time, as scores take the most room."""
@@ -70,29 +67,11 @@ class _Strips:
         h = torch.cat([attention(part, k, v) for part in q.split(at_once, dim=2)], dim=2)
         return (on_device + block.proj_out(rearrange(h, "b 1 (h w) c -> b c h w", h=x.shape[2]))).cpu()
 
-    def norm(self, norm: nn.GroupNorm, x: Tensor) -> Step:
-        """The normalisation by the statistics of the whole of x, to be applied to strips of it."""
-        total, squares = torch.zeros(2, norm.num_groups, dtype=torch.float64, device="cpu")
-        for top, bottom in strips(x):
-            strip = x[:, :, top:bottom].to(self.device, torch.float32).contiguous(memory_format=self.layout)
-            shape, groups = (1, strip.shape[1], strip[0, 0].numel()), norm.num_groups
-            _, mean, rstd = torch.native_group_norm(strip, None, None, *shape, groups, eps=0)
-            mean, var, rows = mean[0].cpu().double(), rstd[0].cpu().double() ** -2, bottom - top
-            total += rows * mean
-            squares += rows * (var + mean**2)
-        mean = total / x.shape[2]
-        var = squares / x.shape[2] - mean**2
-        each = x.shape[1] // norm.num_groups  # channels of a group
-        mean, var = (it.float().repeat_interleave(each).to(self.device) for it in (mean, var))  # (C,)
-        weight, bias = norm.weight.float(), norm.bias.float()
-
-        def normalized(strip: Tensor) -> Tensor:
-            # Once the statistics are given, a normalisation over groups is one over a batch. MPS takes these
-            # in the strip's own precision alone.
-            kind = torch.float32 if strip.device.type == "mps" else strip.dtype
-            return F.batch_norm(strip.to(kind), mean, var, weight, bias, eps=norm.eps).to(strip.dtype)
-
-        return normalized
+    def norm(self, norm: GroupNorm, x: Tensor) -> Step:
+        """The normalisation by the sums over the whole of x, to be applied to strips of it."""
+        parts = (x[:, :, top:bottom].to(self.device) for top, bottom in strips(x))
+        sums = torch.stack([group_sums(part, norm.num_groups) for part in parts]).sum(0)
+        return partial(norm.by_sums, sums=sums, count=x[0].numel() // norm.num_groups)
 
     def layer(self, step: Step, *maps: Tensor, scale: int = 1) -> Tensor:
         """What a step makes of maps, (1, C', scale H, scale W); it may look a row beyond the one it makes."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ldm.modules.dot_product import attention
 from ldm.modules.layers import Linear, is_its_weights
+from ldm.modules.norm import GroupNorm
 from ldm.modules.onednn import is_fast, product
 
 TOKENS = 2048  # of a batch, that a CPU takes through the feed-forward network at a time
@@ -128,7 +129,7 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         inner = heads * dim_head
         self.use_linear = use_linear
-        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
+        self.norm = GroupNorm(norm_groups, channels, eps=1e-6)
         self.proj_in = Linear(channels, inner) if use_linear else nn.Conv2d(channels, inner, 1)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(inner, heads, dim_head, context_dim, dropout, disable_self_attn)

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from ldm.device import has_amx
 from ldm.freeu import fourier_filter, free_u, native
-from ldm.modules import tiles, vectors, winograd4x4
+from ldm.modules import norm, tiles, vectors, winograd4x4
 from tests.conftest import on_threads, rnd
 
 FILTER = Path(native.__file__).with_name("filter.c")
 LIBRARIES = [
     ("ldm.freeu", FILTER, []),
+    ("ldm.modules", Path(norm.__file__).with_name("norm.c"), []),
     ("ldm.modules", Path(tiles.__file__).with_name("tiles.c"), ["-march=sapphirerapids"]),
     ("ldm.modules", Path(vectors.__file__).with_name("vectors.c"), []),
     ("ldm.modules", Path(winograd4x4.__file__).with_name("winograd4x4.c"), []),

@@ -5,6 +5,12 @@ from torch import Tensor, nn
 
 from ldm.modules.attention import SpatialTransformer
 from ldm.modules.layers import Conv3x3
+from ldm.modules.norm import GroupNorm
+
+
+def norm_and_silu(groups: int, channels: int) -> tuple[nn.Module, nn.Module]:
+    """The U-Net's group normalisation and SiLU, done by the first of two layers, as checkpoints count two."""
+    return GroupNorm(groups, channels, silu=True), nn.Identity()
 
 
 class Downsample(nn.Module):
@@ -37,18 +43,14 @@ class ResBlock(nn.Module):
         super().__init__()
         self.use_scale_shift_norm = use_scale_shift_norm
         self.resize = resize
-        self.in_layers = nn.Sequential(
-            nn.GroupNorm(norm_groups, channels), nn.SiLU(inplace=True), Conv3x3(channels, out_channels)
-        )
+        self.in_layers = nn.Sequential(*norm_and_silu(norm_groups, channels), Conv3x3(channels, out_channels))
         self.emb_layers = nn.Sequential(
             nn.SiLU(), nn.Linear(emb_channels, (2 if use_scale_shift_norm else 1) * out_channels)
         )
-        self.out_layers = nn.Sequential(
-            nn.GroupNorm(norm_groups, out_channels),
-            nn.SiLU(inplace=True),
-            nn.Dropout(dropout),
-            Conv3x3(out_channels, out_channels),
-        )
+        norm: tuple[nn.Module, ...] = norm_and_silu(norm_groups, out_channels)
+        if use_scale_shift_norm:
+            norm = GroupNorm(norm_groups, out_channels), nn.SiLU(inplace=True)
+        self.out_layers = nn.Sequential(*norm, nn.Dropout(dropout), Conv3x3(out_channels, out_channels))
         self.skip_connection = (
             nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
         )
@@ -59,8 +61,8 @@ class ResBlock(nn.Module):
         return F.avg_pool2d(x, 2) if self.resize == 0.5 else x
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        norm, silu, conv = self.in_layers
-        h = conv(self._resized(silu(norm(x))))  # (B, out, H, W)
+        norm, _, conv = self.in_layers
+        h = conv(self._resized(norm(x)))  # (B, out, H, W)
         e = self.emb_layers(emb)[:, :, None, None]  # (B, out or 2 out, 1, 1)
         if self.use_scale_shift_norm:
             scale, shift = e.chunk(2, dim=1)

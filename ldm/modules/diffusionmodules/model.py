@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from ldm.errors import InputError
 from ldm.modules.dot_product import attention
 from ldm.modules.layers import Conv3x3, Upsample
+from ldm.modules.norm import GroupNorm
 
 
-def normalize(channels: int, groups: int) -> nn.GroupNorm:
-    """The autoencoder's group normalisation, with an eps of 1e-6 (the U-Net's is 1e-5)."""
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+def normalize(channels: int, groups: int, silu: bool = True) -> GroupNorm:
+    """The autoencoder's group normalisation, with an eps of 1e-6 (the U-Net's is 1e-5), and SiLU."""
+    return GroupNorm(groups, channels, eps=1e-6, silu=silu)
 
 
 class Downsample(nn.Module):
@@ -42,11 +43,10 @@ class ResnetBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
-        # A name for each map in turn, so that none outlives its use.
-        h = self.norm1(x)
-        h = self.conv1(F.silu(h, inplace=True))
-        h = self.norm2(h)
-        h = self.conv2(self.dropout(F.silu(h, inplace=True)))
+        # One name for all maps, so that none outlives its use.
+        h = self.conv1(self.norm1(x))
+        h = self.norm2(h, overwrite=True)
+        h = self.conv2(self.dropout(h))
         h += self.nin_shortcut(x) if self.nin_shortcut is not None else x
         return h
 
@@ -56,7 +56,7 @@ class AttnBlock(nn.Module):
 
     def __init__(self, channels: int, norm_groups: int):
         super().__init__()
-        self.norm = normalize(channels, norm_groups)
+        self.norm = normalize(channels, norm_groups, silu=False)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -161,7 +161,7 @@ class Encoder(nn.Module):
             for layer in stage.layers():
                 h = layer(h)
         h = self.mid(h)  # (B, C, H/f, W/f)
-        return self.conv_out(F.silu(self.norm_out(h), inplace=True))  # (B, 2 z_channels, H/f, W/f)
+        return self.conv_out(self.norm_out(h))  # (B, 2 z_channels, H/f, W/f)
 
 
 class Decoder(nn.Module):
@@ -208,4 +208,4 @@ class Decoder(nn.Module):
         for stage in reversed(self.up):
             for layer in stage.layers():
                 h = layer(h)
-        return self.conv_out(F.silu(self.norm_out(h), inplace=True))  # (B, out_ch, H, W)
+        return self.conv_out(self.norm_out(h))  # (B, out_ch, H, W)

@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from ldm.errors import InputError
 from ldm.freeu import TRAINING_STEPS, Channels, DecoderStage, FreeUSettings, Match, free_u
 from ldm.modules.attention import AttentionBlock, SpatialTransformer
-from ldm.modules.diffusionmodules.blocks import Downsample, ResBlock, TimestepEmbedSequential
+from ldm.modules.diffusionmodules.blocks import (
+    Downsample,
+    ResBlock,
+    TimestepEmbedSequential,
+    norm_and_silu,
+)
 from ldm.modules.diffusionmodules.util import timestep_embedding
 from ldm.modules.layers import Conv3x3, Upsample
 
@@ -136,9 +141,7 @@ class UNetModel(nn.Module):
         self.output_blocks = nn.ModuleList(blocks)
         self.decoder_stages = tuple(stages)
 
-        self.out = nn.Sequential(
-            nn.GroupNorm(norm_groups, ch), nn.SiLU(inplace=True), Conv3x3(ch, out_channels)
-        )
+        self.out = nn.Sequential(*norm_and_silu(norm_groups, ch), Conv3x3(ch, out_channels))
 
     @property
     def dtype(self) -> torch.dtype:

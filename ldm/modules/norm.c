@@ -1,0 +1,195 @@
+/* Group normalisation, and SiLU behind it where that is asked for, of maps whose channels lie last; norm.py
+   says when it is taken. */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* One form for each generation of processors, of which the loader of the library takes the newest. */
+#if defined(__x86_64__)
+#define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FOR_EACH_CPU
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+enum {
+    LANES = 8,        /* of which channels are a whole number */
+    BLOCK = 64,       /* positions that are summed in single precision */
+    PART = 64 * 1024, /* numbers that a thread takes at a time */
+    FEW = 16 * 1024,  /* numbers for which it does not pay to wake a second thread */
+};
+
+#pragma GCC diagnostic ignored "-Wpsabi" /* None of these is passed: what takes them is inlined. */
+typedef float lanes __attribute__((vector_size(4 * LANES)));
+typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+typedef lanes lanes_anywhere __attribute__((aligned(4), may_alias));
+typedef halves halves_anywhere __attribute__((aligned(2), may_alias));
+
+struct maps {
+    long batch, positions, channels, groups;
+};
+
+INLINE long min(long a, long b)
+{
+    return a < b ? a : b;
+}
+
+INLINE lanes get(const void *x, long i, int bfloat16)
+{
+    if (!bfloat16)
+        return *(const lanes_anywhere *)((const float *)x + i);
+    halves upper = *(const halves_anywhere *)((const uint16_t *)x + i);
+    return (lanes)(__builtin_convertvector(upper, bits) << 16);
+}
+
+INLINE void put(void *x, long i, const lanes *numbers, int bfloat16)
+{
+    if (!bfloat16) {
+        *(lanes_anywhere *)((float *)x + i) = *numbers;
+        return;
+    }
+    bits all = (bits)*numbers, nearest = all + 0x7fff + (all >> 16 & 1), quiet = all | 1u << 22;
+    bits not_a_number = (bits)(*numbers != *numbers);
+    nearest = (quiet & not_a_number) | (nearest & ~not_a_number);
+    *(halves_anywhere *)((uint16_t *)x + i) = __builtin_convertvector(nearest >> 16, halves);
+}
+
+/* x becomes x / (1 + e^-x). */
+INLINE void silu(lanes *x)
+{
+    const lanes far = (lanes){0} + 126; /* a power of two: one further away is as good as none or all */
+    const float shift = 0x1.8p23f + 127; /* added, it leaves the exponent of that power in the lowest bits */
+    lanes power = -1.44269504f * *x;
+    bits above = (bits)(power > far), below = (bits)(power < -far);
+    power = (lanes)(((bits)far & above) | ((bits)-far & below) | ((bits)power & ~(above | below)));
+    lanes shifted = power + shift, f = (power - (shifted - shift)) * 0.693147181f; /* log(2) of the rest */
+    lanes series = 1 / 24.f + f * (1 / 120.f + f * (1 / 720.f));
+    series = 1 + f * (1 + f * (1 / 2.f + f * (1 / 6.f + f * series)));
+    *x /= 1 + series * (lanes)((bits)shifted << 23);
+}
+
+/* Adds a part's numbers and their squares to the sums of their groups, (groups, 2). */
+INLINE void add_known(const char *x, long positions, const struct maps *m, double *sums, int bfloat16)
+{
+    long channels = m->channels, each = channels / m->groups, size = bfloat16 ? 2 : 4;
+    float plain[channels], squares[channels];
+    for (long first = 0; first < positions; first += BLOCK) {
+        memset(plain, 0, sizeof plain);
+        memset(squares, 0, sizeof squares);
+        for (long i = first; i < min(first + BLOCK, positions); i++)
+            for (long c = 0; c < channels; c += LANES) {
+                lanes numbers = get(x + i * channels * size, c, bfloat16);
+                lanes sum = get(plain, c, 0) + numbers, square = get(squares, c, 0) + numbers * numbers;
+                put(plain, c, &sum, 0);
+                put(squares, c, &square, 0);
+            }
+        for (long c = 0; c < channels; c++) {
+            sums[c / each * 2] += plain[c];
+            sums[c / each * 2 + 1] += squares[c];
+        }
+    }
+}
+
+FOR_EACH_CPU static void add_part(const char *x, long positions, const struct maps *m, double *sums,
+                                  int bfloat16)
+{
+    if (bfloat16)
+        add_known(x, positions, m, sums, 1);
+    else
+        add_known(x, positions, m, sums, 0);
+}
+
+/* A part of y becomes scale (x - mean) + bias, or SiLU of that; how is (3, channels), in this order. */
+INLINE void scale_known(const char *x, char *y, long positions, long channels, const float *how,
+                        int then_silu, int bfloat16)
+{
+    for (long i = 0; i < positions; i++) {
+        long at = i * channels * (bfloat16 ? 2 : 4);
+        for (long c = 0; c < channels; c += LANES) {
+            lanes mean = get(how, channels + c, 0), bias = get(how, 2 * channels + c, 0);
+            lanes numbers = get(how, c, 0) * (get(x + at, c, bfloat16) - mean) + bias;
+            if (then_silu)
+                silu(&numbers);
+            put(y + at, c, &numbers, bfloat16);
+        }
+    }
+}
+
+FOR_EACH_CPU static void scale_part(const char *x, char *y, long positions, long channels, const float *how,
+                                    int then_silu, int bfloat16)
+{
+    if (then_silu && bfloat16)
+        scale_known(x, y, positions, channels, how, 1, 1);
+    else if (then_silu)
+        scale_known(x, y, positions, channels, how, 1, 0);
+    else if (bfloat16)
+        scale_known(x, y, positions, channels, how, 0, 1);
+    else
+        scale_known(x, y, positions, channels, how, 0, 0);
+}
+
+/* How a sample's channels are scaled, given the sums of its groups, of `count` numbers each. */
+static void find_scale(const struct maps *m, const double *sums, double count, const void *weight,
+                       const void *bias, double eps, float *how, int bfloat16)
+{
+    long each = m->channels / m->groups;
+    for (long c = 0; c < m->channels; c += LANES) {
+        lanes w = get(weight, c, bfloat16), b = get(bias, c, bfloat16);
+        put(how, c, &w, 0);
+        put(how, 2 * m->channels + c, &b, 0);
+    }
+    for (long g = 0; g < m->groups; g++) {
+        double mean = sums[2 * g] / count, variance = sums[2 * g + 1] / count - mean * mean;
+        double none = variance * 0; /* and not a number where that, or a sum of squares, is none */
+        double over = 1 / sqrt((variance > 0 ? variance : 0) + none + eps);
+        for (long c = g * each; c < (g + 1) * each; c++) {
+            how[c] *= over;
+            how[m->channels + c] = mean;
+        }
+    }
+}
+
+/* Adds the numbers of x, in float32 or bfloat16, and their squares to the sums of their groups, (batch,
+   groups, 2). 0, or 1 where there is no memory and nothing is added. */
+int add_sums(const char *x, const struct maps *m, double *sums, int bfloat16, int threads)
+{
+    long at_once = (PART + m->channels - 1) / m->channels, parts = (m->positions + at_once - 1) / at_once;
+    long size = bfloat16 ? 2 : 4, pair = 2 * m->groups;
+    double *all = calloc(m->batch * parts * pair, sizeof *all); /* each part's, so that their order is one */
+    if (!all)
+        return 1;
+    if (m->batch * m->positions * m->channels < FEW)
+        threads = 1;
+#pragma omp parallel for num_threads(threads)
+    for (long i = 0; i < m->batch * parts; i++) {
+        long first = i % parts * at_once, at = (i / parts * m->positions + first) * m->channels * size;
+        add_part(x + at, min(at_once, m->positions - first), m, all + i * pair, bfloat16);
+    }
+    for (long i = 0; i < m->batch * parts; i++)
+        for (long g = 0; g < pair; g++)
+            sums[i / parts * pair + g] += all[i * pair + g];
+    free(all);
+    return 0;
+}
+
+/* y, which may be x, becomes x normalised by the sums of its groups, of `count` numbers each, or SiLU of
+   that. */
+void normalize(const char *x, char *y, const struct maps *m, const double *sums, double count,
+               const void *weight, const void *bias, double eps, int then_silu, int bfloat16, int threads)
+{
+    long at_once = (PART + m->channels - 1) / m->channels, parts = (m->positions + at_once - 1) / at_once;
+    long size = bfloat16 ? 2 : 4;
+    if (m->batch * m->positions * m->channels < FEW)
+        threads = 1;
+#pragma omp parallel for num_threads(threads)
+    for (long i = 0; i < m->batch * parts; i++) {
+        float how[3 * m->channels];
+        long sample = i / parts, first = i % parts * at_once;
+        find_scale(m, sums + sample * 2 * m->groups, count, weight, bias, eps, how, bfloat16);
+        long at = (sample * m->positions + first) * m->channels * size;
+        scale_part(x + at, y + at, min(at_once, m->positions - first), m->channels, how, then_silu, bfloat16);
+    }
+}

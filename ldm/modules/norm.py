@@ -1,0 +1,94 @@
+"""Group normalisation, and SiLU behind it: torch's own and, at inference on a CPU, norm.c's.
+
+That reads a map twice and writes it once, over what it read where nobody needs that; torch's own does so once
+more for each. A strip of a map is normalised by the sums of the whole.
+"""
+
+import ctypes
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.freeu.native import is_plain, load, pointer
+
+LANES = 8  # of which channels are a whole number
+WIDEST = 2**14  # channels, for which there is room beside a thread's stack
+
+LIBRARY = load(Path(__file__).with_name("norm.c"), "ldm.modules")
+
+
+def has_norm(x: Tensor) -> bool:
+    """Whether norm.c is there for these maps, (B, C, H, W): in one precision, channels last."""
+    return (
+        LIBRARY is not None
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and is_plain(x)
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and x.numel() > 0
+        and x.shape[1] % LANES == 0
+        and x.shape[1] <= WIDEST
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def group_sums(x: Tensor, groups: int) -> Tensor:
+    """The sums of maps' numbers, (B, C, H, W), and of their squares, in each group of channels.
+
+    (B, groups, 2), in float64 on the CPU, wherever x is.
+    """
+    batch, channels, height, width = x.shape
+    if LIBRARY is not None and has_norm(x):
+        sums = torch.zeros(batch, groups, 2, dtype=torch.float64, device="cpu")
+        maps = (ctypes.c_long * 4)(batch, height * width, channels, groups)
+        is_bfloat16 = x.dtype == torch.bfloat16
+        if not LIBRARY.add_sums(pointer(x), maps, pointer(sums), is_bfloat16, torch.get_num_threads()):
+            return sums
+    # In the layout in which torch takes the statistics of groups fastest.
+    layout = torch.channels_last if x.device.type == "cpu" else torch.contiguous_format
+    x = x.to(torch.float32).contiguous(memory_format=layout)
+    shape = batch, channels, height * width, groups
+    _, mean, rstd = torch.native_group_norm(x, None, None, *shape, eps=0)
+    mean, var = mean.cpu().double(), rstd.cpu().double() ** -2  # (B, groups)
+    return torch.stack([mean, var + mean**2], dim=-1) * (x[0].numel() // groups)
+
+
+class GroupNorm(nn.GroupNorm):
+    """torch's group normalisation, with SiLU behind it where `silu` says so."""
+
+    def __init__(self, groups: int, channels: int, eps: float = 1e-5, silu: bool = False):
+        super().__init__(groups, channels, eps)
+        self.silu = silu
+
+    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
+        """Normalises maps (B, C, H, W); where `overwrite` allows it, in their own memory."""
+        if has_norm(x) and x.dtype == self.weight.dtype:
+            return self.by_sums(x, group_sums(x, self.num_groups), x[0].numel() // self.num_groups, overwrite)
+        y = super().forward(x)
+        return F.silu(y, inplace=True) if self.silu else y
+
+    def by_sums(self, x: Tensor, sums: Tensor, count: int, overwrite: bool = False) -> Tensor:
+        """As `forward`, by sums as of `group_sums` over `count` numbers of each group.
+
+        They are x's own, or those of a map that x, (1, C, H, W), is a strip of.
+        """
+        if LIBRARY is not None and has_norm(x) and x.dtype == self.weight.dtype:
+            batch, channels, height, width = x.shape
+            y = x if overwrite else torch.empty_like(x)
+            maps = (ctypes.c_long * 4)(batch, height * width, channels, self.num_groups)
+            told = pointer(sums), ctypes.c_double(count), pointer(self.weight), pointer(self.bias)
+            how = ctypes.c_double(self.eps), self.silu, x.dtype == torch.bfloat16, torch.get_num_threads()
+            LIBRARY.normalize(pointer(x), pointer(y), maps, *told, *how)
+            return y
+        mean, squares = (
+            (sums[0] / count).repeat_interleave(x.shape[1] // self.num_groups, 0).unbind(-1)
+        )  # (C,)
+        mean, var = (it.float().to(x.device) for it in (mean, squares - mean**2))
+        # Once the statistics are given, a normalisation over groups is one over a batch. MPS takes these in
+        # the maps' own precision alone.
+        kind = torch.float32 if x.device.type == "mps" else x.dtype
+        weight, bias = self.weight.float(), self.bias.float()
+        y = F.batch_norm(x.to(kind), mean, var, weight, bias, eps=self.eps).to(x.dtype)
+        return F.silu(y, inplace=True) if self.silu else y

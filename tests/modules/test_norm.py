@@ -1,0 +1,163 @@
+"""Group normalisation and SiLU against their formulas in float64, by C and by torch, whole and in parts."""
+
+from unittest.mock import Mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ldm.modules import norm
+from ldm.modules.norm import GroupNorm, group_sums, has_norm
+from tests.conftest import fill_by_name, on_threads, relative_error, rnd
+
+LAST = torch.channels_last
+with_library = pytest.mark.skipif(norm.LIBRARY is None, reason="no C compiler was there at the installation")
+
+
+def expected(layer, x):
+    """The layer's formula in float64."""
+    groups = x.double().unflatten(1, (layer.num_groups, -1))  # (B, groups, C / groups, H, W)
+    mean = groups.mean((2, 3, 4), keepdim=True)
+    var = (groups - mean).square().mean((2, 3, 4), keepdim=True)
+    y = ((groups - mean) / (var + layer.eps).sqrt()).flatten(1, 2)
+    y = y * layer.weight.double()[:, None, None] + layer.bias.double()[:, None, None]
+    return y * torch.sigmoid(y) if layer.silu else y
+
+
+def made(channels, groups=4, silu=True, kind=torch.float32):
+    return fill_by_name(GroupNorm(groups, channels, silu=silu)).to(kind)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    channels=st.sampled_from([8, 12, 32, 320]),
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
+    common=st.sampled_from([0, 3, -40]),
+    memory=st.sampled_from([LAST, torch.contiguous_format]),
+    kind=st.sampled_from([torch.float32, torch.bfloat16]),
+    silu=st.booleans(),
+    overwrite=st.booleans(),
+    threads=st.integers(1, 3),
+)
+def test_any_map_is_normalised_as_by_the_formula(
+    batch, channels, height, width, common, memory, kind, silu, overwrite, threads
+):
+    layer = made(channels, silu=silu, kind=kind)
+    x = (
+        (common + rnd(height * width, batch, channels, height, width))
+        .to(kind)
+        .contiguous(memory_format=memory)
+    )
+    before, exact = x.clone(), expected(layer, x)
+    groups = x.double().unflatten(1, (layer.num_groups, -1))
+    var, mean = torch.var_mean(groups, dim=(2, 3, 4), correction=0)
+    far = (mean**2 / (var + layer.eps)).max()  # which a difference of squares is rounded relative to
+    with torch.no_grad(), on_threads(threads):
+        y = layer(x, overwrite)
+    assert y.shape == x.shape and y.dtype == kind
+    # torch rounds a number in bfloat16 ahead of SiLU as well.
+    close = 3e-6 + 3e-7 * far if kind == torch.float32 else 2e-2
+    assert (y.double() - exact).abs().max() <= close * (1 + exact.abs().max())
+    assert overwrite or torch.equal(x, before)
+
+
+@with_library
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
+def test_the_bits_are_the_same_on_any_number_of_threads(kind):
+    layer, x = made(64, kind=kind), rnd(1, 2, 64, 70, 50).to(kind).contiguous(memory_format=LAST)
+    assert has_norm(x)
+    outs = []
+    for threads in (1, 2, 3, 7):
+        with on_threads(threads):
+            outs.append(layer(x))
+    assert all(torch.equal(out, outs[0]) for out in outs)
+
+
+@with_library
+@pytest.mark.parametrize("common", [0, 10, 100])
+def test_numbers_far_from_zero_lose_no_more_than_by_torch(common):
+    layer, x = made(32), (common + rnd(2, 1, 32, 128, 128)).contiguous(memory_format=LAST)
+    exact = expected(layer, x)
+    by_torch = F.silu(F.group_norm(x, layer.num_groups, layer.weight, layer.bias, layer.eps))
+    ours, theirs = (relative_error(y.double(), exact) for y in (layer(x), by_torch))
+    assert ours < max(theirs, 2e-6)
+
+
+@pytest.mark.parametrize("with_c", [True, False])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
+def test_parts_are_normalised_by_the_sums_of_the_whole(kind, with_c, monkeypatch):
+    if not with_c:
+        monkeypatch.setattr(norm, "LIBRARY", None)
+    layer, x = made(32, kind=kind), (1 + rnd(3, 1, 32, 30, 12)).to(kind).contiguous(memory_format=LAST)
+    parts = x.split(7, dim=2)
+    sums = sum(group_sums(part, 4) for part in parts)
+    numbers = x.double().unflatten(1, (4, -1)).flatten(2)  # (1, groups, numbers)
+    assert torch.allclose(sums[..., 0], numbers.sum(-1), rtol=1e-5)
+    assert torch.allclose(sums[..., 1], numbers.square().sum(-1), rtol=1e-5)
+    out = torch.cat([layer.by_sums(part, sums, numbers.shape[-1]) for part in parts], dim=2)
+    close = 3e-5 if kind == torch.float32 else 2e-2
+    assert relative_error(out.double(), expected(layer, x)) < close
+
+
+@pytest.mark.parametrize("size", [0, 1e-3, 1, 30, 1000])
+def test_silu_holds_far_from_zero_and_near_it(size):
+    layer = made(8, groups=1)
+    layer.weight.fill_(size)
+    layer.bias.zero_()
+    x = rnd(4, 1, 8, 40, 40).contiguous(memory_format=LAST)
+    exact = expected(layer, x)
+    assert ((layer(x).double() - exact).abs() <= 1e-5 * exact.abs() + 1e-5 * size).all()
+
+
+def test_a_flat_map_is_its_bias():
+    layer = made(8)
+    out = layer(torch.full((2, 8, 5, 3), 7.0).contiguous(memory_format=LAST))
+    assert torch.allclose(out, F.silu(layer.bias)[:, None, None].expand_as(out), atol=1e-6)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 1e38])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_no_number_or_too_large_to_be_squared_shows_in_its_group_alone(number, kind):
+    layer, x = made(32, kind=kind), rnd(5, 2, 32, 6, 6).to(kind).contiguous(memory_format=LAST)
+    x[1, 9, 2, 3] = number
+    out = layer(x)
+    assert not out[1, 8:16].isfinite().any()
+    out[1, 8:16] = 0
+    assert out.isfinite().all()
+
+
+@with_library
+def test_plain_maps_at_inference_are_normalised_in_c_and_nothing_else(monkeypatch):
+    called = Mock(wraps=norm.LIBRARY)
+    monkeypatch.setattr(norm, "LIBRARY", called)
+    layer, x = made(32), rnd(6, 2, 32, 8, 8).contiguous(memory_format=LAST)
+    for taken in (x, x[1:], x[:1, :, 2:5]):
+        layer(taken)
+    layer.bfloat16()(x.bfloat16())
+    assert called.normalize.call_count == 4
+    layer.float()
+    for other in (x.contiguous(), x[:, :, :, 1:], x[:0]):
+        layer(other)
+    made(12, kind=torch.float64)(rnd(7, 1, 12, 8, 8).double())
+    made(12)(rnd(7, 1, 12, 8, 8).contiguous(memory_format=LAST))
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x)
+    with torch.enable_grad():
+        layer(x)
+    assert called.normalize.call_count == 4
+
+
+def test_gradients_are_torchs():
+    layer, plain = made(32), torch.nn.GroupNorm(4, 32)
+    plain.load_state_dict(layer.state_dict())
+    x = rnd(8, 2, 32, 8, 8).contiguous(memory_format=LAST)
+    with torch.enable_grad():
+        grads = [
+            torch.autograd.grad(one(x).square().sum(), list(one.parameters()))
+            for one in (layer, torch.nn.Sequential(plain, torch.nn.SiLU()))
+        ]
+    assert all(map(torch.equal, *grads))
