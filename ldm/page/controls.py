@@ -109,7 +109,7 @@ def picture_controls(studio: Studio, first: Settings, controls: dict[str, Any]) 
             )
             dice = gr.Button("⚄ New", size="sm", min_width=70, scale=1, elem_id="dice")
             reuse = gr.Button("↺ Last", size="sm", min_width=70, scale=1, elem_id="reuse")
-        controls["steps"] = gr.Slider(1, limits.steps, first.steps, step=1, label="Steps", elem_id="steps")
+        controls["steps"] = slider_up_to(limits.steps, 1, first.steps, label="Steps", elem_id="steps")
         controls["scale"] = gr.Slider(
             1, 20, first.scale, step=0.1, label="Guidance", info="how closely to follow the words; 1 is none"
         )
@@ -121,20 +121,26 @@ def picture_controls(studio: Studio, first: Settings, controls: dict[str, Any]) 
         )
         most = limits.side // multiple * multiple
         for side in ("width", "height"):
-            controls[side] = gr.Slider(
-                multiple, most, getattr(first, side), step=multiple, label=side.capitalize(), elem_id=side
+            controls[side] = slider_up_to(
+                most, multiple, getattr(first, side), label=side.capitalize(), elem_id=side
             )
         with gr.Accordion("More", open=False):
             controls["negative_prompt"] = gr.Textbox(
                 first.negative_prompt, label="What to keep away from", elem_id="negative_prompt"
             )
-            controls["n_samples"] = gr.Slider(
-                1, limits.samples, first.n_samples, step=1, label="Pairs", info="the seeds count on"
+            controls["n_samples"] = slider_up_to(
+                limits.samples, 1, first.n_samples, label="Pairs", info="the seeds count on"
             )
             controls["eta"] = gr.Slider(
                 0, 1, first.eta, step=0.01, label="eta", info="DDIM alone: fresh noise in every step"
             )
     return dice, reuse
+
+
+def slider_up_to(most: int, step: int, value: int, **more: Any) -> Any:
+    """A slider over the multiples of `step` up to a limit; it is fixed where there is but one."""
+    # gradio takes no slider without a range.
+    return gr.Slider(step, max(most, 2 * step), value, step=step, interactive=most > step, **more)
 
 
 def source_line(source: str) -> str:

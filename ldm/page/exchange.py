@@ -19,8 +19,13 @@ LARGEST_PICTURE = 64 << 20  # pixels, of a picture that is opened for its settin
 # The links' names for settings, where they are other than txt2img's.
 LINK_NAMES = {"height": "H", "width": "W"}
 
-# Webuis' samplers that are the same methods under other names, by how those begin, in lower case.
+# Webuis' samplers that are the same methods under other names, in lower case.
 METHODS = {"ddim": "ddim", "plms": "plms", "dpm++ 2m": "dpm"}
+# How webuis space the steps, which some write behind the sampler's name.
+SCHEDULE = re.compile(
+    " (automatic|uniform|sgm uniform|ddim uniform|karras|exponential|polyexponential|kl optimal|"
+    "align your steps|simple|normal|ddim|beta|turbo)$"
+)
 
 
 def to_query(settings: Settings) -> str:
@@ -109,9 +114,8 @@ def _from_parameters(text: str, defaults: Settings) -> tuple[Settings, list[str]
     if size := re.fullmatch(r"(\d+)x(\d+)", entries.get("Size", "")):
         given |= {"width": size[1], "height": size[2]}
     if method := entries.get("Sampler"):
-        ours = [name for start, name in METHODS.items() if method.lower().startswith(start)]
-        if ours:
-            given["sampler"] = ours[0]
+        if ours := METHODS.get(SCHEDULE.sub("", method.lower())):
+            given["sampler"] = ours
         else:
             notes.append(f"There is no sampler {method:.40} here; the one chosen stays.")
     pairs = (part.partition("=") for part in entries.get("FreeU", "").split())

@@ -80,8 +80,9 @@ def draw_cells(studio: Studio, grid: Grid, stopping: threading.Event) -> Iterato
             yield grid
     if grid.axes:
         sheet = folder / "grid.png"
-        pictures = [read_picture(path) for path in grid.files.values()]
-        GridSheets(grid.axes, studio.recipe(grid.cells[0], "freeu")).save(sheet, 0, pictures)
+        pictures, first = [read_picture(path) for path in grid.files.values()], grid.cells[0]
+        sheets = GridSheets(grid.axes, studio.recipe(first, "freeu"), studio.freeu(first))
+        sheets.save(sheet, 0, pictures)
         yield replace(grid, sheet=sheet)
 
 

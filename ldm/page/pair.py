@@ -29,12 +29,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The pictures of a pair, by side; unfinished where `steps` is below `total`."""
+    """The pictures of a pair, by side; unfinished where `steps` is below `total`, but for `ready` ones."""
 
     steps: int
     total: int
     seconds: float
     pictures: dict[str, Picture]
+    ready: frozenset[str] = frozenset()  # sides whose pictures were whole before
 
 
 def lockstep(

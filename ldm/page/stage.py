@@ -84,7 +84,8 @@ def finished(pair: Pair, notes: Sequence[str] = ()) -> View:
     took = f"{duration(pair.seconds)} · {per_second(pair.steps / max(pair.seconds, 1e-3))}"
     message = f"{pair.steps} steps in {took}"
     if not pair.whole:
-        message = f"Stopped after step {pair.steps} of {pair.total}; this is how far the pictures came."
+        what = "FreeU picture" if "plain" in pair.ready else "pictures"
+        message = f"Stopped after step {pair.steps} of {pair.total}; this is how far the {what} came."
     sources = {side: address(path) for side, path in pair.files.items()}
     state = "done" if pair.whole else "stopped"
     caption = f"{settings.prompt} (seed {settings.seed})"

@@ -33,13 +33,17 @@ SIDES = ("plain", "freeu")
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair on disk: its settings, the files by side, and how far it came."""
+    """A pair on disk: its settings, the files by side, and how far it came.
+
+    The sides in `ready` were drawn before, and are whole however few the steps.
+    """
 
     settings: Settings
     files: dict[str, Path]
     steps: int
     total: int
     seconds: float
+    ready: frozenset[str]
 
     @property
     def whole(self) -> bool:
@@ -74,6 +78,10 @@ class Studio:
         self.encoder: Any = model.cond_stage_model
         self.config_freeu: FreeUSettings = self.unet.freeu
         self.multiple: int = model.first_stage_model.downsampling * self.unet.downsampling
+        if limits.side < self.multiple:
+            raise InputError(
+                f"--max-side is {limits.side}: give {self.multiple} or more, the least that the model draws."
+            )
         check(self.usual, model)
         self.folder = writable_folder(arguments.outdir)
         self._plain: OrderedDict[tuple[Any, ...], Picture] = OrderedDict()
@@ -89,10 +97,11 @@ class Studio:
         return self.encoder.words if isinstance(self.encoder, WordEmbedder) else ()
 
     def defaults(self) -> Settings:
-        """The settings that the page begins with: the config's."""
+        """The settings that the page begins with: the config's, as far as the limits allow them."""
         freeu = {name: getattr(self.config_freeu, name) for name in FREEU if name != "stages"}
         sampling = asdict(self.usual)
-        return Settings(self.prompt, "", seed=42, n_samples=1, **sampling, **freeu)
+        usual = Settings(self.prompt, "", seed=42, n_samples=1, **sampling, **freeu)
+        return usual.clipped(self.limits, self.multiple)[0]
 
     def freeu(self, settings: Settings) -> FreeUSettings:
         """FreeU as it acts under these settings. Raises InputError where it does not fit the model."""
@@ -144,7 +153,7 @@ class Studio:
             if isinstance(news, Progress):
                 yield replace(news, previews=ready | news.previews) if news.steps == 0 else news
             else:
-                drawn = replace(news, pictures=ready | news.pictures)
+                drawn = replace(news, pictures=ready | news.pictures, ready=frozenset(ready))
                 if drawn.steps == drawn.total:
                     self._remember(key, drawn.pictures["plain"])
                 yield drawn
@@ -162,11 +171,11 @@ class Studio:
             files[side] = folder / f"{side}-{settings.seed}.png"
             recipe = self.recipe(settings, side)
             record, parameters = asdict(recipe), recipe.parameters()
-            if drawn.steps < drawn.total:
+            if drawn.steps < drawn.total and side not in drawn.ready:
                 record["stopped_after"] = drawn.steps
                 parameters += f", Stopped after: {drawn.steps} of {drawn.total}"
             save_png(files[side], drawn.pictures[side], parameters, record)
-        return Pair(settings, files, drawn.steps, drawn.total, drawn.seconds)
+        return Pair(settings, files, drawn.steps, drawn.total, drawn.seconds, drawn.ready)
 
     def new_folder(self) -> Path:
         """A folder for the pictures of one piece of work, under a name that nobody can guess."""

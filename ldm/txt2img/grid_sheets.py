@@ -1,7 +1,7 @@
 """The labelled sheets of a grid, and of FreeU off beside on."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ldm.freeu import FreeUSettings
@@ -17,12 +17,16 @@ USUAL = FreeUSettings(1.0, 1.0, 1.0, 1.0)
 class GridSheets:
     """The sheets of a grid: the first setting from left to right, the second downwards, the third by sheets.
 
-    A grid of one setting goes on in rows. `plain` has what all cells share.
+    A grid of one setting goes on in rows. `plain` has what all cells share, and `freeu` FreeU's part in that,
+    None for a model without it.
     """
 
     least = 1
 
-    def __init__(self, axes: Sequence[Axis], plain: Recipe):
+    def __init__(self, axes: Sequence[Axis], plain: Recipe, freeu: FreeUSettings | None):
+        # A picture keeps FreeU's settings where they act; those of a sheet act once an axis changes one.
+        if freeu is not None and any(axis.name in FREEU for axis in axes):
+            plain = replace(plain, freeu={name: getattr(freeu, name) for name in FREEU})
         self.axes, self.plain = axes, plain
         self.columns = axes[0].labels
         self.rows = axes[1].labels if len(axes) > 1 else []

@@ -25,7 +25,7 @@ from ldm.txt2img.painter import Painter
 from ldm.txt2img.processes import Group
 from ldm.txt2img.prompted import load_prompted
 from ldm.txt2img.recipe import Recipe
-from ldm.txt2img.request import DTYPES, read_request
+from ldm.txt2img.request import DTYPES, freeu_of, read_request
 from ldm.txt2img.settings_grid import CellJob
 
 GRID_AT_ONCE = 16  # pictures of a grid on a GPU, if its memory holds them
@@ -51,7 +51,7 @@ class Run:
         self.painter.check(jobs)
         sheets: Sheets = PlainSheets(arguments.n_rows, arguments.n_samples)
         if axes:
-            sheets = GridSheets(axes, self.recipe(Job(jobs[0].prompt, arguments.seed)))
+            sheets = GridSheets(axes, self.recipe(Job(jobs[0].prompt, arguments.seed)), freeu_of(config))
         self.gallery = Gallery(arguments, jobs, self.recipe, sheets)
         self.settings = self._settings(config)
 

@@ -13,6 +13,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+from ldm.page.settings import Limits
 from ldm.util import ROOT
 from tests.page.conftest import Served
 
@@ -76,6 +77,15 @@ def test_a_fault_is_a_sentence_for_clients_too(served: Served):
     with pytest.raises(AppError, match="this page takes 1 to 200"):
         client.predict("a star", **(SMALL | {"steps": 10**9}), api_name="/generate")
     assert client.predict("a star", **SMALL, api_name="/generate")[2]["prompt"] == "a star"
+
+
+def test_a_client_that_names_a_prompt_alone_is_served_under_tight_limits(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(served.studio, "limits", Limits(side=32, steps=2))
+    client = Client(served.address, verbose=False)
+    plain, _, told = client.predict("a small blue star", api_name="/generate")
+    assert pixels(plain).shape == (32, 32, 3) and told["steps"] == 2
 
 
 def test_a_client_sees_its_place_and_leaving_frees_it(served: Served):

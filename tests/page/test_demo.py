@@ -45,6 +45,7 @@ def demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tu
     ("argv", "said"),
     [
         (["--max-steps", 0], "--max-steps is 0: give 1 or more."),
+        (["--max-side", 31], "--max-side is 31: give 32 or more"),
         (["--config", "nowhere.yaml"], "There is no config 'nowhere.yaml'"),
         (["--ckpt", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--port", 70000], "--port is 70000: give 1 to 65535."),

@@ -141,11 +141,35 @@ def test_a_webuis_picture_gives_its_settings(tmp_path: Path):
     assert len(told) == 3 and "The steps was 28; here it is 20." in told
 
 
-def test_a_webuis_sampler_that_is_not_here_is_told_of(tmp_path: Path):
-    path = webui_picture(tmp_path / "a.png", "a cat\nSteps: 20, Sampler: Euler a, Seed: 1")
-    found, notes = from_picture(path, FIRST, "freeu_tiny.yaml")
-    assert (found.sampler, found.seed) == ("ddim", 1)
-    assert notes == ["There is no sampler Euler a here; the one chosen stays."]
+@pytest.mark.parametrize(
+    "name",
+    ["Euler a", "DPM++ 2M SDE Karras", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 2M CFG++", "DDIM CFG++"],
+)
+def test_a_webuis_sampler_that_is_not_here_is_told_of(tmp_path: Path, name: str):
+    path = webui_picture(tmp_path / "a.png", f"a cat\nSteps: 20, Sampler: {name}, Seed: 1")
+    found, notes = from_picture(path, replace(FIRST, sampler="plms"), "freeu_tiny.yaml")
+    assert (found.sampler, found.seed) == ("plms", 1)
+    assert notes == [f"There is no sampler {name} here; the one chosen stays."]
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("DPM++ 2M", "dpm"),
+        ("DPM++ 2M Karras", "dpm"),
+        ("DPM++ 2M Exponential", "dpm"),
+        ("dpm++ 2m SGM Uniform", "dpm"),
+        ("DPM++ 2M Align Your Steps", "dpm"),
+        ("DDIM", "ddim"),
+        ("DDIM Uniform", "ddim"),
+        ("PLMS", "plms"),
+    ],
+)
+def test_a_webuis_sampler_is_known_with_and_without_its_schedulers_name(tmp_path: Path, name: str, ours: str):
+    path = webui_picture(tmp_path / "a.png", f"a cat\nSteps: 20, Sampler: {name}, Seed: 1")
+    other = "ddim" if ours == "plms" else "plms"
+    found, notes = from_picture(path, replace(FIRST, sampler=other), "freeu_tiny.yaml")
+    assert (found.sampler, notes) == (ours, [])
 
 
 @given(st.text(st.characters(codec="latin-1", exclude_characters="\0"), max_size=200))

@@ -12,6 +12,7 @@ from ldm.page.grid import draw_cells, markup, plan, read_axis
 from ldm.page.settings import Settings
 from ldm.page.studio import Studio
 from ldm.txt2img.grid_sheets import read_grid
+from ldm.txt2img.recipe import read_recipe
 
 
 @pytest.fixture
@@ -35,6 +36,18 @@ def test_the_sheet_is_txt2imgs(studio: Studio, small: Settings, txt2img):
     run = txt2img("--grid", "b1=1,1.6", "s2=1,0.2")
     [sheet] = run.folder.glob("grid-*.png")
     np.testing.assert_array_equal(np.asarray(Image.open(done.sheet)), np.asarray(Image.open(sheet)))
+
+
+def test_a_sheet_whose_first_cell_is_plain_makes_its_grid_again(studio: Studio, small: Settings, txt2img):
+    axis = read_axis("strength", "0, 0.5, 1")
+    planned = plan(replace(small, b1=1.5, stop=0.8), axis, read_axis("nothing", ""), studio)
+    *_, done = draw_cells(studio, planned, threading.Event())
+    assert read_recipe(done.files[0]).freeu is None
+    again = txt2img("--from-image", done.sheet, defaults=["--device", "cpu"])
+    [sheet] = again.folder.glob("grid-*.png")
+    assert sheet.read_bytes() == done.sheet.read_bytes()
+    for path, other in zip(done.files.values(), again.pictures(), strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(other)))
 
 
 def test_cells_come_one_after_the_other_and_a_stop_keeps_them(studio: Studio, small: Settings):

@@ -4,15 +4,19 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
+import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
 
 from ldm.errors import InputError
 from ldm.freeu import PRESETS
+from ldm.image_io import read_record
+from ldm.page.controls import picture_controls
 from ldm.page.pair import Previews, Progress
 from ldm.page.presets import choices
 from ldm.page.settings import Limits, Settings
+from ldm.page.stage import finished
 from ldm.page.studio import Pair, Studio
 from ldm.txt2img.recipe import read_recipe
 from ldm.util import load_config
@@ -97,6 +101,19 @@ def test_a_pair_that_is_stopped_says_so_and_is_not_taken_for_the_plain_picture(
     assert (pixels(whole.files["plain"]) != pixels(pair.files["plain"])).any()
 
 
+def test_a_plain_picture_from_before_is_whole_though_freeus_is_stopped(studio: Studio, small: Settings):
+    [whole] = drawn(studio, replace(small, seed=78))
+    stopping = threading.Event()
+    items: Iterator = studio.pairs(replace(small, seed=78, b1=1.6), stopping)
+    next(items)
+    stopping.set()
+    [pair] = [item for item in items if isinstance(item, Pair)]
+    assert not pair.whole and pair.steps == 1
+    assert pair.files["plain"].read_bytes() == whole.files["plain"].read_bytes()
+    assert read_record(pair.files["freeu"])["stopped_after"] == 1
+    assert "this is how far the FreeU picture came" in finished(pair).message
+
+
 def test_previews_take_no_more_than_their_share(studio: Studio, small: Settings, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("ldm.page.pair.time.monotonic", lambda: clock[0])
@@ -136,6 +153,27 @@ def test_what_is_too_much_or_means_nothing_is_named(
 ):
     with pytest.raises(InputError, match=named):
         studio.check(replace(small, **changes))
+
+
+@pytest.mark.parametrize("limits", [Limits(steps=20), Limits(side=64), Limits(side=100, steps=1)])
+def test_a_page_takes_its_own_defaults_under_any_limits(studio: Studio, monkeypatch, limits: Limits):
+    before = studio.defaults()
+    monkeypatch.setattr(studio, "limits", limits)
+    first = studio.defaults()
+    studio.check(first)
+    assert first.steps == min(before.steps, limits.steps)
+    assert first.width == first.height == min(before.width, limits.side // studio.multiple * studio.multiple)
+
+
+def test_the_least_limits_leave_controls_that_are_fixed(studio: Studio, monkeypatch):
+    least = {"side": studio.multiple, "steps": 1, "samples": 1}
+    monkeypatch.setattr(studio, "limits", Limits(**least))
+    first, controls = studio.defaults(), {}
+    with gr.Blocks():
+        picture_controls(studio, first, controls)
+    for name in ("steps", "width", "height", "n_samples"):
+        assert controls[name].value == getattr(first, name) == controls[name].minimum
+        assert not controls[name].interactive
 
 
 def test_notes_name_unknown_words_cut_ends_and_unusual_factors(studio: Studio, small: Settings):

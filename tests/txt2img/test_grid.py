@@ -112,6 +112,28 @@ def test_a_sheet_makes_its_grid_again(txt2img: Callable[..., Outcome]) -> None:
     assert [p.read_bytes() for p in again.pictures()] == [p.read_bytes() for p in first.pictures()[4:]]
 
 
+@pytest.mark.parametrize(
+    ("argv", "first_is_plain"),
+    [
+        (["--config", "tiny.yaml", "--freeu-version", 2, "--grid", "b1=1,1.6"], True),
+        (["--strength", 0, "--grid", "strength=0,0.5,1"], True),
+        (["--b1", 1, "--b2", 1, "--s1", 1, "--s2", 1, "--stop", 0.5, "--grid", "s2=0.2", "seed=3,4"], False),
+    ],
+)
+def test_a_sheet_keeps_freeu_where_it_changes_nothing_but_for_the_axes(
+    argv: list, first_is_plain: bool, txt2img: Callable[..., Outcome]
+) -> None:
+    first = txt2img(*argv)
+    assert first.code == 0, first.err
+    [sheet], pictures = first.folder.glob("grid-*.png"), first.pictures()
+    assert (record(pictures[0])["freeu"] is None) == first_is_plain  # a picture says what acts in it
+    again = txt2img("--from-image", sheet, defaults=["--device", "cpu"])
+    assert again.code == 0, again.err
+    assert [p.read_bytes() for p in again.pictures()] == [p.read_bytes() for p in pictures]
+    [other] = again.folder.glob("grid-*.png")
+    assert other.read_bytes() == sheet.read_bytes()
+
+
 def test_a_grid_over_freeu_takes_a_plain_model_and_starts_from_ones(txt2img: Callable[..., Outcome]) -> None:
     done = txt2img("--config", "tiny.yaml", "--grid", "b2=1,1.3")
     assert done.code == 0, done.err
