@@ -17,13 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from omegaconf import OmegaConf
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ldm.errors import exit_code
+from ldm.errors import InputError, exit_code, stop_when_asked
+from ldm.image_io import writable_folder
 from ldm.training.losses import draw_losses, read_losses
 from ldm.util import instantiate_from_config, load_config
+
+NEEDED = ("target", "params", "seed", "ema_decay", "checkpoint_every", "trainer")
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -41,41 +46,64 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def train(config_name: str, outdir: Path, overrides: list[str], trust_config: bool = False) -> None:
     config = load_config(config_name, overrides)
-    outdir.mkdir(parents=True, exist_ok=True)
+    absent = [key for key in NEEDED if key not in config]
+    if absent:
+        raise InputError(
+            f"{config_name} describes no training: it has no {', '.join(absent)}. Take one of configs/train."
+        )
+    writable_folder(outdir)
     pl.seed_everything(config.seed, workers=True)
     last = outdir / "last.ckpt"
-    settings: Any = OmegaConf.to_container(config.trainer)
-    trainer = pl.Trainer(
-        max_epochs=-1,
-        default_root_dir=outdir,
-        logger=CSVLogger(outdir, name="metrics"),  # a new file each time, so that no loss is lost
-        callbacks=[
-            ModelCheckpoint(
-                outdir,
-                filename="last",
-                every_n_train_steps=config.checkpoint_every,
-                enable_version_counter=False,
-            ),
-            EMAWeightAveraging(decay=config.ema_decay),
-        ],
-        use_distributed_sampler=False,  # the stages' loaders know of all processes
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        gradient_clip_val=1.0,
-        **settings,
-    )
+    trainer = make_trainer(config, outdir)
     if trainer.is_global_zero:
         OmegaConf.save(config, outdir / "config.yaml")
     module = instantiate_from_config(
         {"target": config.target, "params": OmegaConf.to_container(config.params)}, trust_config
     )
-    trainer.fit(module, ckpt_path=last if last.is_file() else None)
+    try:
+        trainer.fit(module, ckpt_path=last if last.is_file() else None)
+    except SystemExit as end:
+        # Lightning ends the process with 1 on Ctrl-C; the script has a word to say, and a code of its own.
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise end.__context__ from None
+        raise
 
     # The averaged weights are the module's own once training has ended.
     if trainer.is_global_zero and trainer.global_step >= trainer.max_steps:
         module.export(outdir / "model.safetensors")
         if find_spec("matplotlib"):
             draw_losses(read_losses(outdir), outdir / "loss.png")
+
+
+def make_trainer(config: DictConfig, outdir: Path) -> pl.Trainer:
+    """Lightning's trainer with the options of the config. Raises InputError on those that it refuses."""
+    settings: Any = OmegaConf.to_container(config)
+    logger = CSVLogger(outdir, name="metrics")  # a new file each time, so that no loss is lost
+    callbacks = [
+        ModelCheckpoint(
+            outdir,
+            filename="last",
+            every_n_train_steps=config.checkpoint_every,
+            enable_version_counter=False,
+        ),
+        # Of torch's two averages the one that leaves frozen weights as they are, to the last bit.
+        WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)),
+    ]
+    try:
+        return pl.Trainer(
+            max_epochs=-1,
+            default_root_dir=outdir,
+            logger=logger,
+            callbacks=callbacks,
+            use_distributed_sampler=False,  # the stages' loaders know of all processes
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            gradient_clip_val=1.0,
+            **settings["trainer"],
+        )
+    except (TypeError, ValueError, MisconfigurationException) as fault:
+        reason = " ".join(str(fault).split())
+        raise InputError(f"Lightning refuses the `trainer.` options: {reason}") from None
 
 
 def main(argv: list[str]) -> int:
@@ -87,4 +115,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    stop_when_asked()
     sys.exit(main(sys.argv[1:]))

@@ -1,17 +1,22 @@
 """Scenes as training data: pictures for the autoencoder, latents with captions for the diffusion model."""
 
+import copy
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.random import default_rng
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ldm.checkpoint import fingerprint
 from ldm.data.render import render
 from ldm.data.scenes import Scene, describe, draw_scene
 from ldm.errors import InputError
+from ldm.image_io import writable_folder, written_whole
 from ldm.models.autoencoder import AutoencoderKL
 
 
@@ -43,21 +48,27 @@ class ScenePictures(Dataset):
 class SceneLatents(Dataset):
     """`count` scenes as latents (C, h, w) with a caption each, worded anew every time.
 
-    The latents are the posterior's means, in float16, encoded once and kept in the file `cache`. A share
-    `unconditional` of the captions is empty, so that the model learns what guidance needs. Beside them comes
-    what each position counts in the loss, (1, h, w).
+    The latents are the posterior's means, in float16, encoded once and kept in the file `cache`; InputError
+    tells where it holds those of other scenes or of another encoder. A share `unconditional` of the captions
+    is empty, so that the model learns what guidance needs. Beside them comes what each position counts in the
+    loss, (1, h, w).
     """
 
     def __init__(
         self, cache: Path, autoencoder: AutoencoderKL, count: int, side: int, seed: int, unconditional: float
     ):
         self.seed, self.unconditional = seed, unconditional
-        if not cache.is_file():
-            encode_scenes(cache, autoencoder, count, side, seed)
-        self.latents = np.load(cache, mmap_mode="r")
-        if len(self.latents) != count:
+        asked = {"count": count, "side": side, "seed": seed, "encoder": encoder_fingerprint(autoencoder)}
+        if not cache.exists():
+            encode_scenes(cache, autoencoder, asked)
+        self.latents, held = read_latents(cache)
+        differing = [
+            f"{key} {held.get(key)}, not {value}" for key, value in asked.items() if held.get(key) != value
+        ]
+        if differing:
             raise InputError(
-                f"{cache} holds {len(self.latents)} latents, the config asks for {count}: remove it."
+                f"{cache} holds other latents than the config asks for ({'; '.join(differing)}): "
+                "remove it, and they are encoded anew."
             )
 
     def __len__(self) -> int:
@@ -82,14 +93,44 @@ def loss_weight(scene: Scene, height: int, width: int) -> Tensor:
     return 1.0 + 5.0 * torch.stack(near).any(0, keepdim=True)
 
 
+def encoder_fingerprint(autoencoder: AutoencoderKL) -> str:
+    """A short name for the weights that make latents, the same in single and in half precision."""
+    encoder = nn.ModuleList([autoencoder.encoder, autoencoder.quant_conv])
+    return fingerprint(copy.deepcopy(encoder).half())
+
+
 @torch.no_grad()
-def encode_scenes(cache: Path, autoencoder: AutoencoderKL, count: int, side: int, seed: int) -> None:
-    """Renders and encodes `count` scenes into the file `cache`, (count, C, h, w) in float16."""
-    pictures = ScenePictures(count, side, seed=seed)
+def encode_scenes(cache: Path, autoencoder: AutoencoderKL, asked: dict[str, Any]) -> None:
+    """Renders and encodes scenes into the file `cache`, an .npy of (count, C, h, w) in float16.
+
+    Behind the array the file holds what was `asked`, as JSON.
+    """
+    writable_folder(cache.parent)
+    pictures = ScenePictures(asked["count"], asked["side"], seed=asked["seed"])
     loader = torch.utils.data.DataLoader(pictures, batch_size=16, num_workers=1)
     device = next(autoencoder.parameters()).device
-    latents = [
-        autoencoder.encode(batch.to(device)).mode().half().cpu().numpy()
-        for batch in tqdm(loader, desc="encoding scenes", unit="batch")
-    ]
-    np.save(cache, np.concatenate(latents))
+    with written_whole(cache) as file:
+        for batch in tqdm(loader, desc="encoding scenes", unit="batch"):
+            latents = autoencoder.encode(batch.to(device)).mode().half().cpu().numpy()
+            if file.tell() == 0:
+                header = np.lib.format.header_data_from_array_1_0(latents)
+                shape = (len(pictures), *latents.shape[1:])
+                np.lib.format.write_array_header_1_0(file, header | {"shape": shape})
+            file.write(latents.tobytes())
+        file.write(json.dumps(asked).encode())
+
+
+def read_latents(cache: Path) -> tuple[np.memmap, dict[str, Any]]:
+    """The latents in a file that `encode_scenes` wrote, mapped, and what was asked of it."""
+    try:
+        latents = np.lib.format.open_memmap(cache, mode="r")
+        with cache.open("rb") as file:
+            file.seek(latents.offset + latents.nbytes)
+            return latents, json.loads(file.read())
+    except OSError as fault:
+        raise InputError(f"{cache} cannot be read: {fault.strerror or fault}.") from None
+    except ValueError:
+        raise InputError(
+            f"{cache} was cut off, or does not say what its latents are of: "
+            "remove it, and they are encoded anew."
+        ) from None

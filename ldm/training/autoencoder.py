@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ldm.data.datasets import ScenePictures
 from ldm.generate import seeded_noise
 from ldm.models.autoencoder import AutoencoderKL
-from ldm.training.stage import SHOWN, SHOWN_SEED, Stage
+from ldm.training.stage import SHOWN, SHOWN_SEED, Stage, read_weights
 from ldm.util import instantiate_from_config
 
 
@@ -37,9 +37,10 @@ class AutoencoderTraining(Stage):
     ):
         super().__init__(lr, weight_decay=0.0, batch_size=batch_size)
         self.data, self.kl_weight, self.edge_weight = data, kl_weight, edge_weight
+        self.decoder_only = decoder_only
         self.model: AutoencoderKL = instantiate_from_config(model).to(memory_format=torch.channels_last)
         if weights is not None:
-            self.model.load_state_dict(load_file(weights))
+            self.model.load_state_dict(read_weights(weights, "weights"))
         if decoder_only:
             self.model.encoder.requires_grad_(False)
             self.model.quant_conv.requires_grad_(False)
@@ -72,8 +73,12 @@ class AutoencoderTraining(Stage):
         return DataLoader(ScenePictures(SHOWN, self.data["side"], seed=SHOWN_SEED), SHOWN)
 
     def export(self, path: Path) -> None:
-        """Writes the autoencoder's weights, its latents brought to mean 0 and deviation 1 over 256 scenes."""
-        standardise(self.model, ScenePictures(256, self.data["side"], seed=SHOWN_SEED))
+        """Writes the autoencoder's weights, its latents brought to mean 0 and deviation 1 over 256 scenes.
+
+        Where the decoder alone was trained they stay what they were, to the last bit.
+        """
+        if not self.decoder_only:
+            standardise(self.model, ScenePictures(256, self.data["side"], seed=SHOWN_SEED))
         save_file({name: p.contiguous() for name, p in self.model.state_dict().items()}, path)
 
 

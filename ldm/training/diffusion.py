@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from numpy.random import default_rng
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ldm.data.datasets import SceneLatents
 from ldm.data.scenes import describe, draw_scene
 from ldm.generate import Sampling, generate
-from ldm.training.stage import SHOWN, SHOWN_SEED, Stage
+from ldm.training.stage import SHOWN, SHOWN_SEED, Stage, read_weights
 from ldm.util import instantiate_from_config
 
 
@@ -52,10 +52,10 @@ class DiffusionTraining(Stage):
         self.sampling = Sampling(height=side, width=side, steps=25, scale=5.0)
         self.model = instantiate_from_config(model).to(memory_format=torch.channels_last)
         if weights is not None:
-            self.model.load_state_dict(load_file(weights), strict=False)  # all but the schedule
+            self.model.load_state_dict(read_weights(weights, "weights"), strict=False)  # all but the schedule
         else:
-            self.model.first_stage_model.load_state_dict(load_file(autoencoder))
-            self.model.cond_stage_model.load_state_dict(load_file(text_encoder))
+            self.model.first_stage_model.load_state_dict(read_weights(autoencoder, "autoencoder"))
+            self.model.cond_stage_model.load_state_dict(read_weights(text_encoder, "text_encoder"))
         self.model.first_stage_model.requires_grad_(False)
         self.model.cond_stage_model.requires_grad_(False)
 

@@ -11,10 +11,22 @@ from numpy.random import default_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from ldm.checkpoint import read_tensors
+from ldm.errors import InputError
 from ldm.image_io import grid, save_png
 
 SHOWN = 16  # pictures on a sheet of samples
 SHOWN_SEED = 2**32  # of the scenes that are shown; training's seeds lie below
+
+
+def read_weights(path: str, option: str) -> dict[str, Tensor]:
+    """The weights that a training before this one left, which the config names in `params.<option>`."""
+    if not Path(path).is_file():
+        raise InputError(
+            f"There are no weights {path}. Run first what makes them (checkpoints/README.md has the order), "
+            f"or name others: params.{option}=FILE."
+        )
+    return read_tensors(path)
 
 
 class Shuffled(DistributedSampler):

@@ -1,5 +1,7 @@
 """The embedded model's scenes: what may occur in them, that captions are true, and that pixels match them."""
 
+import errno
+import os
 import re
 from dataclasses import replace
 
@@ -13,12 +15,21 @@ from numpy.random import default_rng
 from ldm.data.datasets import SceneLatents, ScenePictures, picture_tensor
 from ldm.data.render import PALETTE, POLYGONS, polygon_distance, render, shade_of, shape_distance
 from ldm.data.scenes import COLOURS, HELD_OUT, RELATIONS, SHAPES, SIZES, TEXTURES, Thing, describe, draw_scene
+from ldm.errors import InputError
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.modules.encoders.words import split
 from ldm.util import load_config
 
 SCENES = [draw_scene(default_rng(seed)) for seed in range(2000)]
 UNSEEN = [draw_scene(default_rng(seed), held_out=True) for seed in range(500)]
+FEW = {"count": 2, "side": 32, "seed": 7, "unconditional": 0.0}
+
+
+@pytest.fixture
+def autoencoder():
+    params = load_config("tiny").model.params.first_stage_config.params
+    torch.manual_seed(0)
+    return AutoencoderKL(**params).eval()
 
 
 def positions(side):
@@ -212,9 +223,7 @@ def test_pictures_come_as_tensors_whole_or_cropped():
     assert (crops == cropped[2]).flatten(2).all(-1).any()
 
 
-def test_latents_are_encoded_once_and_carry_true_captions(tmp_path):
-    params = load_config("tiny").model.params.first_stage_config.params
-    autoencoder = AutoencoderKL(**params).eval()
+def test_latents_are_encoded_once_and_carry_true_captions(autoencoder, tmp_path):
     cache = tmp_path / "latents.npy"
     latents = SceneLatents(cache, autoencoder, count=3, side=64, seed=7, unconditional=0.0)
     latent, caption, weight = latents[1]
@@ -231,5 +240,71 @@ def test_latents_are_encoded_once_and_carry_true_captions(tmp_path):
     silent = SceneLatents(cache, autoencoder, count=3, side=64, seed=7, unconditional=1.0)
     assert cache.stat().st_mtime_ns == written
     assert [silent[i][1] for i in range(3)] == ["", "", ""]
-    with pytest.raises(ValueError, match=r"3 latents, the config asks for 5"):
-        SceneLatents(cache, autoencoder, count=5, side=64, seed=7, unconditional=0.0)
+
+
+@pytest.mark.parametrize("name, value", [("count", 3), ("side", 64), ("seed", 8)])
+def test_latents_of_other_scenes_are_refused_and_kept(name, value, autoencoder, tmp_path):
+    cache = tmp_path / "latents.npy"
+    SceneLatents(cache, autoencoder, **FEW)
+    written = cache.read_bytes()
+    with pytest.raises(
+        InputError, match=rf"latents.npy holds .*\({name} {FEW[name]}, not {value}\): remove it"
+    ):
+        SceneLatents(cache, autoencoder, **FEW | {name: value})
+    assert cache.read_bytes() == written
+
+
+@pytest.mark.parametrize("name", ["encoder.conv_in", "quant_conv"])
+def test_latents_of_another_encoder_are_refused(name, autoencoder, tmp_path):
+    SceneLatents(tmp_path / "latents.npy", autoencoder, **FEW)
+    torch.nn.init.zeros_(autoencoder.get_submodule(name).bias)
+    with pytest.raises(
+        InputError, match=r"latents.npy holds other latents .*\(encoder \w+, not \w+\): remove it"
+    ):
+        SceneLatents(tmp_path / "latents.npy", autoencoder, **FEW)
+
+
+def test_latents_serve_another_decoder_and_the_same_encoder_in_half_precision(autoencoder, tmp_path):
+    made = SceneLatents(tmp_path / "latents.npy", autoencoder, **FEW)
+    torch.nn.init.zeros_(autoencoder.decoder.conv_out.weight)
+    held = SceneLatents(tmp_path / "latents.npy", autoencoder.half().float(), **FEW)
+    assert np.array_equal(held.latents, made.latents)
+
+
+def test_latents_that_were_cut_off_or_have_no_note_are_refused_plainly(autoencoder, tmp_path):
+    SceneLatents(tmp_path / "whole.npy", autoencoder, **FEW)
+    whole = (tmp_path / "whole.npy").read_bytes()
+    np.save(tmp_path / "plain.npy", np.load(tmp_path / "whole.npy"))
+    for length in (0, 40, 200, len(whole) - 1):
+        (tmp_path / f"{length}.npy").write_bytes(whole[:length])
+    for name in ("0.npy", "40.npy", "200.npy", f"{len(whole) - 1}.npy", "plain.npy"):
+        with pytest.raises(InputError, match=f"{name} was cut off, or .*: remove it"):
+            SceneLatents(tmp_path / name, autoencoder, **FEW)
+
+
+def test_latents_appear_only_when_all_of_them_are_on_disk(autoencoder, tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"latents.npy cannot be written: No space left on device"):
+        SceneLatents(tmp_path / "latents.npy", autoencoder, **FEW)
+    assert not list(tmp_path.iterdir())
+
+
+def test_latents_go_to_any_name_in_a_folder_made_for_them(autoencoder, tmp_path):
+    cache = tmp_path / "new" / "folder" / "latents"
+    made = SceneLatents(cache, autoencoder, **FEW | {"count": 18})
+    assert [path.name for path in cache.parent.iterdir()] == ["latents"]
+    assert made.latents.shape == (18, 12, 4, 4)
+    mean = autoencoder.encode(ScenePictures(18, 32, seed=7)[17][None]).mode()[0]
+    assert torch.allclose(made[17][0], mean, rtol=1e-2, atol=1e-3)
+
+
+def test_where_no_latents_can_be_written_none_are_encoded(autoencoder, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(autoencoder, "encode", lambda _: pytest.fail("encoded"))
+    with pytest.raises(InputError, match="Nothing can be written into"):
+        SceneLatents(tmp_path / "file" / "latents.npy", autoencoder, **FEW)
+    with pytest.raises(InputError, match="cannot be read"):
+        SceneLatents(tmp_path, autoencoder, **FEW)
