@@ -1,5 +1,6 @@
 """Faults that a user can mend, and what a script makes of them."""
 
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -25,11 +26,20 @@ def stop_when_asked() -> None:
             signal.signal(number, stop)
 
 
+def escape_what_streams_lack() -> None:
+    """Lets stdout and stderr print what their encoding has no letter for as an escape, such as \\u2212."""
+    # Where output is redirected on Windows it is in cp1252, and a minus sign would end a script in a fault.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
 def exit_code(work: Callable[[], object], stopped: str) -> int:
     """Does a script's work and returns what the script exits with; `stopped` is said after Ctrl-C.
 
     0, or 2 on bad input, or 128 and the number of the signal that stopped it.
     """
+    escape_what_streams_lack()
     try:
         work()
     except InputError as fault:

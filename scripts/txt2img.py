@@ -82,6 +82,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
         recipe = dict(vars(read_recipe(arguments.from_image)), grid=read_grid(arguments.from_image))
         recorded, under = recipe.pop("freeu"), recipe.pop("overrides")
+        if arguments.grid or arguments.no_freeu:
+            recipe["compare"] = False  # which neither goes together with
         parser.set_defaults(**recipe)
         arguments = parser.parse_intermixed_args(argv)
         sort_out_overrides(arguments, "grid")

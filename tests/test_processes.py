@@ -343,6 +343,27 @@ def test_processes_are_counted_as_torchrun_and_slurm_count_them(monkeypatch: pyt
         assert launched() == (2, 3)
 
 
+def test_a_slurm_job_s_script_starts_processes_of_its_own_and_those_of_srun_are_slurm_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the variables that `sbatch` sets for its script, then with those that `srun` adds."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+
+    environments = []
+    monkeypatch.setattr(
+        Fabric, "launch", lambda fabric, *_: environments.append(fabric.strategy.cluster_environment)
+    )
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):  # which are set for the processes
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    script = {"NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "JOB_ID": "4711"}
+    for variables in (script, {"NTASKS": "2", "STEP_NUM_TASKS": "2", "NTASKS_PER_NODE": "2"}):
+        for name, value in variables.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+        in_processes(lambda *_: None, 2, "cpu")
+    assert [*map(type, environments)] == [LightningEnvironment, SLURMEnvironment]
+
+
 @pytest.mark.parametrize(("devices", "said"), [(0, "--devices is 0"), (-1, "--devices is -1")])
 def test_a_number_of_devices_that_is_none_is_refused(devices: int, said: str) -> None:
     with pytest.raises(InputError, match=said):

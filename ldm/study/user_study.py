@@ -176,7 +176,7 @@ def page(data: dict[str, Any]) -> str:
 
 
 def write_study(folder: Path, pairs: Sequence[Pair], shuffle_seed: int, settings: dict[str, Any]) -> Path:
-    """Writes the key, then the page, and returns the page's path. Raises InputError."""
+    """Writes page and key, both or neither, and returns the page's path. Raises InputError."""
     sides = freeu_sides(len(pairs), shuffle_seed)
     data = page_data([blinded(pair, side) for pair, side in zip(pairs, sides, strict=True)])
     key = {
@@ -189,7 +189,9 @@ def write_study(folder: Path, pairs: Sequence[Pair], shuffle_seed: int, settings
             for pair, side in zip(pairs, sides, strict=True)
         ],
     }
-    for name, text in {KEY_FILE: json.dumps(key, indent=1) + "\n", PAGE: page(data)}.items():
-        with written_whole(folder / name) as file:
-            file.write(text.encode())
+    with written_whole(folder / KEY_FILE) as file:
+        file.write((json.dumps(key, indent=1) + "\n").encode())
+        file.flush()  # so that a full disk is known before the page is there
+        with written_whole(folder / PAGE) as other:
+            other.write(page(data).encode())
     return folder / PAGE

@@ -17,7 +17,7 @@ import torch
 from torch import distributed
 
 from ldm.device import pick_device
-from ldm.errors import InputError, stop_when_asked
+from ldm.errors import InputError, escape_what_streams_lack, stop_when_asked
 
 T = TypeVar("T")
 
@@ -121,6 +121,7 @@ def in_processes(work: Callable[[torch.device, Group], None], devices: int, devi
         raise InputError(f"{here} devices of the kind {device} are asked for; there is only {there}.")
 
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import LightningEnvironment
     from lightning_fabric.strategies import DDPStrategy
 
     # A picture's last bits follow the number of threads, which must not follow the number of processes.
@@ -130,8 +131,12 @@ def in_processes(work: Callable[[torch.device, Group], None], devices: int, devi
     strategy = DDPStrategy(
         process_group_backend="gloo", timeout=PATIENCE, start_method="popen" if external else "spawn"
     )
+    # Left to itself, Fabric takes a SLURM job's variables for a sign that SLURM started the processes.
+    plugins = [] if external else [LightningEnvironment()]
     try:
-        fabric = Fabric(accelerator=found.type, devices=here, num_nodes=machines, strategy=strategy)
+        fabric = Fabric(
+            accelerator=found.type, devices=here, num_nodes=machines, strategy=strategy, plugins=plugins
+        )
     except (RuntimeError, ValueError) as refused:
         raise InputError(f"The processes do not fit together: {refused}") from None
     try:
@@ -153,6 +158,7 @@ def in_processes(work: Callable[[torch.device, Group], None], devices: int, devi
 def _member(fabric: Any, work: Callable[[torch.device, Group], None], external: bool) -> None:
     """What each process does; faults and stops are told of by one of them."""
     stop_when_asked()
+    escape_what_streams_lack()
     store = distributed.distributed_c10d._get_default_store()
     tended = not external or distributed.is_torchelastic_launched()
     group = Group(fabric.global_rank, fabric.world_size, store, tended)

@@ -307,6 +307,30 @@ def test_a_storage_of_a_search_with_other_settings_is_refused_with_what_differs(
     done = search("--metrics", "saturation:lower", "--trials", 4, "--space", "b1=1:1.2")
     assert done.code == 2
     assert 'holds a search with other settings: space is "b1=1:1.2", was' in done.err
+    assert done.err.endswith("Give the same again, or another --outdir or --storage.\n")
+    storage = ("--storage", done.folder / "search.db")
+    done = search("--metrics", "saturation:lower", "--space", "b1=1:1.2", *storage, into="elsewhere")
+    assert done.code == 2 and done.err.endswith("Give the same again, or another --storage.\n")
+
+
+def test_a_preset_is_refined_elsewhere_and_never_written_over(
+    search: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    preset, above = tmp_path / "out" / "found.yaml", tmp_path / "above.yaml"
+    preset.parent.mkdir()
+    preset.write_text("base: freeu_tiny.yaml\nmodel: {params: {unet_config: {params: {b1: 1.3}}}}\n")
+    above.write_text(f"base: {preset}\n")
+    before = preset.read_bytes()
+    argv = ("--metrics", "saturation:lower", "--space", "stop=0.4:1", "--trials", 3)
+    for config in (preset, above):
+        done = search(*argv, "--config", config, "--storage", tmp_path / "second.db")
+        assert done.code == 2 and f"{preset} is what this search starts from" in done.err
+        assert "give another --outdir" in done.err and not (tmp_path / "second.db").exists()
+
+    done = search(*argv, "--config", preset, into="refined")
+    assert done.code == 0, done.err
+    assert freeu_of(load_config(done.folder / "found.yaml")).b1 == 1.3
+    assert preset.read_bytes() == before
 
 
 def test_missing_weights_of_the_judge_are_named(

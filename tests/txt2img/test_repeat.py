@@ -199,6 +199,18 @@ def test_flags_beside_from_image_win(txt2img: Run) -> None:
         assert changed.read_bytes() != path.read_bytes()
 
 
+@pytest.mark.parametrize("flags", [["--grid", "b1=1,1.2"], ["--no-freeu"]], ids=["grid", "no FreeU"])
+def test_a_flag_that_excludes_a_comparison_wins_over_the_picture_s(flags: list[str], txt2img: Run) -> None:
+    [comparison] = txt2img("--seed", 5, "--compare").pictures()
+    changed = txt2img("--from-image", comparison, *flags, defaults=CPU)
+    assert changed.code == 0, changed.err
+    afresh = txt2img("--seed", 5, *flags)
+    assert [it.read_bytes() for it in changed.pictures()] == [it.read_bytes() for it in afresh.pictures()]
+
+    refused = txt2img("--from-image", comparison, *flags, "--compare", defaults=CPU)
+    assert refused.code == 2 and "--compare" in refused.err and not refused.pictures()
+
+
 def test_overrides_beside_from_image_lie_on_those_of_the_picture(txt2img: Run) -> None:
     params = "model.params.unet_config.params"
     [path] = txt2img(f"{params}.threshold=2").pictures()

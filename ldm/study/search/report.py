@@ -16,12 +16,10 @@ from ldm.study.evaluation.report import WIDTH, difference, digits, number, summa
 from ldm.study.evaluation.settings import in_words
 from ldm.study.search.goals import Goal
 from ldm.study.search.plot import save_plot
-from ldm.study.search.search import FOUND, Outcome, Search, called
+from ldm.study.search.search import FOUND, PRESET, Outcome, Search, called
 from ldm.study.search.trials import NAME
 from ldm.util import CONFIGS, FACTORS, FREE_UNET, FREEU, find_config
 from ldm.weights.place import find_checkpoint
-
-PRESET = "found.yaml"
 
 
 def told(search: Search, outcome: Outcome) -> str:

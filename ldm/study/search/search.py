@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import sys
 import time
 from argparse import Namespace
@@ -29,11 +30,12 @@ from ldm.study.search.goals import Goal, read_goals, usual_goals
 from ldm.study.search.space import read_space
 from ldm.study.search.trials import NAME, Trials
 from ldm.study.watch import total_steps
-from ldm.util import load_config
+from ldm.util import find_config, load_config, read_with_base
 
 CAPTIONS = (32, 96)  # of the embedded model, for the search and for the check of what it finds
 WAIT = 2.0  # seconds between two looks at trials that run elsewhere
 FOUND = "found"
+PRESET = "found.yaml"  # in the search's folder
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Search:
 
     def __init__(self, arguments: Namespace):
         self.config = load_config(arguments.config, arguments.overrides)
+        spare_config(arguments.config, arguments.outdir / PRESET)
         own = freeu_of(self.config)
         self.space = read_space(arguments.space, own or FreeUSettings(1.0, 1.0, 1.0, 1.0))
         published = read_settings(None, self.config, checkpoint_name(arguments, self.config))
@@ -91,6 +94,7 @@ class Search:
             self.settings(),
             [goal.direction for goal in self.goals],
             arguments.seed,
+            flag="--storage" if arguments.storage else "--outdir or --storage",
         )
 
     def baselines(self) -> dict[str, dict[str, Any]]:
@@ -208,6 +212,18 @@ class Search:
         )
         ranks = (gains[None] > gains[:, None]).sum(1)  # how many are better, for each trial and goal
         return trials[int(ranks.sum(1).argmin())]
+
+
+def spare_config(name: str, preset: Path) -> None:
+    """Raises InputError where writing the preset would destroy the search's config, or a base of that."""
+    if not os.path.exists(preset):  # noqa: PTH110, as Path.exists fails on names that are too long
+        return
+    try:
+        read_with_base(find_config(name), above=(preset,))
+    except InputError:
+        raise InputError(
+            f"{preset} is what this search starts from and would write over: give another --outdir."
+        ) from None
 
 
 def search_steps(asked: int | None, steps: int, model: LatentDiffusion) -> int:

@@ -38,11 +38,13 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 class Trials:
     """The trials in a storage file, of a search with these settings; the first to come makes the study.
 
-    `directions` say which of a trial's values are better, "maximize" or "minimize". Raises InputError where
-    the file is no storage, or that of a search with other settings.
+    `directions` say which of a trial's values are better, "maximize" or "minimize", `flag` what the path
+    comes from. Raises InputError where the file is no storage, or that of a search with other settings.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], directions: Sequence[Direction], seed: int):
+    def __init__(
+        self, path: Path, settings: dict[str, Any], directions: Sequence[Direction], seed: int, flag: str
+    ):
         self.path, self.seed = path, seed
         settings = json.loads(json.dumps(settings))
         with self.usable():
@@ -59,7 +61,7 @@ class Trials:
             more = " and more" if len(changes) > 2 else ""
             raise InputError(
                 f"{path} holds a search with other settings: {'; '.join(changes[:2])}{more}. "
-                "Give the same again, or another --storage."
+                f"Give the same again, or another {flag}."
             )
 
     @contextlib.contextmanager

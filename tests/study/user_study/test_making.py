@@ -15,6 +15,7 @@ from ldm.modules.encoders.words import WordEmbedder
 from ldm.study.user_study import freeu_sides, write_study
 from ldm.study.votes import KEY
 from ldm.util import load_config
+from tests.study.test_figures_faults import largest_file
 from tests.study.user_study.conftest import Run, fault
 from tests.study.user_study.studies import SECRET_SEED, SETTINGS, data_of, png_of, some_pairs
 
@@ -120,6 +121,32 @@ def test_a_key_is_never_written_over(make: Run, tmp_path: Path) -> None:
     before = (tmp_path / "key.json").read_bytes()
     assert "key of another study" in fault(make("--outdir", tmp_path))
     assert (tmp_path / "key.json").read_bytes() == before
+
+
+def test_a_page_that_cannot_be_written_leaves_no_key_and_the_same_command_goes_through(
+    make: Run, tmp_path: Path
+) -> None:
+    argv = ("--pairs", 1, "--outdir", tmp_path / "study")
+    with largest_file(5000):  # the key is smaller, the page larger
+        assert "study.html cannot be written" in fault(make(*argv))
+    assert not list((tmp_path / "study").iterdir())
+    assert make(*argv).code == 0
+
+
+def test_a_study_stopped_while_its_page_is_written_leaves_nothing(
+    make: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+
+    def stopped(part: Path, path: Path) -> Path:
+        if path.name == "study.html":
+            raise KeyboardInterrupt
+        return replace(part, path)
+
+    monkeypatch.setattr(Path, "replace", stopped)
+    outcome = make("--pairs", 1, "--outdir", tmp_path / "study")
+    assert outcome.code == 130 and "nothing was written" in outcome.err
+    assert not list((tmp_path / "study").iterdir())
 
 
 @pytest.mark.parametrize(
