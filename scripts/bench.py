@@ -13,13 +13,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ldm.study.bench.rounds import Row
 
 SUBJECTS = ("filters", "freeu", "step", "decode", "picture", "start", "growth")
-USUAL = SUBJECTS[:5]
+USUAL, QUICK = SUBJECTS[:5], ("filters", "step")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -32,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
         "the start on Stable Diffusion's weights, growth with size (default: the first five)")  # fmt: skip
     add("--rounds", type=int, default=5, help="of each subject (default: %(default)s)")
     add("--dtype", nargs="+", choices=("float32", "bfloat16", "float16"), default=["float32", "bfloat16"])
-    add("--device", default="auto", help="auto, cuda or cpu")
+    add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--compile", action="store_true", help="compiled networks too, which takes minutes")
     add("--files", type=Path, help="where the start's weights are kept, 9 GB (default: thrown away)")
     add("--quick", action="store_true", help="in a minute: the filters, and a step on small latents")
@@ -49,8 +50,7 @@ def rows_of(arguments: argparse.Namespace) -> Iterator["Row"]:
 
     device, rounds, side = pick_device(arguments.device), arguments.rounds, 32 if arguments.quick else 64
     kinds = [getattr(torch, name) for name in arguments.dtype]
-    subjects = ("filters", "step") if arguments.quick else arguments.subject
-    for subject in subjects:
+    for subject in arguments.subject:
         if subject == "picture":
             with TemporaryDirectory() as folder:
                 yield from start.embedded_picture(Path(folder), rounds)
@@ -69,24 +69,51 @@ def rows_of(arguments: argparse.Namespace) -> Iterator["Row"]:
                     with TemporaryDirectory() as folder:
                         yield from start.cold_start(dtype, arguments.files or Path(folder), rounds)
                 case "growth":
-                    from ldm.study.bench import growth
-
+                    growth = import_growth()
                     yield from growth.steps(dtype, device, rounds)
                     yield from growth.decodes(dtype, device, rounds)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    from ldm.device import pick_device
+def import_growth() -> ModuleType:
+    """The growth's module. Raises InputError where matplotlib is not there."""
+    try:
+        from ldm.study.bench import growth
+    except ModuleNotFoundError as fault:
+        if str(fault.name).partition(".")[0] != "matplotlib":
+            raise
+        from ldm.errors import InputError
+
+        raise InputError('The growth is drawn with matplotlib: pip install -e ".[figures]"') from None
+    return growth
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raises InputError for what would else be found out after all the rounds."""
     from ldm.errors import InputError
-    from ldm.image_io import written_whole
-    from ldm.study.bench.rounds import machine
+    from ldm.image_io import writable_folder
 
     if arguments.rounds < 1:
         raise InputError(f"--rounds is {arguments.rounds}: give a whole number from 1 up.")
-    if arguments.plot and (arguments.quick or "growth" not in arguments.subject):
+    if "growth" in arguments.subject:
+        import_growth()
+    elif arguments.plot:
         raise InputError("--plot draws the growth: add --subject growth.")
+    if arguments.plot and arguments.plot.suffix.lower() not in (".png", ".pdf"):
+        raise InputError(f"--plot is {arguments.plot}: give a name that ends in .png or .pdf.")
+    for path in filter(None, (arguments.plot, arguments.json)):
+        writable_folder(path.parent)
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: give the name of a file.")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from ldm.device import pick_device
+    from ldm.image_io import written_whole
+    from ldm.study.bench.rounds import machine
+
     if arguments.quick:
-        arguments.rounds = min(arguments.rounds, 2)
+        arguments.subject, arguments.rounds = QUICK, min(arguments.rounds, 2)
+    check(arguments)
     told = machine(pick_device(arguments.device))
     print(", ".join(f"{name} {value}" for name, value in told.items()))
     found = []
@@ -99,8 +126,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"{ms:10.1f} ms {middle:7.2f} times ({low:.2f} to {high:.2f}){peak}"
         )
     if arguments.plot:
-        from ldm.study.bench import growth
-
+        growth = import_growth()
         growth.draw([row for row in found if row.what.startswith(growth.WHATS)], arguments.plot)
     if arguments.json:
         with written_whole(arguments.json) as file:

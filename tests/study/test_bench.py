@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import ldm.study.bench
 from ldm.image_io import read_picture
 from ldm.study.bench import filters, growth, networks
-from ldm.study.bench.rounds import Row, alternate
+from ldm.study.bench.rounds import Row, alternate, taken
 from ldm.util import ROOT
 from tests.conftest import relative_error
 
@@ -59,6 +60,13 @@ def test_contenders_take_turns_and_the_first_round_does_not_count():
     heard.clear()
     alternate({name: lambda name=name: heard.append(name) for name in "ab"}, 1, CPU, warm=True)
     assert heard == ["a", "a", "b", "b", "b", "b", "a", "a"]
+
+
+def test_mps_is_timed_from_rest_to_rest(monkeypatch):
+    heard = []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: heard.append("rest"))
+    assert taken(lambda: heard.append("work"), torch.device("mps")) > 0
+    assert heard == ["rest", "work", "rest"]
 
 
 HELD_AT_ONCE = """
@@ -150,3 +158,43 @@ def test_the_growth_is_drawn(tmp_path):
 def test_a_plot_of_nothing_is_refused(tmp_path, capsys):
     assert bench["main"](["--plot", str(tmp_path / "a.png"), "--subject", "filters"]) == 2
     assert "add --subject growth" in capsys.readouterr().err and not (tmp_path / "a.png").exists()
+
+
+@pytest.fixture
+def rounds(monkeypatch):
+    """What is measured: nothing. The subjects that it was asked for."""
+    asked = []
+    monkeypatch.setitem(
+        bench["run"].__globals__, "rows_of", lambda arguments: asked.extend(arguments.subject) or iter(())
+    )
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--json", "/dev/null/bench.json"], "Nothing can be written into /dev/null"),
+        (["--subject", "growth", "--plot", "/dev/null/growth.png"], "Nothing can be written into /dev/null"),
+        (["--json", "{folder}"], "{folder} is a folder: give the name of a file"),
+        (["--subject", "growth", "--plot", "growth.xyz"], "growth.xyz: give a name that ends in .png"),
+    ],
+)
+def test_files_that_cannot_be_written_are_refused_before_any_round(argv, said, rounds, tmp_path, capsys):
+    assert bench["main"]([word.format(folder=tmp_path) for word in argv]) == 2
+    assert said.format(folder=tmp_path) in capsys.readouterr().err and not rounds
+
+
+def test_a_folder_for_the_file_is_made(rounds, tmp_path):
+    assert bench["main"](["--quick", "--device", "cpu", "--json", str(tmp_path / "new" / "bench.json")]) == 0
+    assert json.loads((tmp_path / "new" / "bench.json").read_text())["rows"] == []
+    assert rounds == ["filters", "step"]
+
+
+def test_without_matplotlib_the_growth_names_the_remedy_before_any_round(rounds, monkeypatch, capsys):
+    drawing = ("matplotlib", "ldm.study.figures", "ldm.study.bench.growth")
+    for name in [name for name in sys.modules if name.startswith(drawing)]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(ldm.study.bench, "growth")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert bench["main"](["--subject", "filters", "growth"]) == 2
+    assert 'drawn with matplotlib: pip install -e ".[figures]"' in capsys.readouterr().err and not rounds

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.generate import WHOLE
+from ldm.image_io import written_whole
 from ldm.strips import decode_in_strips
 from ldm.study.bench.networks import CONTEXT, made_up, our_autoencoder, our_unet
 from ldm.study.bench.rounds import Row, Work, alternate
@@ -92,7 +93,8 @@ def decodes(
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Each size's time over that foretold, a panel for each network; left of the line it does better.
 
-    The bar spans the middle eight tenths of the rounds, and beside it stand the seconds.
+    The bar spans the middle eight tenths of the rounds, and beside it stand the seconds. The file is a PNG or
+    a PDF by its ending. Raises InputError where the disk refuses it.
     """
     with style():
         figure = Figure(figsize=(PAGE, 2.8), layout="constrained")
@@ -120,7 +122,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             for kind, name in enumerate(kinds)
         ]
         figure.legend(handles=marks, loc="outside lower center", ncols=len(kinds))
-        figure.savefig(path, dpi=200)
+        with written_whole(path) as file:
+            figure.savefig(file, format=path.suffix[1:], dpi=200)
 
 
 def size_of(row: Row) -> str:

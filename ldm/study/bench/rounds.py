@@ -43,10 +43,16 @@ class Row:
 
 
 def taken(work: Work, device: torch.device) -> float:
-    """The seconds that `work` takes: on a GPU between two events in its stream, elsewhere by the clock."""
+    """The seconds that `work` takes: between two events in CUDA's stream, elsewhere by the clock.
+
+    The clock is read when the device has done all that it was told, as MPS works on behind Python's back.
+    """
     if device.type != "cuda":
+        finish = torch.get_device_module(device).synchronize
+        finish()
         start = perf_counter()
         work()
+        finish()
         return perf_counter() - start
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
