@@ -39,13 +39,11 @@ def group_sums(x: Tensor, groups: int) -> Tensor:
 
     (B, groups, 2), in float64 on the CPU, wherever x is.
     """
-    batch, channels, height, width = x.shape
-    if LIBRARY is not None and has_norm(x):
-        sums = torch.zeros(batch, groups, 2, dtype=torch.float64, device="cpu")
-        maps = (ctypes.c_long * 4)(batch, height * width, channels, groups)
-        is_bfloat16 = x.dtype == torch.bfloat16
-        if not LIBRARY.add_sums(pointer(x), maps, pointer(sums), is_bfloat16, torch.get_num_threads()):
+    if has_norm(x):
+        sums = sums_in_c(x, groups)
+        if sums is not None:
             return sums
+    batch, channels, height, width = x.shape
     # In the layout in which torch takes the statistics of groups fastest.
     layout = torch.channels_last if x.device.type == "cpu" else torch.contiguous_format
     x = x.to(torch.float32).contiguous(memory_format=layout)
@@ -53,6 +51,21 @@ def group_sums(x: Tensor, groups: int) -> Tensor:
     _, mean, rstd = torch.native_group_norm(x, None, None, *shape, eps=0)
     mean, var = mean.cpu().double(), rstd.cpu().double() ** -2  # (B, groups)
     return torch.stack([mean, var + mean**2], dim=-1) * (x[0].numel() // groups)
+
+
+def shape_in_c(x: Tensor, groups: int) -> ctypes.Array[ctypes.c_long]:
+    """norm.c's `struct maps`."""
+    batch, channels, height, width = x.shape
+    return (ctypes.c_long * 4)(batch, height * width, channels, groups)
+
+
+def sums_in_c(x: Tensor, groups: int) -> Tensor | None:
+    """`group_sums` of maps that `has_norm` is for; None where there is no memory."""
+    assert LIBRARY is not None
+    sums = torch.zeros(len(x), groups, 2, dtype=torch.float64, device="cpu")
+    how = x.dtype == torch.bfloat16, torch.get_num_threads()
+    failed = LIBRARY.add_sums(pointer(x), shape_in_c(x, groups), pointer(sums), *how)
+    return None if failed else sums
 
 
 class GroupNorm(nn.GroupNorm):
@@ -64,24 +77,30 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
         """Normalises maps (B, C, H, W); where `overwrite` allows it, in their own memory."""
-        if has_norm(x) and x.dtype == self.weight.dtype:
-            return self.by_sums(x, group_sums(x, self.num_groups), x[0].numel() // self.num_groups, overwrite)
+        sums = sums_in_c(x, self.num_groups) if self._has_c(x) else None
+        if sums is not None:
+            return self._in_c(x, sums, x[0].numel() // self.num_groups, overwrite)
         y = super().forward(x)
         return F.silu(y, inplace=True) if self.silu else y
 
-    def by_sums(self, x: Tensor, sums: Tensor, count: int, overwrite: bool = False) -> Tensor:
+    def _has_c(self, x: Tensor) -> bool:
+        return has_norm(x) and x.dtype == self.weight.dtype
+
+    def _in_c(self, x: Tensor, sums: Tensor, count: int, overwrite: bool = False) -> Tensor:
+        assert LIBRARY is not None
+        y = x if overwrite else torch.empty_like(x)
+        told = pointer(sums), ctypes.c_double(count), pointer(self.weight), pointer(self.bias)
+        how = ctypes.c_double(self.eps), self.silu, x.dtype == torch.bfloat16, torch.get_num_threads()
+        LIBRARY.normalize(pointer(x), pointer(y), shape_in_c(x, self.num_groups), *told, *how)
+        return y
+
+    def by_sums(self, x: Tensor, sums: Tensor, count: int) -> Tensor:
         """As `forward`, by sums as of `group_sums` over `count` numbers of each group.
 
         They are x's own, or those of a map that x, (1, C, H, W), is a strip of.
         """
-        if LIBRARY is not None and has_norm(x) and x.dtype == self.weight.dtype:
-            batch, channels, height, width = x.shape
-            y = x if overwrite else torch.empty_like(x)
-            maps = (ctypes.c_long * 4)(batch, height * width, channels, self.num_groups)
-            told = pointer(sums), ctypes.c_double(count), pointer(self.weight), pointer(self.bias)
-            how = ctypes.c_double(self.eps), self.silu, x.dtype == torch.bfloat16, torch.get_num_threads()
-            LIBRARY.normalize(pointer(x), pointer(y), maps, *told, *how)
-            return y
+        if self._has_c(x):
+            return self._in_c(x, sums, count)
         mean, squares = (
             (sums[0] / count).repeat_interleave(x.shape[1] // self.num_groups, 0).unbind(-1)
         )  # (C,)
