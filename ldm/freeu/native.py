@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def built(source: Path, package: str) -> str | None:
@@ -37,6 +38,7 @@ def is_plain(x: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and forward_ad._current_level < 0
     )
 
 
@@ -44,6 +46,8 @@ def pointer(x: Tensor) -> ctypes.c_void_p:
     """Where a tensor's numbers begin, for a function of such a library."""
     return ctypes.c_void_p(x.data_ptr())
 
+
+WIDEST = 2**14  # positions of a map's row or column, for whose sums there is room on a thread's stack
 
 LIBRARY = load(Path(__file__).with_name("filter.c"), "ldm.freeu")
 
@@ -56,6 +60,8 @@ def has_filter(x: Tensor) -> bool:
     if LIBRARY is None or x.dtype not in (torch.float32, torch.bfloat16) or not is_plain(x):
         return False
     _, channel, row, position = x.stride()
+    if max(x.shape[2:]) > WIDEST:
+        return False
     return (channel == 1 or position == 1) and row == x.shape[3] * position
 
 

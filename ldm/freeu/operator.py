@@ -88,7 +88,7 @@ def _add_low_frequencies(x: Tensor, threshold: int, gain: float | Tensor, in_pla
         low = low_frequencies_by_axes(x, threshold)
         low *= gain[..., None] if isinstance(gain, Tensor) else gain
         return x.add_(low) if in_place else x + low
-    if native.has_filter(x):
+    if native.has_filter(x) and (not isinstance(gain, Tensor) or native.is_plain(gain)):
         memory = torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
         x = x if in_place else x.clone(memory_format=memory)
         native.add_low_frequencies(x, gain)

@@ -29,11 +29,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Scores are in float32. Training in mixed precision on a CPU takes all of it in float32: torch's own is six
     times as slow backwards in bfloat16.
     """
-    batch, heads, n, _ = q.shape
+    batch, heads, n, d = q.shape
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
-    if not is_fast(q, k):
+    alike = k.shape == v.shape == (batch, heads, k.shape[2], d) and k.dtype == v.dtype
+    if not (alike and is_fast(q, k)):
         return by_torch(q, k, v)
     if q.dtype == torch.float32 or HAS_AMX:
         made = by_vectors(q, k, v) if q.dtype == torch.float32 else by_tiles(q, k, v)

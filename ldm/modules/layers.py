@@ -7,6 +7,7 @@ channels last; kernels may be, or lie as files have them.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from ldm.modules.doubling import convolved_double
 from ldm.modules.onednn import HAS_AMX, is_fast, product
@@ -22,11 +23,12 @@ MANY_DOUBLED = 128  # positions before doubling: below, the kernels cost more to
 def is_its_weights(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a layer of this kind does what its weights say and no more.
 
-    It does not where another wraps it (as LoRA does), where hooks wait for its call, or where a convolution
-    was told to pad with something else than zeros, as pictures that tile need it.
+    It does not where another wraps it or its function (as LoRAs do), or where hooks wait for its call.
     """
-    hooked = layer._forward_hooks or layer._forward_pre_hooks
-    return type(layer) is kind and not hooked and getattr(layer, "padding_mode", "zeros") == "zeros"
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or _has_any_global_hook()
+    if type(layer) is not kind or hooked or "forward" in vars(layer):
+        return False
+    return not isinstance(layer, Conv3x3) or layer.is_as_made()
 
 
 class Linear(nn.Linear):
@@ -49,8 +51,21 @@ class Conv3x3(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
         super().__init__(in_channels, out_channels, 3, stride, padding=1)
 
+    def is_as_made(self) -> bool:
+        """Whether it convolves as it did when it was made.
+
+        It does not where it was told to pad otherwise since (as pictures that tile need it) or to spread its
+        kernels (as large pictures do).
+        """
+        how = self.padding_mode, self.padding, self.dilation, self.groups
+        return (
+            how == ("zeros", (1, 1), (1, 1), 1)
+            and self.bias is not None
+            and "_conv_forward" not in vars(self)
+        )
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.padding_mode != "zeros" or not is_fast(x, self.weight):
+        if not (self.is_as_made() and is_fast(x, self.weight)):
             return super().forward(x)
         batch, _, height, width = x.shape
         stride = self.stride[0]

@@ -84,7 +84,10 @@ class GroupNorm(nn.GroupNorm):
         return F.silu(y, inplace=True) if self.silu else y
 
     def _has_c(self, x: Tensor) -> bool:
-        return has_norm(x) and x.dtype == self.weight.dtype
+        return has_norm(x) and all(
+            it is not None and is_plain(it.detach()) and it.dtype == x.dtype and it.is_contiguous()
+            for it in (self.weight, self.bias)
+        )
 
     def _in_c(self, x: Tensor, sums: Tensor, count: int, overwrite: bool = False) -> Tensor:
         assert LIBRARY is not None

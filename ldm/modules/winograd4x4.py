@@ -33,9 +33,10 @@ def has_winograd4x4(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     """Whether `winograd4x4` is there for these maps and kernels."""
     if LIBRARY is None or len(weight) % PANEL or weight.shape[1] % LANES:
         return False
-    if not (weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)):
+    if not all(it.dtype == torch.float32 and is_plain(it.detach()) for it in (x, weight, bias)):
         return False
-    return all(it.dtype == torch.float32 and is_plain(it.detach()) for it in (x, weight, bias))
+    laid_out = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
+    return laid_out and bias.is_contiguous()
 
 
 def winograd4x4(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

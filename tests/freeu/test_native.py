@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 
 from ldm.device import has_amx
 from ldm.freeu import fourier_filter, free_u, native
@@ -25,6 +26,12 @@ LIBRARIES = [
 ]
 with_filter = pytest.mark.skipif(native.LIBRARY is None, reason="no C compiler was there at the installation")
 FORMATS = (torch.contiguous_format, torch.channels_last)
+
+
+def derivative(function, x, along):
+    """The function's derivative at x, by dual numbers."""
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(function(forward_ad.make_dual(x, along))).tangent
 
 
 def low_frequencies(x):
@@ -124,7 +131,8 @@ def test_it_is_taken_on_plain_maps_and_nothing_else(monkeypatch):
         fourier_filter(taken, 1, 0.5)
     free_u(x.clone(), 2, 1.2, 0.5)
     assert called.call_count == 6
-    for other in (x.double(), x.half(), x.mT, x[..., 1:], x[:, :, ::2], x.to("meta"), x[:, :, :2]):
+    wide = torch.zeros(1, 1, 3, 2 * native.WIDEST)
+    for other in (x.double(), x.half(), x.mT, x[..., 1:], x[:, :, ::2], x.to("meta"), x[:, :, :2], wide):
         fourier_filter(other, 1, 0.5)
     fourier_filter(x, 2, 0.5)
     assert called.call_count == 6
@@ -136,10 +144,13 @@ def test_whoever_records_what_is_computed_meets_torchs_operations():
     expected = x + 0.5 * low_frequencies(x) - low_frequencies(x)  # s is 0.5
     with torch.enable_grad():
         assert fourier_filter(x.clone().requires_grad_(), 1, 0.5).grad_fn is not None
+        weight = torch.ones(2, requires_grad=True)
+        assert free_u(x, 2, 1.0, 0.5, weight=weight).grad_fn is not None
     for made in (
         torch.jit.trace(lambda x: fourier_filter(x, 1, 0.5), x, check_trace=False)(x),
         torch.vmap(lambda x: fourier_filter(x[None], 1, 0.5)[0])(x),
         torch.func.jvp(lambda x: fourier_filter(x, 1, 0.5), (x,), (x,))[1],
+        derivative(lambda x: fourier_filter(x, 1, 0.5), x, x),
         torch.compile(lambda x: fourier_filter(x, 1, 0.5), backend="eager", fullgraph=True)(x),
     ):
         assert (made - expected).abs().max() < 4e-6

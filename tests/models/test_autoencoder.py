@@ -6,7 +6,7 @@ from torch.distributions import Normal, kl_divergence
 
 from ldm.errors import InputError
 from ldm.models.autoencoder import AutoencoderKL
-from ldm.modules.diffusionmodules.model import AttnBlock, Downsample
+from ldm.modules.diffusionmodules.model import AttnBlock, Downsample, ResnetBlock
 from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.util import load_config
 from tests.conftest import fill_by_name, golden, golden_parameters, relative_error, rnd
@@ -82,6 +82,28 @@ def test_attention_is_its_formula():
         + block.proj_out.bias[:, None, None]
     )
     assert relative_error(block(x), x + out) < 1e-6
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_maps_that_hooks_keep_are_not_written_over(gradients):
+    block, kept = fill_by_name(ResnetBlock(32, 32, 0.0, 8)), []
+    x = rnd(1, 1, 32, 8, 8).contiguous(memory_format=torch.channels_last)
+    expected = block(x)
+    for layer in (block.conv1, block.norm2, block.conv2):
+        layer.register_forward_hook(lambda _layer, _in, out: kept.append((out, out.clone())))
+    with torch.set_grad_enabled(gradients):
+        assert relative_error(block(x), expected) < 1e-5
+    assert len(kept) == 3 and all(torch.equal(out, before) for out, before in kept)
+
+
+def test_a_plain_normalisation_may_take_the_place_of_a_blocks():
+    block, x = fill_by_name(ResnetBlock(32, 32, 0.0, 8)), rnd(1, 1, 32, 8, 8)
+    expected = block(x)
+    plain = torch.nn.GroupNorm(8, 32, eps=1e-6)
+    plain.load_state_dict(block.norm2.state_dict())
+    plain.register_forward_hook(lambda _layer, _in, out: out * torch.sigmoid(out))
+    block.norm2 = plain
+    assert relative_error(block(x), expected) < 1e-5
 
 
 def test_downsampling_pads_on_the_right_and_at_the_bottom():

@@ -77,6 +77,18 @@ def test_what_all_keys_share_is_taken_out_of_the_scores_exactly(common, monkeypa
     assert out is not None and relative_error(out.double(), attended(q, k, v)) < 1e-2
 
 
+@pytest.mark.parametrize("queries", [20, 1100])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_one_batch_of_keys_serves_all_queries_and_others_must_match(queries, kind):
+    q, k, v = rnd(0, 2, 4, queries, 8), rnd(1, 1, 4, 1100, 8), rnd(2, 1, 4, 1100, 8)
+    q, k, v = (it.to(kind) for it in (q, k, v))
+    expected = attention(q, k.repeat(2, 1, 1, 1), v.repeat(2, 1, 1, 1))
+    assert relative_error(attention(q, k, v), expected) < (2e-6 if kind == torch.float32 else 2e-2)
+    for other in (k.repeat(3, 1, 1, 1), k[..., :1000, :], k.half(), k[..., :4]):
+        with pytest.raises(RuntimeError):
+            attention(q, other, v.repeat(len(other), 1, 1, 1))
+
+
 def test_attention_computes_where_its_inputs_are_whatever_the_default_device():
     for q, k, v in ((rnd(i, 1, 2, n, 8) for i in range(3)) for n in (20, 1100)):
         expected = attention(q, k, v)

@@ -205,12 +205,28 @@ def with_pre_hook(layer):
     return layer
 
 
+def with_another_function(layer):
+    original = layer.forward
+    layer.forward = lambda x: original(x) + 1
+    return layer
+
+
 def tiling(layer):
     layer.padding_mode = "circular"
     return layer
 
 
-@pytest.mark.parametrize("changed", [Adapted, with_hook, with_pre_hook])
+def tiling_inside(layer):
+    layer._conv_forward = lambda x, weight, bias: F.conv2d(F.pad(x, (1, 1, 1, 1), "circular"), weight, bias)
+    return layer
+
+
+def spread(layer):
+    layer.dilation = layer.padding = (2, 2)
+    return layer
+
+
+@pytest.mark.parametrize("changed", [Adapted, with_hook, with_pre_hook, with_another_function])
 def test_what_is_put_on_an_inner_linear_layer_acts_at_inference_too(changed):
     network, x = fill_by_name(FeedForward(16, 0.0)), rnd(5, 2, 9, 16)
     before = network(x)
@@ -220,7 +236,10 @@ def test_what_is_put_on_an_inner_linear_layer_acts_at_inference_too(changed):
     assert relative_error(network(x), expected) < 2e-6 < 0.01 < relative_error(before, expected)
 
 
-@pytest.mark.parametrize("changed", [Adapted, with_hook, with_pre_hook, tiling])
+@pytest.mark.parametrize(
+    "changed",
+    [Adapted, with_hook, with_pre_hook, with_another_function, tiling, tiling_inside, spread],
+)
 @pytest.mark.parametrize("channels", [16, 256])
 def test_what_is_put_on_an_inner_convolution_acts_at_inference_too(changed, channels):
     layer, x = fill_by_name(Upsample(channels)), rnd(6, 1, channels, 16, 16)
@@ -229,6 +248,43 @@ def test_what_is_put_on_an_inner_convolution_acts_at_inference_too(changed, chan
     with torch.enable_grad():
         expected = layer(x).detach()
     assert relative_error(layer(x), expected) < 1e-5 < 0.01 < relative_error(before, expected)
+
+
+@pytest.mark.parametrize("changed", [tiling, tiling_inside, spread])
+@pytest.mark.parametrize("size", [8, 40])
+def test_a_convolution_that_is_changed_once_it_is_made_is_torchs(changed, size):
+    layer, x = changed(fill_by_name(Conv3x3(64, 64))), rnd(6, 1, 64, size, size)
+    with torch.enable_grad():
+        expected = layer(x).detach()
+    assert relative_error(layer(x), expected) < 1e-5
+    layer.bias = None
+    assert layer(x).shape == expected.shape
+
+
+def test_a_hook_of_all_layers_sees_the_inner_ones_at_inference_too():
+    seen = []
+    hook = nn.modules.module.register_module_forward_hook(lambda layer, _in, _out: seen.append(type(layer)))
+    try:
+        FeedForward(16, 0.0)(rnd(5, 2, 9, 16))
+        Upsample(256)(rnd(6, 1, 256, 16, 16))
+    finally:
+        hook.remove()
+    assert seen.count(Linear) == 2 and seen.count(Conv3x3) == 1
+
+
+def test_a_hook_inside_the_feed_forward_network_sees_all_tokens_at_once():
+    network, seen = FeedForward(16, 0.0), []
+    network.net[2].register_forward_hook(lambda _layer, inputs, _out: seen.append(inputs[0].shape))
+    network(rnd(5, 2, 4096, 16))
+    assert seen == [(2, 4096, 64)]
+
+
+def test_a_trace_of_the_feed_forward_network_takes_any_number_of_tokens():
+    network = fill_by_name(FeedForward(16, 0.0))
+    traced = torch.jit.trace(network, rnd(5, 2, 4096, 16))
+    for tokens in (9, 8192):
+        x = rnd(6, 2, tokens, 16)
+        assert relative_error(traced(x), network(x)) < 2e-6
 
 
 @only_here

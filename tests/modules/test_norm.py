@@ -144,11 +144,23 @@ def test_plain_maps_at_inference_are_normalised_in_c_and_nothing_else(monkeypatc
         layer(other)
     made(12, kind=torch.float64)(rnd(7, 1, 12, 8, 8).double())
     made(12)(rnd(7, 1, 12, 8, 8).contiguous(memory_format=LAST))
+    no_bias = made(32)
+    no_bias.bias = None
+    no_bias(x)
+    with pytest.raises(RuntimeError):
+        made(32).to("meta")(x)
     with torch.autocast("cpu", torch.bfloat16):
         layer(x)
     with torch.enable_grad():
         layer(x)
     assert called.normalize.call_count == 4
+
+
+def test_weights_that_lie_apart_are_read_where_they_are():
+    layer, x = made(32), rnd(6, 2, 32, 8, 8).contiguous(memory_format=LAST)
+    apart = {name: torch.stack([p, p + 9], dim=1)[:, 0] for name, p in layer.named_parameters()}
+    assert not apart["weight"].is_contiguous()
+    assert relative_error(torch.func.functional_call(layer, apart, x), layer(x)) < 2e-6
 
 
 def test_gradients_are_torchs():

@@ -89,6 +89,34 @@ def test_a_trace_of_equal_halves_computes_both_of_others():
     assert relative_error(traced(x, times, context), unet(x, times, context)) < 1e-5
 
 
+def test_a_hook_may_tell_the_halves_apart():
+    unet, x, times, context = make(), rnd(1, 1, 4, 16, 16), torch.tensor([41]), rnd(2, 2, 11, 48)
+
+    def add(_layer, _inputs, h):
+        added = torch.zeros_like(h)
+        added[-1] = 1
+        return h + added
+
+    first = unet(x, times, context[:1])
+    unet.input_blocks[0].register_forward_hook(add)
+    apart = torch.cat([first, unet(x, times, context[1:])])
+    together = unet(x.repeat(2, 1, 1, 1), times.repeat(2), context)
+    assert relative_error(together, apart) < 1e-5
+
+
+def test_gradients_of_equal_halves_are_each_its_own():
+    unet = make().requires_grad_(False)
+    x, times, context = rnd(1, 1, 4, 16, 16).repeat(2, 1, 1, 1), torch.tensor([41, 41]), rnd(2, 2, 11, 48)
+
+    def gradient(x, times, context):
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(unet(x, times, context).square().sum(), x)[0]
+
+    with torch.enable_grad():
+        apart = [gradient(x[:1], times[:1], one[None]) for one in context]
+        assert relative_error(gradient(x, times, context), torch.cat(apart)) < 1e-5
+
+
 def test_gradients_are_those_of_both_halves():
     unet = make()
     x, context = rnd(1, 1, 4, 16, 16), rnd(2, 2, 11, 48)

@@ -88,6 +88,7 @@ def test_maps_that_c_cannot_take_are_left_to_torch():
         assert not has_winograd4x4(x[:, :8], weight[:, :8], bias)  # whose numbers lie apart
         assert not has_winograd4x4(x.bfloat16(), weight.bfloat16(), bias.bfloat16())
         assert not has_winograd4x4(x, weight, bias.double())
+        assert not has_winograd4x4(x, weight, rnd(3, 64)[::2])
         assert not has_winograd4x4(x.to("meta"), weight.to("meta"), bias.to("meta"))
     with torch.no_grad():
         assert has_winograd4x4(x, weight.requires_grad_(), bias.requires_grad_())

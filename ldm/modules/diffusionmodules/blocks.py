@@ -62,7 +62,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         norm, _, conv = self.in_layers
-        h = conv(self._resized(norm(x)))  # (B, out, H, W)
+        h = self.in_layers(x) if self.resize == 1 else conv(self._resized(norm(x)))  # (B, out, H, W)
         e = self.emb_layers(emb)[:, :, None, None]  # (B, out or 2 out, 1, 1)
         if self.use_scale_shift_norm:
             scale, shift = e.chunk(2, dim=1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldm.errors import InputError
 from ldm.modules.dot_product import attention
-from ldm.modules.layers import Conv3x3, Upsample
+from ldm.modules.layers import Conv3x3, Upsample, is_its_weights
 from ldm.modules.norm import GroupNorm
 
 
@@ -43,12 +43,13 @@ class ResnetBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
-        # One name for all maps, so that none outlives its use.
+        # One name for all maps, so that none outlives its use; what hooks may have kept is not written over.
         h = self.conv1(self.norm1(x))
-        h = self.norm2(h, overwrite=True)
+        own = is_its_weights(self.conv1, Conv3x3) and is_its_weights(self.norm2, GroupNorm)
+        h = self.norm2(h, overwrite=True) if own else self.norm2(h)
         h = self.conv2(self.dropout(h))
-        h += self.nin_shortcut(x) if self.nin_shortcut is not None else x
-        return h
+        shortcut = self.nin_shortcut(x) if self.nin_shortcut is not None else x
+        return h.add_(shortcut) if is_its_weights(self.conv2, Conv3x3) else h + shortcut
 
 
 class AttnBlock(nn.Module):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ldm.errors import InputError
 from ldm.freeu import TRAINING_STEPS, Channels, DecoderStage, FreeUSettings, Match, free_u
+from ldm.freeu.native import is_plain
 from ldm.modules.attention import AttentionBlock, SpatialTransformer
 from ldm.modules.diffusionmodules.blocks import (
     Downsample,
@@ -164,7 +165,7 @@ class UNetModel(nn.Module):
         h, skips = x, []
         for block in self.input_blocks:
             if twice and any(isinstance(layer, SpatialTransformer) for layer in block.children()):
-                h, twice = h[: len(h) // 2], False
+                h, twice = h[: len(h) // 2] if is_twice(h) else h, False
             h = block(h, emb[: len(h)], context)
             skips.append(h)
         return h, skips
@@ -259,9 +260,10 @@ class Free_UNetModel(UNetModel):
 def is_twice(x: Tensor) -> bool:
     """Whether the second half of a batch repeats the first.
 
-    Asked on a CPU alone: elsewhere the answer would have to be waited for.
+    Asked on a CPU alone: elsewhere the answer would have to be waited for. Where gradients are recorded each
+    half has its own.
     """
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing() or len(x) % 2:
+    if len(x) % 2 or not is_plain(x):
         return False
     first, second = x.chunk(2)
     return torch.equal(first, second)
