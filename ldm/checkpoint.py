@@ -33,11 +33,13 @@ FULL_CLIP_KEY: Final = "cond_stage_model.transformer.text_model."
 HARMLESS: Final = {
     r"model_ema\..*": "averaged weights beside the plain ones",
     r"(first_stage_model\.)?loss\..*": "the autoencoder's training loss and its discriminator",
-    r"betas|logvar|(alphas|sqrt|log_one_minus|posterior)_\w+": "the schedule, computed from the config",
+    r"first_stage_model\.model_ema\..*": "the autoencoder's, likewise",
+    r"betas|logvar|lvlb_weights|(alphas|sqrt|log_one_minus|posterior)_\w+": "the schedule, of the config",
+    r"denoiser\..*|v_pred|ztsnr": "the schedule, as other programs keep it",
     r"cond_stage_model\..*\bposition_ids": "0 to 76",
     r"cond_stage_model\..*\battn_mask": "the causal mask, computed",
     r"cond_stage_model\.model\.visual\..*": "the image tower, which no prompt passes through",
-    r"cond_stage_model\.model\.(text_projection|logit_scale)": "for comparing a text with a picture",
+    r"cond_stage_model\.((model|transformer)\.)?(text_projection(\.weight)?|logit_scale)": "for comparisons",
 }
 MOST_LAYERS: Final = 20_000  # Stable Diffusion 2 has about 2,500
 AT_ONCE: Final = 2**21  # numbers of kernels that are cast ahead of being laid out, and stay in a cache

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import torch
@@ -159,6 +160,14 @@ def decode_one(model: LatentDiffusion, latent: Tensor) -> Tensor:
     return decode_in_strips(model.first_stage_model, latent.to(model.dtype) / model.scale_factor)
 
 
+def read_seed(seed: Any) -> int:
+    """A seed, numpy's among them, as Python's own whole number. Raises InputError."""
+    try:
+        return index(seed)
+    except TypeError:
+        raise InputError(f"The seed is {seed!r}: give a whole number.") from None
+
+
 def generate(
     model: LatentDiffusion,
     prompts: Sequence[str],
@@ -167,8 +176,20 @@ def generate(
     negative_prompts: Sequence[str] | None = None,
     on_step: Callable[[Step], Any] | None = None,
 ) -> list[Picture]:
-    """Pictures (H, W, 3), one for each prompt and seed; `on_step` hears of each denoising step."""
+    """Pictures (H, W, 3), one for each prompt and seed; `on_step` hears of each denoising step.
+
+    Raises InputError where the settings do not fit the model, or prompts, seeds and negative prompts do not
+    fit each other.
+    """
+    check(sampling, model)
     negative_prompts = [""] * len(prompts) if negative_prompts is None else negative_prompts
+    for name, texts in (("prompts", prompts), ("negative_prompts", negative_prompts)):
+        if isinstance(texts, str):
+            raise InputError(f"{name} is the text {texts!r}: give a list of texts.")
+    if not len(prompts) == len(seeds) == len(negative_prompts) > 0:
+        counts = f"{len(prompts)} prompts, {len(seeds)} seeds and {len(negative_prompts)} negative prompts"
+        raise InputError(f"There are {counts}: give one of each for each picture.")
+    seeds = [read_seed(seed) for seed in seeds]
     for step in denoise(model, prompts, negative_prompts, seeds, sampling):
         if on_step is not None:
             on_step(step)

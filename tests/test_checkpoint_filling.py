@@ -143,7 +143,9 @@ def test_harmless_keys_are_dropped_unless_the_model_has_them() -> None:
         "loss.discriminator.main.0.weight", "first_stage_model.loss.logvar",
         "cond_stage_model.transformer.text_model.embeddings.position_ids", "cond_stage_model.model.attn_mask",
         "cond_stage_model.model.visual.conv1.weight", "cond_stage_model.model.logit_scale",
-        "cond_stage_model.model.text_projection",
+        "cond_stage_model.model.text_projection", "cond_stage_model.logit_scale",
+        "cond_stage_model.transformer.text_projection.weight", "cond_stage_model.text_projection",
+        "first_stage_model.model_ema.decay", "lvlb_weights", "denoiser.sigmas", "v_pred", "ztsnr",
     ]  # fmt: skip
     fill(on_meta({"weight": (2,)}), zeros(dict.fromkeys(["weight", *harmless], (2,))), torch.float32, CPU)
 

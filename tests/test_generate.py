@@ -141,6 +141,31 @@ def test_settings_that_do_not_fit_are_refused(
         check(replace(SMALL, **change), model)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompts": "a red star"}, "prompts is the text 'a red star': give a list"),
+        ({"negative_prompts": "blur"}, "negative_prompts is the text 'blur'"),
+        ({"prompts": []}, "There are 0 prompts, 1 seeds and 0 negative prompts"),
+        ({"seeds": [1, 2]}, "There are 1 prompts, 2 seeds and 1 negative"),
+        ({"negative_prompts": ["", ""]}, "1 seeds and 2 negative prompts"),
+        ({"seeds": [1.5]}, "The seed is 1.5: give a whole number"),
+        ({"sampling": replace(SMALL, height=100)}, "height of 100"),
+    ],
+)
+def test_pictures_that_cannot_be_are_refused_before_any_work(
+    change: dict, message: str, model: LatentDiffusion
+) -> None:
+    asked = {"prompts": ["a red star"], "seeds": [1], "sampling": SMALL} | change
+    with pytest.raises(InputError, match=message):
+        generate(model, **asked)
+
+
+def test_a_seed_may_be_numpys(model: LatentDiffusion) -> None:
+    pictures = [generate(model, PROMPTS[:1], seeds, SMALL)[0] for seeds in ([5], np.arange(5, 6))]
+    assert np.array_equal(*pictures)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 999, 1000])
 def test_every_number_of_steps_up_to_the_model_s_is_taken(steps: int, model: LatentDiffusion) -> None:
     check(replace(SMALL, steps=steps), model)

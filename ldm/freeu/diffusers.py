@@ -10,11 +10,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ldm.freeu.operator import free_u
 from ldm.freeu.settings import PRESETS, TRAINING_STEPS, DecoderStage, FreeUSettings, find_preset
@@ -157,17 +155,17 @@ class Reweighting:
         return free_u(fused, self.width, self.b, self.s, how.version, how.threshold, weight, how.channels)
 
 
-# At most one hook of ours on any module.
-_handles: WeakKeyDictionary[nn.Module, RemovableHandle] = WeakKeyDictionary()
-
-
 def _set_hook(module: nn.Module, hook: Clock | Reweighting | None) -> None:
-    """Puts our hook before a module's forward in the place of an earlier one; None only takes it away."""
-    earlier = _handles.pop(module, None)
-    if earlier is not None:
-        earlier.remove()
+    """Puts our hook before a module's forward in the place of an earlier one; None only takes it away.
+
+    The earlier one is known by its kind, since a copy of a module has hooks that nobody put there.
+    """
+    hooks = module._forward_pre_hooks
+    earlier = [key for key, there in hooks.items() if isinstance(there, Clock | Reweighting)]
+    for key in earlier:
+        del hooks[key], module._forward_pre_hooks_with_kwargs[key]
     if hook is not None:
-        _handles[module] = module.register_forward_pre_hook(hook, with_kwargs=True)
+        module.register_forward_pre_hook(hook, with_kwargs=True)
     # What torch.compile has made goes on without noticing that hooks came or went.
-    if (earlier is not None or hook is not None) and "torch._dynamo" in sys.modules:
+    if (earlier or hook is not None) and "torch._dynamo" in sys.modules:
         torch.compiler.reset()

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, Literal, get_args
 
 from torch import Tensor
@@ -62,7 +63,7 @@ class FreeUSettings:
 
     def __post_init__(self) -> None:
         for name in ("b1", "b2", "s1", "s2"):
-            check_factor(name, getattr(self, name))
+            object.__setattr__(self, name, read_factor(name, getattr(self, name)))
         object.__setattr__(self, "stages", read_stages(self.stages))
         if type(self.version) is not int or self.version not in (1, 2):
             raise ValueError(
@@ -76,6 +77,7 @@ class FreeUSettings:
             value = getattr(self, name)
             if not is_fraction(value):
                 raise ValueError(f"FreeU's {name} is {value!r}: give a number from 0 to 1.")
+            object.__setattr__(self, name, pythons(value))
         if self.channels not in get_args(Channels) and not is_fraction(self.channels):
             known = ", ".join(get_args(Channels))
             raise ValueError(
@@ -145,14 +147,24 @@ class FreeUSettings:
         return (1 - distance / self.ramp).clamp(0, 1)
 
 
-def check_factor(name: str, value: Any) -> None:
-    """Raises ValueError where a factor means nothing."""
-    if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max:
+def pythons(number: Real) -> float:
+    """A number as Python's own: those of numpy, which loops over factors give, fit in no JSON."""
+    return number if isinstance(number, int) else float(number)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def read_factor(name: str, value: Any) -> float:
+    """A factor as it was given. Raises ValueError where it means nothing."""
+    if not is_number(value) or not 0 <= value <= sys.float_info.max:
         raise ValueError(f"FreeU's {name} is {value!r}: give a finite number, zero or above.")
+    return pythons(value)
 
 
 def is_fraction(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= 1
+    return is_number(value) and 0 <= value <= 1
 
 
 def read_stages(stages: Any) -> dict[int, tuple[float, float]]:
@@ -163,10 +175,10 @@ def read_stages(stages: Any) -> dict[int, tuple[float, float]]:
         raise ValueError(
             f"FreeU's stages are {stages!r}: give a pair of b and s for each width, as {{320: [1.1, 0.9]}}."
         ) from None
-    for key, (b, s) in read.items():
-        check_factor(f"b of stage {key}", b)
-        check_factor(f"s of stage {key}", s)
-    return read
+    return {
+        key: (read_factor(f"b of stage {key}", b), read_factor(f"s of stage {key}", s))
+        for key, (b, s) in read.items()
+    }
 
 
 # Published factors. V1 and V2 of SD1.4 and SD2.1, V2 of SD1.5 and SDXL: the authors. V1 of SD1.5: diffusers'

@@ -1,5 +1,7 @@
 """FreeU on every U-Net class of diffusers: against diffusers' own, and against the published formulas."""
 
+import copy
+import pickle
 import subprocess
 import sys
 
@@ -93,6 +95,19 @@ def test_disable_leaves_nothing_behind(case):
     assert not hooks(unet)
     assert {name: list(vars(module)) for name, module in unet.named_modules()} == before
     disable(unet)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda unet: pickle.loads(pickle.dumps(unet))])
+@pytest.mark.parametrize("stop", [0.9, 1.0])
+def test_a_copy_is_enabled_and_disabled_by_itself(unet, given, copied, stop):
+    without = run(unet, given)
+    with enable(unet, **FACTORS, stop=stop):
+        expected, other = run(unet, given), copied(unet)
+        enable(other, **FACTORS, stop=stop)
+        assert torch.equal(run(other, given), expected)
+        disable(other)
+        assert torch.equal(run(other, given), without) and not hooks(other)
+        assert torch.equal(run(unet, given), expected)
 
 
 def test_enabling_again_replaces(unet, given):

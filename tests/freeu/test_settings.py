@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import asdict, fields
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -69,6 +70,13 @@ def test_a_factor_of_a_stage_that_means_nothing_is_named():
 
 def test_zero_whole_numbers_and_large_factors_are_allowed():
     assert FreeUSettings(0, 5, 0, 3) == FreeUSettings(0.0, 5.0, 0.0, 3.0)
+
+
+def test_numbers_of_numpy_are_taken_as_pythons():
+    b, s = np.linspace(1, 1.5, 2), np.float32(0.5)
+    made = FreeUSettings(b[0], b[1], s, np.int64(0), strength=s, stages={320: (b[1], s)})
+    assert made == FreeUSettings(1.0, 1.5, 0.5, 0, strength=0.5, stages={320: (1.5, 0.5)})
+    assert json.loads(json.dumps(asdict(made)))["s1"] == 0.5
 
 
 def test_configs_know_every_setting():
