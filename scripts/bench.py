@@ -32,7 +32,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="the filters alone, FreeU on against off, a U-Net step, decoding, the embedded model's picture, "
         "the start on Stable Diffusion's weights, growth with size (default: the first five)")  # fmt: skip
     add("--rounds", type=int, default=5, help="of each subject (default: %(default)s)")
-    add("--dtype", nargs="+", choices=("float32", "bfloat16", "float16"), default=["float32", "bfloat16"])
+    add("--dtype", nargs="+", choices=("float32", "bfloat16", "float16"),
+        help="(default: float32 and bfloat16; with --quick, the faster one here)")  # fmt: skip
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--compile", action="store_true", help="compiled networks too, which takes minutes")
     add("--files", type=Path, help="where the start's weights are kept, 9 GB (default: thrown away)")
@@ -45,11 +46,12 @@ def make_parser() -> argparse.ArgumentParser:
 def rows_of(arguments: argparse.Namespace) -> Iterator["Row"]:
     import torch
 
-    from ldm.device import pick_device
+    from ldm.device import pick_device, pick_dtype
     from ldm.study.bench import filters, networks, start
 
     device, rounds, side = pick_device(arguments.device), arguments.rounds, 32 if arguments.quick else 64
-    kinds = [getattr(torch, name) for name in arguments.dtype]
+    usual = [pick_dtype(device)] if arguments.quick else [torch.float32, torch.bfloat16]
+    kinds = [getattr(torch, name) for name in arguments.dtype or ()] or usual
     for subject in arguments.subject:
         if subject == "picture":
             with TemporaryDirectory() as folder:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import ldm.study.bench
+from ldm.device import pick_dtype
 from ldm.image_io import read_picture
 from ldm.study.bench import filters, growth, networks
 from ldm.study.bench.rounds import Row, alternate, taken
@@ -188,6 +189,14 @@ def test_a_folder_for_the_file_is_made(rounds, tmp_path):
     assert bench["main"](["--quick", "--device", "cpu", "--json", str(tmp_path / "new" / "bench.json")]) == 0
     assert json.loads((tmp_path / "new" / "bench.json").read_text())["rows"] == []
     assert rounds == ["filters", "step"]
+
+
+def test_in_a_hurry_the_precision_is_measured_that_the_device_computes_fast(monkeypatch):
+    asked = []
+    monkeypatch.setattr(filters, "measure", lambda kind, *_: asked.append(kind) or [])
+    monkeypatch.setattr(networks, "step", lambda kind, *_, **__: asked.append(kind) or [])
+    assert bench["main"](["--quick", "--device", "cpu"]) == 0
+    assert asked == 2 * [pick_dtype(torch.device("cpu"))]
 
 
 def test_without_matplotlib_the_growth_names_the_remedy_before_any_round(rounds, monkeypatch, capsys):
