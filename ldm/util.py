@@ -7,6 +7,7 @@ import inspect
 import io
 import os
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def read_with_base(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
         ring = " -> ".join(other.name for other in (*above, path))
         raise InputError(f"{path} is its own `base:` ({ring}): take one of them out.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = decode(path.read_bytes())
         check_yaml(text)
         content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
     except (*FAULTS, OSError) as fault:
@@ -117,6 +118,11 @@ def read_with_base(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
     except FAULTS as fault:
         raise InputError(f"{path} does not fit its base {below}: {_reason(fault)}.") from None
     return whole
+
+
+def decode(content: bytes) -> str:
+    """The text of a file in UTF-8, or in UTF-16 where a mark says so, as Windows writes here and there."""
+    return content.decode("utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
 
 
 def _reason(fault: Exception) -> str:

@@ -23,6 +23,7 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ldm.checkpoint import read_tensors
 from ldm.errors import InputError, exit_code, stop_when_asked
 from ldm.image_io import writable_folder
 from ldm.training.losses import draw_losses, read_losses
@@ -54,12 +55,16 @@ def train(config_name: str, outdir: Path, overrides: list[str], trust_config: bo
     writable_folder(outdir)
     pl.seed_everything(config.seed, workers=True)
     last = outdir / "last.ckpt"
-    trainer = make_trainer(config, outdir)
-    if trainer.is_global_zero:
-        OmegaConf.save(config, outdir / "config.yaml")
+    # Of torch's two averages the one that leaves frozen weights as they are, to the last bit.
+    averaging = WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+    trainer = make_trainer(config, outdir, averaging)
     module = instantiate_from_config(
         {"target": config.target, "params": OmegaConf.to_container(config.params)}, trust_config
     )
+    if last.is_file():
+        check_checkpoint(last, module)
+    if trainer.is_global_zero:
+        OmegaConf.save(config, outdir / "config.yaml")
     try:
         trainer.fit(module, ckpt_path=last if last.is_file() else None)
     except SystemExit as end:
@@ -68,14 +73,27 @@ def train(config_name: str, outdir: Path, overrides: list[str], trust_config: bo
             raise end.__context__ from None
         raise
 
-    # The averaged weights are the module's own once training has ended.
+    # Lightning leaves this out where the checkpoint was at the last step already.
+    averaging.on_train_end(trainer, module)
     if trainer.is_global_zero and trainer.global_step >= trainer.max_steps:
         module.export(outdir / "model.safetensors")
         if find_spec("matplotlib"):
             draw_losses(read_losses(outdir), outdir / "loss.png")
 
 
-def make_trainer(config: DictConfig, outdir: Path) -> pl.Trainer:
+def check_checkpoint(path: Path, module: pl.LightningModule) -> None:
+    """Raises InputError where a training of this module cannot go on from a checkpoint."""
+    remedy = "Remove it to begin anew, or give another --outdir."
+    try:
+        held = read_tensors(path)
+    except InputError:
+        raise InputError(f"{path} is damaged, and no training can go on from it. {remedy}") from None
+    shapes = {name: tensor.shape for name, tensor in held.items()}
+    if shapes != {name: tensor.shape for name, tensor in module.state_dict().items()}:
+        raise InputError(f"{path} is of another stage or model than the config describes. {remedy}")
+
+
+def make_trainer(config: DictConfig, outdir: Path, averaging: WeightAveraging) -> pl.Trainer:
     """Lightning's trainer with the options of the config. Raises InputError on those that it refuses."""
     settings: Any = OmegaConf.to_container(config)
     logger = CSVLogger(outdir, name="metrics")  # a new file each time, so that no loss is lost
@@ -86,8 +104,7 @@ def make_trainer(config: DictConfig, outdir: Path) -> pl.Trainer:
             every_n_train_steps=config.checkpoint_every,
             enable_version_counter=False,
         ),
-        # Of torch's two averages the one that leaves frozen weights as they are, to the last bit.
-        WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)),
+        averaging,
     ]
     try:
         return pl.Trainer(

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from ldm.checkpoint import load_model
 from ldm.data.datasets import ScenePictures
+from ldm.errors import InputError
 from ldm.generate import Sampling, generate
 from ldm.image_io import read_picture
 from ldm.models.autoencoder import AutoencoderKL
@@ -142,6 +143,67 @@ def test_what_cannot_be_trained_is_refused_in_a_line(
     assert main(["--config", config, "--outdir", str(tmp_path / "run"), *changes]) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert re.search(said, line)
+
+
+def test_a_training_that_has_ended_leaves_its_weights_as_they_are(tmp_path: Path) -> None:
+    weights, contents = tmp_path / "model.safetensors", []
+    for _ in range(2):
+        train("train/tiny_words.yaml", tmp_path, [*QUICK, "trainer.max_steps=2"])
+        contents.append(weights.read_bytes())
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("size, count", [(9, 8), (2, 0), (0, 8)])
+def test_samples_that_fill_no_batch_are_refused_with_both_numbers(
+    size: int, count: int, tmp_path: Path
+) -> None:
+    changes = [*QUICK, f"params.batch_size={size}", f"params.data.count={count}", "trainer.max_steps=1"]
+    with pytest.raises(
+        InputError, match=f"params.batch_size is {size} and params.data.count {count}, .*lower"
+    ):
+        train("train/tiny_words.yaml", tmp_path, changes)
+
+
+def test_a_loss_that_is_no_number_ends_the_training_and_leaves_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train("train/tiny_words.yaml", tmp_path, [*QUICK, "trainer.max_steps=1"])
+    before = (tmp_path / "last.ckpt").read_bytes()
+    step = WordsTraining.training_step
+    monkeypatch.setattr(WordsTraining, "training_step", lambda *given: step(*given) * np.inf)
+    with pytest.raises(InputError, match=r"no longer a number at step 1: lower params\.lr"):
+        train("train/tiny_words.yaml", tmp_path, [*QUICK, "trainer.max_steps=3"])
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize("kept", [0, 1000, 100_000])
+def test_a_damaged_checkpoint_is_refused_and_the_config_stays(
+    kept: int, stages: Path, tmp_path: Path
+) -> None:
+    whole = (stages / "words" / "last.ckpt").read_bytes()
+    assert kept < len(whole)
+    (tmp_path / "last.ckpt").write_bytes(whole[:kept])
+    (tmp_path / "config.yaml").write_text("as it was")
+    with pytest.raises(InputError, match=r"last\.ckpt.* Remove it .* another --outdir") as refused:
+        train("train/tiny_words.yaml", tmp_path, [*QUICK, "trainer.max_steps=3"])
+    assert "\n" not in str(refused.value)
+    assert (tmp_path / "config.yaml").read_text() == "as it was"
+
+
+def test_a_checkpoint_of_another_stage_is_refused_and_the_config_stays(stages: Path) -> None:
+    config = stages / "words" / "config.yaml"
+    before = config.read_bytes()
+    with pytest.raises(InputError, match=r"last\.ckpt is of another stage .* Remove it"):
+        train("train/judge.yaml", stages / "words", [*QUICK, "trainer.max_steps=3"])
+    assert config.read_bytes() == before
+
+
+def test_rows_without_a_whole_loss_are_passed_over(tmp_path: Path) -> None:
+    for version, text in {0: "step,psnr\n1,3.0\n", 1: "loss,step\n5.0,20\n4.0"}.items():
+        folder = tmp_path / "metrics" / f"version_{version}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text(text)
+    assert read_losses(tmp_path) == {20: 5.0}
 
 
 def test_late_timesteps_come_as_often_as_kumaraswamy_has_them() -> None:

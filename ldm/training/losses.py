@@ -1,5 +1,6 @@
 """The losses of a run, drawn."""
 
+import contextlib
 import csv
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +10,17 @@ WINDOW = 50  # logged losses that a point of the curve is the median of
 
 
 def read_losses(folder: Path) -> dict[int, float]:
-    """The logged losses of a run's folder by step; where it was stopped and went on, the later ones count."""
+    """The logged losses of a run's folder by step; where it was stopped and went on, the later ones count.
+
+    Rows without a loss, and what a stopped run left of its last row, are passed over.
+    """
     losses: dict[int, float] = {}
     paths = folder.glob("metrics/version_*/metrics.csv")
     for path in sorted(paths, key=lambda path: int(path.parts[-2].removeprefix("version_"))):
-        with path.open() as file:
-            losses |= {int(row["step"]): float(row["loss"]) for row in csv.DictReader(file) if row["loss"]}
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                with contextlib.suppress(KeyError, TypeError, ValueError):
+                    losses[int(row["step"])] = float(row["loss"])
     return dict(sorted(losses.items()))
 
 

@@ -81,9 +81,24 @@ class Stage(pl.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Ends the training before a loss that is no number gets into the weights and a checkpoint."""
+        if not self.everywhere(loss).isfinite():
+            raise InputError(
+                f"The loss is no longer a number at step {self.global_step}: lower params.lr and give "
+                "another --outdir, as a checkpoint keeps the learning rate that it was made with."
+            )
+
     def loader(self, dataset: Dataset) -> DataLoader:
+        """The batches of this process. Raises InputError where the samples do not fill one."""
         trainer, seed = self.trainer, torch.initial_seed()
         seeded = Seeded(dataset, seed)
+        if not 1 <= self.batch_size <= len(seeded) // trainer.world_size:
+            raise InputError(
+                f"params.batch_size is {self.batch_size} and params.data.count {len(seeded)}, which fill no "
+                f"batch in each process (there are {trainer.world_size}): lower params.batch_size, to 1 or "
+                "more, or raise params.data.count."
+            )
         return DataLoader(
             seeded,
             self.batch_size,

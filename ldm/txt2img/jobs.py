@@ -1,10 +1,10 @@
 """Which pictures a run makes, from which prompts and seeds."""
 
-from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.errors import InputError
+from ldm.util import decode
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,8 @@ def read_prompts(path: Path) -> list[str]:
     except (OSError, ValueError) as fault:
         reason = getattr(fault, "strerror", None) or fault
         raise InputError(f"The prompt file {path} cannot be read: {reason}.") from None
-    # Windows writes UTF-16 here and there, and marks it.
-    encoding = "utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        text = content.decode(encoding)
+        text = decode(content)
     except UnicodeDecodeError as fault:
         line = content.count(b"\n", 0, fault.start) + 1
         raise InputError(

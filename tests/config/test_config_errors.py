@@ -66,6 +66,13 @@ def test_an_override_that_cannot_be_taken_is_named(override: str, tmp_path: Path
         assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_config_that_windows_wrote_is_read(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "windows.yaml"
+    path.write_bytes("model:\r\n  a: ä\r\n".encode(encoding))
+    assert load_config(path) == {"model": {"a": "ä"}}
+
+
 @settings(deadline=None)
 @given(st.from_regex(r"\A(model(\.[abcd]|\[[0-9]\])*=)?(?s:.)*\Z") | st.text())
 @example("[=1")
