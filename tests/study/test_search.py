@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from optuna.trial import TrialState
 from PIL import Image
 
 from ldm.checkpoint import load_model
@@ -26,6 +27,7 @@ from ldm.study.evaluation.measures import MEASURES, Measure
 from ldm.study.evaluation.settings import freeu_of
 from ldm.study.pairs import FIRST_SEED
 from ldm.study.search import trials as trials_module
+from ldm.study.search.trials import Trials
 from ldm.util import ROOT, load_config
 from tests.conftest import Outcome
 
@@ -248,6 +250,15 @@ def test_a_search_that_was_killed_leaves_nothing_untried(
     assert done.code == 0, done.err
     names = [row["name"] for row in table(done.folder)]
     assert len(names) == 6 and sorted(filter(None, names)) == ["V1", "config", "off"]
+
+
+def test_a_trial_that_another_process_took_for_dead_ends_no_search(tmp_path: Path) -> None:
+    trials = Trials(tmp_path / "trials.db", {}, ["maximize"], seed=0, flag="--storage")
+    trial = trials.study.ask()
+    trials.study.tell(trial.number, state=TrialState.FAIL)
+    trials.hear(trial)
+    trials.finish(trial, [1.0])
+    assert [one.state for one in trials.all()] == [TrialState.FAIL]
 
 
 @pytest.mark.parametrize(

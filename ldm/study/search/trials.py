@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import optuna
 from numpy.random import SeedSequence
-from optuna.exceptions import DuplicatedStudyError, StorageInternalError
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
@@ -122,7 +122,8 @@ class Trials:
         """Notes that a trial is alive, unless that was noted just before."""
         now = time.time()
         if now - trial.user_attrs.get(HEARD, 0.0) > LISTEN:
-            with self.usable():
+            # Another process may have taken it for dead.
+            with self.usable(), contextlib.suppress(UpdateFinishedTrialError):
                 trial.set_user_attr(HEARD, now)
 
     def finish(self, trial: Trial, values: Sequence[float]) -> None:
