@@ -29,9 +29,11 @@ def enable(model: Any, preset: str | None = None, version: int = 1, **settings: 
     of the pipeline's run, or of 1000 training steps for a U-Net alone. What was enabled before is replaced.
 
     Raises ValueError for a model without a U-Net that concatenates skips, for a U-Net none of whose blocks
-    are met (with the widths found), and for settings that mean nothing.
+    are met (with the widths found), for one with diffusers' own FreeU on, and for settings that mean nothing.
     """
     unet = unet_of(model)
+    if has_diffusers_own(unet):
+        raise ValueError("diffusers' own FreeU is on, and both would act: call disable_freeu() first.")
     if preset is None and not settings.keys() & {"b1", "b2", "s1", "s2"}:
         names = ", ".join(sorted({name for name, _ in PRESETS}))
         raise ValueError(f"FreeU needs factors: give a preset ({names}), or b1, b2, s1 and s2.")
@@ -68,6 +70,12 @@ def unet_of(model: Any) -> nn.Module:
     else:
         reason = "it has no U-Net"
     raise ValueError(f"FreeU cannot act on {type(model).__name__}: {reason}.")
+
+
+def has_diffusers_own(unet: Any) -> bool:
+    """Whether `enable_freeu` has given factors to a U-Net's up-blocks; `disable_freeu` makes them None."""
+    factors = ("b1", "b2", "s1", "s2")
+    return any(getattr(block, name, None) is not None for block in unet.up_blocks for name in factors)
 
 
 @dataclass(frozen=True)

@@ -240,6 +240,19 @@ def test_settings_that_mean_nothing_are_told_and_change_nothing(unet, given, wro
         assert torch.equal(run(unet, given), expected)
 
 
+def test_free_u_is_not_put_on_top_of_diffusers_own(given):
+    unet = sd1()
+    with enable(unet, **FACTORS):
+        expected = run(unet, given)
+    unet.enable_freeu(**FACTORS)
+    with pytest.raises(ValueError, match=r"diffusers' own FreeU is on.*call disable_freeu\(\) first"):
+        enable(unet, **FACTORS)
+    assert not hooks(unet)
+    unet.disable_freeu()
+    with enable(unet, **FACTORS):
+        assert torch.equal(run(unet, given), expected)
+
+
 def test_a_unet_whose_blocks_are_not_met_is_told_its_widths():
     unet = UNet2DConditionModel(
         block_out_channels=(8, 12),
