@@ -31,9 +31,8 @@ FULL_CLIP_KEY: Final = "cond_stage_model.transformer.text_model."
 
 # Keys that a file may have though the model has no use for them, and why it has none.
 HARMLESS: Final = {
-    r"model_ema\..*": "averaged weights beside the plain ones",
+    r"(first_stage_model\.)?model_ema\..*": "averaged weights beside the plain ones",
     r"(first_stage_model\.)?loss\..*": "the autoencoder's training loss and its discriminator",
-    r"first_stage_model\.model_ema\..*": "the autoencoder's, likewise",
     r"betas|logvar|lvlb_weights|(alphas|sqrt|log_one_minus|posterior)_\w+": "the schedule, of the config",
     r"denoiser\..*|v_pred|ztsnr": "the schedule, as other programs keep it",
     r"cond_stage_model\..*\bposition_ids": "0 to 76",
