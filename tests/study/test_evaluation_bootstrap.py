@@ -21,17 +21,19 @@ def test_the_mean_counts_each_value_by_its_weight_and_each_prompt_as_often_as_it
     np.testing.assert_allclose(mean.at(counts), expected)
 
 
-def test_the_estimate_is_the_difference_with_the_percentiles_of_the_resampled_ones() -> None:
+def test_the_interval_is_that_of_the_resampled_differences_widened_as_few_prompts_need() -> None:
     # Twenty-one resamples of two prompts, of which k bring the first one k / 20 of the time.
     counts = np.array([[k, 20 - k] for k in range(21)])
     on, off = Mean([[3.0], [1.0]]), Mean([[1.0], [1.0]])
     estimate = compare(spread(on, counts), spread(off, counts))
     assert estimate.value == 2.0
     assert estimate.difference == 1.0
-    # The resampled differences are 2 k / 20; a fortieth of them lies outside on either side.
-    assert estimate.low == pytest.approx(2 * 0.5 / 20)
-    assert estimate.high == pytest.approx(2 * 19.5 / 20)
-    assert estimate.leaves_out_zero
+    # The resampled differences are 2 k / 20; a fortieth of them lies outside on either side. For two prompts
+    # Student's quantile is 12.7062 where the normal one is 1.9600, and the deviation is sqrt(2) too small.
+    widened = 12.7062 / 1.9600 * 2**0.5
+    assert estimate.low == pytest.approx(1 + widened * (2 * 0.5 / 20 - 1), rel=1e-4)
+    assert estimate.high == pytest.approx(1 + widened * (2 * 19.5 / 20 - 1), rel=1e-4)
+    assert not estimate.leaves_out_zero
 
 
 def test_what_both_settings_share_is_no_part_of_the_interval() -> None:
@@ -47,6 +49,19 @@ def test_one_prompt_has_a_difference_and_no_interval() -> None:
     assert (estimate.value, estimate.difference) == (3.0, 2.0)
     assert np.isnan([estimate.low, estimate.high]).all()
     assert not estimate.leaves_out_zero
+
+
+@pytest.mark.parametrize("prompts", [2, 4, 8])
+def test_a_difference_by_chance_alone_gets_a_star_one_time_in_twenty_from_few_prompts_too(
+    prompts: int,
+) -> None:
+    rng, stars, trials = default_rng(prompts), 0, 600
+    off = spread(Mean(np.zeros((prompts, 1))), resamples(prompts))
+    for trial in range(trials):
+        on = Mean(rng.standard_normal((prompts, 1)))
+        stars += compare(spread(on, resamples(prompts, seed=trial)), off).leaves_out_zero
+    # The percentiles alone gave 51, 21 and 10 in a hundred.
+    assert 0.02 <= stars / trials <= 0.09
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says_though_pictures_of_a_prompt_are_alike() -> (

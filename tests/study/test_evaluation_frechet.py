@@ -3,6 +3,7 @@ import pytest
 from numpy.random import default_rng
 from numpy.typing import NDArray
 
+from ldm.study.evaluation.bootstrap import compare, resamples, spread
 from ldm.study.evaluation.frechet import FrechetDistance, Reference
 
 
@@ -58,3 +59,33 @@ def test_a_prompt_that_comes_twice_brings_all_of_its_pictures_twice() -> None:
     statistic = FrechetDistance(features, Reference(true))
     drawn = statistic.at(np.array([[2, 0, 1, 0, 2]]))
     assert drawn[0] == pytest.approx(by_definition(features[[0, 0, 2, 4, 4]].reshape(-1, 7), true))
+
+
+def test_the_interval_of_a_difference_covers_the_true_one_though_the_distances_are_too_large() -> None:
+    # Off has the reference's distribution; on is half as wide again and lies aside. A prompt's four
+    # pictures share a third of their variance. The true distances follow from the deviations along the axes.
+    deviations = 1 / np.sqrt(np.arange(1, 17))
+    reference = Reference(with_moments(np.zeros(16), np.diag(deviations**2), 200, 0))
+    truth = ((0.5 * deviations) ** 2).sum() + 16 * 0.05**2
+    covered, trials, apart = 0, 100, []
+    for trial in range(trials):
+        rng = default_rng(trial)
+        noise = 0.6 * rng.standard_normal((24, 1, 16)) + 0.8 * rng.standard_normal((24, 4, 16))
+        off = deviations * noise
+        on = 1.5 * off + 0.05
+        counts = resamples(24, draws=200, seed=trial)
+        estimate = compare(*(spread(FrechetDistance(x, reference), counts) for x in (on, off)))
+        covered += estimate.low <= truth <= estimate.high
+        apart.append(estimate.difference)
+    assert covered / trials >= 0.9
+    assert np.mean(apart) == pytest.approx(truth, rel=0.05)
+
+
+def test_from_fewer_pictures_than_features_a_difference_has_no_interval() -> None:
+    rng = default_rng(3)
+    reference = Reference(rng.standard_normal((40, 8)))
+    for pictures, some in ((7, False), (8, True)):
+        on, off = (FrechetDistance(rng.standard_normal((pictures, 1, 8)), reference) for _ in range(2))
+        estimate = compare(spread(on, resamples(pictures)), spread(off, resamples(pictures)))
+        assert np.isfinite(estimate.difference)
+        assert np.isfinite([estimate.low, estimate.high]).all() == some

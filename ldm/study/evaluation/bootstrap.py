@@ -4,12 +4,16 @@ The pictures of one prompt resemble each other more than those of two, so prompt
 prompt brings all of its pictures along. All settings see the same resamples, which keeps the pairs together.
 """
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.random import default_rng
 from numpy.typing import ArrayLike, NDArray
+
+from ldm.study.claims import t_quantile
 
 Numbers = NDArray[np.floating[Any]]
 
@@ -19,6 +23,9 @@ CONFIDENCE = 0.95
 
 class Statistic(Protocol):
     """A number that a set of pictures has, whatever the share of each prompt in the set."""
+
+    biased: bool  # whether it comes out too large for few pictures, as distances of distributions do
+    enough: bool  # whether there are so many pictures that resamples tell how far it is off
 
     def at(self, counts: NDArray[Any]) -> Numbers:
         """The numbers (D,) of D sets in which prompt p comes counts[d, p] times."""
@@ -31,6 +38,8 @@ class Mean:
     NaN for sets in which nothing counts.
     """
 
+    biased, enough = False, True
+
     def __init__(self, values: ArrayLike, weights: ArrayLike = 1.0):
         self.values = np.asarray(values, np.float64)
         self.weights = np.broadcast_to(np.asarray(weights, np.float64), self.values.shape)
@@ -40,6 +49,16 @@ class Mean:
         totals = np.where(self.weights > 0, self.values * self.weights, 0).sum(1)
         with np.errstate(invalid="ignore"):
             return (counts @ totals) / (counts @ self.weights.sum(1))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A statistic of a set of P prompts as it is, and of D resamples of them."""
+
+    value: float
+    drawn: Numbers  # (D,), or none where there are not enough pictures
+    prompts: int
+    biased: bool
 
 
 @dataclass(frozen=True)
@@ -65,20 +84,37 @@ def resamples(prompts: int, draws: int = DRAWS, seed: int = SEED) -> NDArray[np.
     return default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=size)
 
 
-def spread(statistic: Statistic, counts: NDArray[Any]) -> Numbers:
-    """The number of the set as it is, and then of each resample: (1 + D,). `counts` are (D, P)."""
-    as_it_is = np.ones((1, counts.shape[1]), np.int64)
-    return statistic.at(np.concatenate([as_it_is, counts]))
+def spread(statistic: Statistic, counts: NDArray[Any]) -> Spread:
+    """The statistic of the set as it is and of each resample; `counts` are (D, P)."""
+    prompts = counts.shape[1]
+    as_it_is = float(statistic.at(np.ones((1, prompts), np.int64))[0])
+    drawn = statistic.at(counts if statistic.enough else counts[:0])
+    return Spread(as_it_is, drawn, prompts, statistic.biased)
 
 
-def compare(on: Numbers, off: Numbers) -> Estimate:
-    """The first of `on` and its difference to that of `off`, both from `spread` over the same resamples.
+def compare(on: Spread, off: Spread) -> Estimate:
+    """The value of `on` and its difference to that of `off`, both over the same resamples.
 
-    The interval is that of the percentiles; without resamples there is none, and its ends are NaN.
+    The interval reaches as far as the percentiles of the resampled differences, and further by what a normal
+    quantile and a deviation over P fall short of Student's and one over P - 1. Of a biased statistic the
+    resamples are as far off the set as the set is off the truth, and to the same side: their mean bias is
+    taken out of the difference, and the interval is reflected (the basic bootstrap: Davison and Hinkley 1997,
+    5.2). Without resamples there is no interval, and its ends are NaN.
     """
-    differences = on - off  # (1 + D,)
-    drawn = differences[1:][~np.isnan(differences[1:])]
-    ends = np.array([np.nan, np.nan])
-    if len(drawn):
-        ends = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Estimate(float(on[0]), float(differences[0]), float(ends[0]), float(ends[1]))
+    difference = on.value - off.value
+    drawn = on.drawn - off.drawn  # (D,)
+    drawn = drawn[~np.isnan(drawn)]
+    if not len(drawn):
+        return Estimate(on.value, difference, np.nan, np.nan)
+    center = drawn.mean() if on.biased else difference
+    ends = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = (ends - center) * widening(on.prompts)
+    if on.biased:
+        difference, low, high = 2 * difference - center, -high, -low
+    return Estimate(on.value, float(difference), float(difference + low), float(difference + high))
+
+
+def widening(prompts: int) -> float:
+    """How many times wider than by its percentiles the interval from 2 or more prompts has to be."""
+    normal = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    return t_quantile(CONFIDENCE, prompts - 1) / normal * math.sqrt(prompts / (prompts - 1))

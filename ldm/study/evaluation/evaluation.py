@@ -9,7 +9,7 @@ from tqdm import tqdm
 from ldm.freeu import FreeUSettings
 from ldm.study.evaluation import bootstrap
 from ldm.study.evaluation.asked import Asked, plan
-from ldm.study.evaluation.bootstrap import Estimate, Numbers, Statistic, compare, resamples, spread
+from ldm.study.evaluation.bootstrap import Estimate, Spread, Statistic, compare, resamples, spread
 from ldm.study.evaluation.guidance import guidance_ratios
 from ldm.study.evaluation.measures import RENDERS, Meter, check_names, choose
 from ldm.study.evaluation.settings import read_settings
@@ -83,7 +83,7 @@ class Evaluation:
             self.subject.draw(runs, bar.update)
         counts = resamples(len(self.asked.pairs))
         results: list[Result] = []
-        off: dict[str, Numbers] = {}
+        off: dict[str, Spread] = {}
         for variant in tqdm(variants, "measuring", unit="setting", disable=None):
             pictures = self.subject.pictures(self.asked, self.runs_of(variant))
             statistics = self.meter.measure(pictures, self.asked)

@@ -2,8 +2,8 @@
 
     d² = |m1 - m2|² + Tr(C1 + C2 - 2 (C1 C2)^½)
 
-It comes out too large for few pictures, the more so the fewer there are; from the difference of two settings
-with equally many pictures most of that falls out.
+It comes out too large for few pictures, the more so the fewer there are and the more they vary, so that the
+difference of two settings is off too. Resamples tell by how much, where pictures are no fewer than features.
 """
 
 from typing import Any
@@ -29,7 +29,10 @@ class Reference:
 class FrechetDistance:
     """The distance d² of features, S for each of P prompts, (P, S, F), to a reference."""
 
+    biased = True
+
     def __init__(self, features: Numbers, reference: Reference):
+        self.enough = features.shape[0] * features.shape[1] >= features.shape[2]
         self.pictures = features.shape[1]  # of each prompt
         self.reference = reference
         self.features = features.reshape(-1, features.shape[-1]).astype(np.float64)  # (P S, F)

@@ -96,7 +96,10 @@ def legend(results: Sequence[Result], ratios: dict[str, float], facts: dict[str,
         if names := [name for name in results[0].estimates if MEASURES[name].better == better]:
             lines.append(f"Better {better}: {', '.join(names)}.")
     if not {"frechet", "fid"}.isdisjoint(results[0].estimates):
-        lines.append("A Frechet distance of few pictures is too large; differences keep little of that.")
+        lines.append(
+            "A Frechet distance of few pictures is too large. Its differences are freed of what resamples "
+            "show of that; from fewer pictures than features they are not, and have no interval."
+        )
     if ratios:
         lines.append(
             "FreeU changes how far the caption guides: with it the network's answer to the caption moves so "
