@@ -133,9 +133,25 @@ class Clock:
 
     def __call__(self, unet: nn.Module, args: Args, kwargs: Kwargs) -> None:
         t = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1]).reshape(-1)
-        scheduler = getattr(self.model, "scheduler", None)  # asked each time, since pipelines exchange it
-        run = torch.arange(TRAINING_STEPS) if scheduler is None else scheduler.timesteps
-        self.weight = self.settings.weight(t, run.to(t.device))  # (B,), or (1,) for all samples
+        self.weight = self.settings.weight(
+            t, run_of(self.model).to(t.device)
+        )  # (B,), or (1,) for all samples
+
+
+def run_of(model: Any) -> Tensor:
+    """The timesteps (T,) that a pipeline's run goes through; a U-Net alone may come by all of the training's.
+
+    They are asked for at each step, since pipelines exchange their schedulers. A run that begins with a
+    picture goes through the last of the scheduler's timesteps; not all schedulers know where it begins, but
+    pipelines know how many these are.
+    """
+    scheduler = getattr(model, "scheduler", None)
+    if scheduler is None:
+        return torch.arange(TRAINING_STEPS)
+    timesteps: Tensor = scheduler.timesteps
+    if hasattr(scheduler, "begin_index"):
+        return timesteps[scheduler.begin_index or 0 :]
+    return timesteps[len(timesteps) - getattr(model, "num_timesteps", len(timesteps)) :]
 
 
 @dataclass(frozen=True)
