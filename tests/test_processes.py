@@ -347,13 +347,9 @@ def test_a_slurm_job_s_script_starts_processes_of_its_own_and_those_of_srun_are_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With the variables that `sbatch` sets for its script, then with those that `srun` adds."""
-    from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
-
-    environments = []
-    monkeypatch.setattr(
-        Fabric, "launch", lambda fabric, *_: environments.append(fabric.strategy.cluster_environment)
-    )
+    joined: list[str] = []
+    monkeypatch.setattr("ldm.txt2img.processes._start", lambda *_: joined.append("own"))
+    monkeypatch.setattr("ldm.txt2img.processes._join_launched", lambda *_: joined.append("SLURM's"))
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):  # which are set for the processes
         monkeypatch.setenv(name, os.environ.get(name, ""))
     script = {"NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "JOB_ID": "4711"}
@@ -361,7 +357,7 @@ def test_a_slurm_job_s_script_starts_processes_of_its_own_and_those_of_srun_are_
         for name, value in variables.items():
             monkeypatch.setenv(f"SLURM_{name}", value)
         in_processes(lambda *_: None, 2, "cpu")
-    assert [*map(type, environments)] == [LightningEnvironment, SLURMEnvironment]
+    assert joined == ["own", "SLURM's"]
 
 
 @pytest.mark.parametrize(("devices", "said"), [(0, "--devices is 0"), (-1, "--devices is -1")])

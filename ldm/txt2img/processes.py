@@ -1,4 +1,4 @@
-"""One run in several processes, by Lightning Fabric: on one machine, or on many under torchrun or SLURM.
+"""One run in several processes: on one machine, or on many under torchrun or SLURM.
 
 The processes agree on the run when it begins. From then on none waits for another, so that one that dies
 takes nothing with it but the picture in its hands.
@@ -20,11 +20,11 @@ from ldm.device import pick_device
 from ldm.errors import InputError, escape_what_streams_lack, stop_when_asked
 
 T = TypeVar("T")
+Work = Callable[[torch.device, "Group"], None]
 
 PATIENCE = timedelta(minutes=30)  # of a process for the others' beginning: disks may be slow
 
-# How processes are connected and ended in detail is none of a user's.
-logging.getLogger("lightning_fabric.utilities").setLevel(logging.WARNING)
+# How processes are ended in detail is none of a user's.
 logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
 
 
@@ -81,7 +81,7 @@ class Group:
 
     def ends(self) -> None:
         """Lets the others know that this process has done its share."""
-        if self.store is not None:
+        if self.tended:
             self.store.add("ended", 1)
 
     def others_work(self) -> bool:
@@ -101,7 +101,7 @@ def launched() -> tuple[int, int]:
     return 1, 1
 
 
-def in_processes(work: Callable[[torch.device, Group], None], devices: int, device: str) -> None:
+def in_processes(work: Work, devices: int, device: str) -> None:
     """Does the work, `work(device, group)`, in as many processes on this machine as devices are asked for.
 
     Or in those that torchrun or SLURM started. Ends with code 2 where the input was bad.
@@ -120,31 +120,55 @@ def in_processes(work: Callable[[torch.device, Group], None], devices: int, devi
     if here > there or found.index is not None:
         raise InputError(f"{here} devices of the kind {device} are asked for; there is only {there}.")
 
-    from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments import LightningEnvironment
-    from lightning_fabric.strategies import DDPStrategy
-
     # A picture's last bits follow the number of threads, which must not follow the number of processes.
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Only words are exchanged, never tensors, so that the CPU's backend will do for every device.
-    strategy = DDPStrategy(
-        process_group_backend="gloo", timeout=PATIENCE, start_method="popen" if external else "spawn"
-    )
-    # Left to itself, Fabric takes a SLURM job's variables for a sign that SLURM started the processes.
-    plugins = [] if external else [LightningEnvironment()]
+    if external:
+        _join_launched(work, found.type)
+    else:
+        _start(work, found.type, devices)
+
+
+def _join_launched(work: Work, kind: str) -> None:
+    """This process's part of the work, among those that torchrun or SLURM started."""
+    if "LOCAL_WORLD_SIZE" not in os.environ:
+        from lightning_fabric.plugins.environments import SLURMEnvironment
+
+        slurm = SLURMEnvironment()
+        os.environ |= {
+            "MASTER_ADDR": slurm.main_address,
+            "MASTER_PORT": str(slurm.main_port),
+            "RANK": str(slurm.global_rank()),
+            "WORLD_SIZE": str(slurm.world_size()),
+            "LOCAL_RANK": str(slurm.local_rank()),
+        }
     try:
-        fabric = Fabric(
-            accelerator=found.type, devices=here, num_nodes=machines, strategy=strategy, plugins=plugins
-        )
-    except (RuntimeError, ValueError) as refused:
+        distributed.init_process_group("gloo", timeout=PATIENCE)
+        index = int(os.environ["LOCAL_RANK"])
+    except (KeyError, RuntimeError, ValueError) as refused:
         raise InputError(f"The processes do not fit together: {refused}") from None
+    group = _group(tended=distributed.is_torchelastic_launched())
     try:
-        fabric.launch(_member, work, external)
+        work(_device(kind, index), group)
+    except InputError:
+        if group.tells():
+            raise
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as asked:
+        if group.rank == 0:
+            raise
+        raise SystemExit(128 + asked.args[0]) from None
+
+
+def _start(work: Work, kind: str, count: int) -> None:
+    """The whole work in so many new processes, whose store lives in this one and so outlives each of them."""
+    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    try:
+        torch.multiprocessing.spawn(_started, (store.port, work, kind, count), count)
     except torch.multiprocessing.ProcessExitedException as ended:
         if ended.exit_code > 0:
             raise SystemExit(ended.exit_code) from None
-        name = f"process {ended.error_index} of {here} was killed ({ended.signal_name})"
+        name = f"process {ended.error_index} of {count} was killed ({ended.signal_name})"
         print(f"error: {name}; every finished picture is kept, --resume makes the rest", file=sys.stderr)
         raise SystemExit(128 - ended.exit_code) from None
     except KeyboardInterrupt:
@@ -155,22 +179,31 @@ def in_processes(work: Callable[[torch.device, Group], None], devices: int, devi
         raise
 
 
-def _member(fabric: Any, work: Callable[[torch.device, Group], None], external: bool) -> None:
-    """What each process does; faults and stops are told of by one of them."""
+def _started(rank: int, port: int, work: Work, kind: str, count: int) -> None:
+    """What each new process does; one of them tells of a fault, and who started them of a stop."""
     stop_when_asked()
     escape_what_streams_lack()
-    store = distributed.distributed_c10d._get_default_store()
-    tended = not external or distributed.is_torchelastic_launched()
-    group = Group(fabric.global_rank, fabric.world_size, store, tended)
+    store = distributed.TCPStore("127.0.0.1", port, is_master=False, timeout=PATIENCE)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE)
+    group = _group(tended=True)
     try:
-        work(fabric.device, group)
+        work(_device(kind, rank), group)
     except InputError as fault:
-        if external and group.tells():
-            raise
-        if not external and group.tells():
+        if group.tells():
             print(f"error: {fault}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt as asked:
-        if external and group.rank == 0:
-            raise
         raise SystemExit(128 + asked.args[0]) from None
+
+
+def _group(tended: bool) -> Group:
+    """Only words are exchanged, never tensors, so that the CPU's backend does for every device."""
+    store = distributed.distributed_c10d._get_default_store()
+    return Group(distributed.get_rank(), distributed.get_world_size(), store, tended)
+
+
+def _device(kind: str, index: int) -> torch.device:
+    device = torch.device(kind, index) if kind == "cuda" else torch.device(kind)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    return device
