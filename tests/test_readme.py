@@ -1,9 +1,11 @@
 """The two README files show pictures that come with the code, and commands that the scripts take."""
 
+import io
 import re
+import runpy
 import shlex
 import subprocess
-import sys
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 
@@ -26,9 +28,11 @@ def carried() -> set[str]:
 
 @cache
 def help_of(*argv: str) -> str:
-    return subprocess.run(
-        [sys.executable, *argv, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    """What a script says of itself; `argv` begins with its path."""
+    script, *words = argv
+    with redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / script))["main"]([*words, "--help"])
+    return said.getvalue()
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,6 +1,6 @@
 """What a fuzzed run may do: end in time with 0 or 2, say why in few lines, and write into its folder alone.
 
-FUZZ_CASES says how many cases all of these tests have together. A few hundred by default, always the same; a
+FUZZ_CASES says how many cases all of these tests have together. A hundred by default, always the same; a
 larger number takes new ones each time.
 """
 
@@ -27,7 +27,7 @@ import ldm.txt2img.run
 from ldm.txt2img.prompted import load_prompted
 from ldm.util import ROOT
 
-CASES = int(os.environ.get("FUZZ_CASES", "300"))
+CASES = int(os.environ.get("FUZZ_CASES", "120"))
 LONGEST = 30  # seconds of one case
 MEMORY = 8 << 30  # bytes that may come on top of what is taken already
 LINES = 8  # of what is said on an error, argparse's usage among it

@@ -17,7 +17,7 @@ from ldm.errors import InputError
 from ldm.weights.torch_file import ZIP_START
 from tests.hostile.files import a_global, archive, state_dict, tensor
 
-MEGABYTES = 24
+MEGABYTES = 16
 LARGE = MEGABYTES << 20
 
 

@@ -19,6 +19,7 @@ from ldm.study.evaluation.asked import Asked
 from ldm.study.evaluation.inception import Inception
 from ldm.study.evaluation.measures import Meter, Weights, choose
 from ldm.txt2img.jobs import Job
+from tests.conftest import relative_error
 
 CPU = torch.device("cpu")
 PICTURES = default_rng(0).integers(0, 256, (4, 50, 70, 3)).astype(np.uint8)
@@ -50,6 +51,16 @@ def channels_first(pictures: np.ndarray) -> Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2)
 
 
+def test_what_inception_sees_is_what_torchmetrics_sees(weights: Path) -> None:
+    # Its antialiasing when it makes pictures larger is none of FID's definition.
+    theirs = FrechetInceptionDistance(
+        feature=2048, feature_extractor_weights_path=str(weights), antialias=False
+    )
+    expected = theirs.inception(channels_first(PICTURES))
+    assert relative_error(torch.from_numpy(Inception(weights, CPU).embed(list(PICTURES))), expected) < 1e-4
+
+
+@pytest.mark.slow
 def test_fid_is_that_of_torchmetrics(weights: Path, reference: Path) -> None:
     meter = Meter(["fid"], False, Weights(inception=weights, reference=reference), CPU)
     found = meter.measure(PICTURES.reshape(2, 2, *PICTURES.shape[1:]), ASKED)["fid"]
