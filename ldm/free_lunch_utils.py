@@ -9,13 +9,17 @@ from typing import Any
 from torch import nn
 
 from ldm.freeu import FreeUSettings
-from ldm.freeu.diffusers import attach, unet_of
+from ldm.freeu.diffusers import attach, refuse_diffusers_own, unet_of
 
 
 def register_free_upblock2d(
     model: Any, b1: float = 1.2, b2: float = 1.4, s1: float = 0.9, s2: float = 0.2
 ) -> None:
-    """FreeU's first version in a pipeline's `UpBlock2D`s, by the backbone's width; warns if it meets none."""
+    """FreeU's first version in a pipeline's `UpBlock2D`s, by the backbone's width; warns if it meets none.
+
+    Raises ValueError for a model without a U-Net that concatenates skips, and for one with diffusers' own
+    FreeU on.
+    """
     _register(model, "UpBlock2D", FreeUSettings(b1, b2, s1, s2))
 
 
@@ -31,6 +35,7 @@ def _register(model: Any, class_name: str, settings: FreeUSettings) -> None:
         return any(base.__name__ == class_name for base in type(block).__mro__)
 
     unet: Any = unet_of(model)
+    refuse_diffusers_own(unet)
     if not any(concerns(block) for block in unet.up_blocks):
         found = ", ".join(sorted({type(block).__name__ for block in unet.up_blocks}))
         warnings.warn(f"FreeU meets no {class_name}: this U-Net's blocks are {found}.", stacklevel=3)

@@ -95,3 +95,12 @@ def test_they_warn_where_they_meet_no_block():
 def test_factors_that_mean_nothing_are_refused(pipe):
     with pytest.raises(ValueError, match="s1 is nan"):
         register_free_upblock2d(pipe, s1=float("nan"))
+
+
+def test_they_do_not_act_on_top_of_diffusers_own(pipe):
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    for register in (register_free_upblock2d, register_free_crossattn_upblock2d):
+        with pytest.raises(ValueError, match="diffusers' own FreeU is on"):
+            register(pipe)
+    pipe.disable_freeu()
+    register_free_upblock2d(pipe)

@@ -32,8 +32,7 @@ def enable(model: Any, preset: str | None = None, version: int = 1, **settings: 
     are met (with the widths found), for one with diffusers' own FreeU on, and for settings that mean nothing.
     """
     unet = unet_of(model)
-    if has_diffusers_own(unet):
-        raise ValueError("diffusers' own FreeU is on, and both would act: call disable_freeu() first.")
+    refuse_diffusers_own(unet)
     if preset is None and not settings.keys() & {"b1", "b2", "s1", "s2"}:
         names = ", ".join(sorted({name for name, _ in PRESETS}))
         raise ValueError(f"FreeU needs factors: give a preset ({names}), or b1, b2, s1 and s2.")
@@ -72,10 +71,14 @@ def unet_of(model: Any) -> nn.Module:
     raise ValueError(f"FreeU cannot act on {type(model).__name__}: {reason}.")
 
 
-def has_diffusers_own(unet: Any) -> bool:
-    """Whether `enable_freeu` has given factors to a U-Net's up-blocks; `disable_freeu` makes them None."""
+def refuse_diffusers_own(unet: Any) -> None:
+    """Raises ValueError where `enable_freeu` has given factors to a U-Net's up-blocks.
+
+    `disable_freeu` makes them None.
+    """
     factors = ("b1", "b2", "s1", "s2")
-    return any(getattr(block, name, None) is not None for block in unet.up_blocks for name in factors)
+    if any(getattr(block, name, None) is not None for block in unet.up_blocks for name in factors):
+        raise ValueError("diffusers' own FreeU is on, and both would act: call disable_freeu() first.")
 
 
 @dataclass(frozen=True)
