@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ldm.errors import InputError
 from ldm.txt2img.gallery import Gallery, PlainSheets
 from ldm.txt2img.jobs import Job
 from ldm.txt2img.manifest import Manifest
-from ldm.txt2img.processes import Group, in_processes, launched
+from ldm.txt2img.processes import Group, _device, in_processes, launched
 from ldm.util import ROOT
 from tests.forks import ended, fork, tree
 
@@ -358,6 +359,30 @@ def test_a_slurm_job_s_script_starts_processes_of_its_own_and_those_of_srun_are_
             monkeypatch.setenv(f"SLURM_{name}", value)
         in_processes(lambda *_: None, 2, "cpu")
     assert joined == ["own", "SLURM's"]
+
+
+def test_each_process_takes_a_gpu_of_its_own_also_where_slurm_shows_it_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr("ldm.txt2img.processes.pick_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(
+        "ldm.txt2img.processes._join_launched", lambda _, kind: chosen.append(_device(kind, 3))
+    )
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):  # which are set for the processes
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.setenv(name, "4")
+    for there in (4, 1):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda there=there: there)
+        in_processes(lambda *_: None, 1, "cuda")
+    assert chosen == [torch.device("cuda", 3), torch.device("cuda", 0)]
+
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(InputError, match="there is only 1"):
+        in_processes(lambda *_: None, 1, "cuda")
 
 
 @pytest.mark.parametrize(("devices", "said"), [(0, "--devices is 0"), (-1, "--devices is -1")])

@@ -117,7 +117,9 @@ def in_processes(work: Work, devices: int, device: str) -> None:
         return
     here, found = here if external else devices, pick_device(device)
     there = {"cuda": torch.cuda.device_count(), "cpu": here}.get(found.type, 1)
-    if here > there or found.index is not None:
+    # SLURM may show each process one GPU alone, its own.
+    own = external and "LOCAL_WORLD_SIZE" not in os.environ and there == 1
+    if (here > there and not own) or found.index is not None:
         raise InputError(f"{here} devices of the kind {device} are asked for; there is only {there}.")
 
     # A picture's last bits follow the number of threads, which must not follow the number of processes.
@@ -203,7 +205,9 @@ def _group(tended: bool) -> Group:
 
 
 def _device(kind: str, index: int) -> torch.device:
-    device = torch.device(kind, index) if kind == "cuda" else torch.device(kind)
-    if kind == "cuda":
-        torch.cuda.set_device(device)
+    """The device of the process with this index on its machine."""
+    if kind != "cuda":
+        return torch.device(kind)
+    device = torch.device(kind, index % torch.cuda.device_count())
+    torch.cuda.set_device(device)
     return device
