@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import mmap
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,13 @@ def forget(tensor: "Tensor") -> None:
     whole = end // mmap.PAGESIZE * mmap.PAGESIZE - first  # pages that hold nothing else
     if whole > 0:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(whole), mmap.MADV_DONTNEED)
+
+
+def installed() -> int | None:
+    """How many bytes of memory this machine has; None where the system does not tell."""
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def keep_freed() -> None:

@@ -7,6 +7,7 @@ import inspect
 import io
 import os
 import re
+import sys
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -167,12 +168,32 @@ def get_class(target: str) -> type:
         refuse_foreign_name(str(target))
     try:
         found = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as fault:
+        if not f"{module}.".startswith(f"{fault.name}."):
+            raise InputError(f"{target} needs the package {fault.name}, which is not installed.") from None
+        found = None
     except (ImportError, AttributeError, ValueError):
         found = None
     if not isinstance(found, type):
-        raise InputError(f"The config's target {target!r} is no class; this project's begin with 'ldm.'.")
+        raise InputError(_no_class(target))
     refuse_foreign_class(str(target), found)
     return found
+
+
+def _no_class(target: Any) -> str:
+    """What a config's target lacks that leads to no class, and which classes there are where it leads."""
+    module, _, _ = str(target).rpartition(".")
+    if not str(target).startswith("ldm."):
+        return f"The config's target {target!r} is no class; this project's begin with 'ldm.'."
+    if module not in sys.modules:
+        return f"This project has no module {module!r} for {target!r}; {CONFIGS} shows what it has."
+    own = [
+        name
+        for name, it in vars(sys.modules[module]).items()
+        if isinstance(it, type) and it.__module__ == module and not inspect.isabstract(it)
+    ]
+    there = f"{module} has {', '.join(own)}" if own else f"{CONFIGS} shows what it has"
+    return f"This project has no class {target!r}; {there}."
 
 
 def accepted_parameters(cls: type) -> set[str]:

@@ -11,7 +11,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from ldm.command_line import sort_out_overrides
+from ldm.command_line import in_either_spelling, sort_out_overrides
 from ldm.errors import exit_code, stop_when_asked
 from ldm.memory import lasting
 from ldm.txt2img.freeu_flags import add_freeu_flags, make_config
@@ -23,10 +23,11 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument_group("what").add_argument
-    add("--prompt", help="what to draw (default: the config's)")
+    group = parser.add_argument_group("what")
+    add, either = group.add_argument, group.add_mutually_exclusive_group().add_argument
+    either("--prompt", help="what to draw (default: the config's)")
+    either("--from-file", type=Path, help="a file with a prompt a line")
     add("--negative-prompt", default="", help="what to keep away from")
-    add("--from-file", type=Path, help="a file with a prompt a line")
     add("--from-image", type=Path, help="repeat a PNG of this script; other flags change it")
     add("--seed", type=int, default=42, help="of the first picture; the others count on (default 42)")
     add("--n_samples", type=int, default=1, help="pictures of --prompt, made at once on a GPU (default 1)")
@@ -46,17 +47,22 @@ def make_parser() -> argparse.ArgumentParser:
     add("--devices", type=int, default=1, help="GPUs of this machine to share the pictures among (default 1)")
     add("--precision", choices=("auto", "full", "autocast", "fp16", "bf16"), default="auto",
         help="auto and autocast: what the device does fast and safely; full: float32")  # fmt: skip
+    add("--bf16", action="store_true", help="--precision bf16, whatever else is given")
+    add("--C", type=int, dest="latent_channels", help="channels of a latent, the model's and no other")
+    add("--f", type=int, dest="downsampling", help="pixels to a latent's one, the model's and no other")
+    add("--torchscript", "--ipex", action="store_true", help="accepted; a CPU is as fast without")
     add("overrides", nargs="*", metavar="key=value", help="changes to the config")
 
-    add = parser.add_argument_group("sampling").add_argument
+    group = parser.add_argument_group("sampling")
+    add, either = group.add_argument, group.add_mutually_exclusive_group().add_argument
     add("--steps", "--ddim_steps", type=int, help="of denoising (default: the config's or 50)")
-    add("--sampler", choices=("ddim", "plms", "dpm"), default="ddim")
-    add("--plms", action="store_const", const="plms", dest="sampler", help="--sampler plms")
-    add("--dpm", "--dpm_solver", action="store_const", const="dpm", dest="sampler", help="--sampler dpm")
+    either("--sampler", choices=("ddim", "plms", "dpm"), default="ddim")
+    either("--plms", action="store_const", const="plms", dest="sampler", help="--sampler plms")
+    either("--dpm", "--dpm_solver", action="store_const", const="dpm", dest="sampler", help="--sampler dpm")
     add("--ddim_eta", type=float, default=0.0, dest="eta", help="0 is deterministic, 1 as noisy as training")
     add("--scale", type=float, help="of guidance; 1 is none, twice as fast (default: the config's or 7.5)")
-    add("--H", type=int, dest="height", help="height in pixels (default: the config's or 512)")
-    add("--W", type=int, dest="width", help="width in pixels (default: the config's or 512)")
+    add("--H", "--height", type=int, dest="height", help="height in pixels (default: the config's or 512)")
+    add("--W", "--width", type=int, dest="width", help="width in pixels (default: the config's or 512)")
 
     add_freeu_flags(parser)
 
@@ -73,6 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The arguments; under what is written out lie the settings of a picture given by --from-image."""
     parser = make_parser()
+    argv = in_either_spelling(argv, parser)
     arguments = parser.parse_intermixed_args(argv)
     sort_out_overrides(arguments, "grid")
     recorded, written = None, arguments.overrides
@@ -90,6 +97,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         arguments.overrides = under + written
 
     arguments.recorded, arguments.written = recorded, written
+    if arguments.bf16:
+        arguments.precision = "bf16"
     return arguments
 
 

@@ -30,4 +30,5 @@ def misfits(cls: type, params: Mapping[str, Any]) -> Iterator[str]:
         for name, hint in get_type_hints(vars(parent)["__init__"]).items():
             kinds = get_args(hint) if isinstance(hint, UnionType) else [hint]
             if all(kind in SCALARS for kind in kinds) and name in params and not fits(params[name], hint):
-                yield f"{name} is {params[name]!r:.99}, which is no {getattr(hint, '__name__', hint)}"
+                kind = "finite number" if hint is float else getattr(hint, "__name__", hint)
+                yield f"{name} is {params[name]!r:.99}, which is no {kind}"

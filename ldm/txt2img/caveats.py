@@ -6,6 +6,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ldm.generate import Sampling
+from ldm.memory import installed
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
 from ldm.modules.encoders.words import WordEmbedder
@@ -22,6 +24,19 @@ def caveats(model: LatentDiffusion, texts: list[str]) -> Iterator[str]:
     unet = model.model.diffusion_model
     if isinstance(unet, Free_UNetModel) and unet.hit_blocks():
         yield from unet.freeu.outside_published_range()
+
+
+def too_large(model: LatentDiffusion, sampling: Sampling) -> Iterator[str]:
+    """A line where the machine's memory does not hold what a picture's decoding takes at the very least."""
+    # The last layers make one map of the whole picture out of another, in strips too.
+    channels = model.first_stage_model.decoder.conv_out.in_channels
+    least = 2 * channels * sampling.height * sampling.width * model.dtype.itemsize
+    there = installed()
+    if there is not None and least > there:
+        yield (
+            f"to decode {sampling.width}x{sampling.height} takes over {least // 10**9} GB, and this machine "
+            f"has {there // 10**9}: give a smaller --W and --H"
+        )
 
 
 def _about_texts(encoder: Any, texts: list[str]) -> Iterator[str]:

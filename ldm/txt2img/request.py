@@ -11,6 +11,7 @@ from ldm.config.annotations import fits
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.txt2img.jobs import Job, plan, read_prompts
 from ldm.txt2img.settings_grid import Axis, Cell, grid_jobs, parse_grid
 from ldm.util import FREE_UNET, FREEU, unet_section
@@ -69,6 +70,11 @@ def read_request(arguments: Namespace, config: DictConfig) -> Request:
     for name, least in {"n_samples": 1, "n_iter": 1, "repeat": 1, "n_rows": 0}.items():
         if getattr(arguments, name) < least:
             raise InputError(f"--{name} is {getattr(arguments, name)}: give {least} or more.")
+    if arguments.repeat > 1 and arguments.from_file is None:
+        raise InputError(
+            f"--repeat is {arguments.repeat}, but there is no --from-file whose lines it repeats: "
+            "give --n_samples for several pictures of a prompt."
+        )
     if not 0 <= arguments.seed < 2**63:
         raise InputError(f"--seed is {arguments.seed}: give a whole number from 0 to 2**63 - 1.")
     if arguments.precision not in (*DTYPES, "auto", "autocast"):
@@ -99,6 +105,17 @@ def read_request(arguments: Namespace, config: DictConfig) -> Request:
         )
     jobs = plan(prompts, arguments.n_iter, arguments.n_samples, arguments.seed, arguments.fixed_code)
     return Request(sampling, jobs, [], texts)
+
+
+def check_latents(arguments: Namespace, model: LatentDiffusion) -> None:
+    """Raises InputError where --C or --f, by which the original script sizes latents, are not the model's."""
+    channels, f = model.channels, model.first_stage_model.downsampling
+    if arguments.latent_channels not in (None, channels):
+        given = f"--C is {arguments.latent_channels}"
+        raise InputError(f"{given}, but the model's latents have {channels} channels: leave it out.")
+    if arguments.downsampling not in (None, f):
+        given = f"--f is {arguments.downsampling}"
+        raise InputError(f"{given}, but a latent of the model stands for {f} pixels a side: leave it out.")
 
 
 def grid_of(arguments: Namespace, prompts: list[str], plain: Cell) -> tuple[list[Job], list[Axis]]:

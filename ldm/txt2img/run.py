@@ -16,7 +16,7 @@ from ldm.device import pick_dtype
 from ldm.errors import InputError
 from ldm.generate import check
 from ldm.image_io import Picture
-from ldm.txt2img.caveats import caveats, warn
+from ldm.txt2img.caveats import caveats, too_large, warn
 from ldm.txt2img.gallery import Gallery, PlainSheets, Sheets
 from ldm.txt2img.grid_sheets import GridSheets, side_by_side
 from ldm.txt2img.jobs import Job
@@ -25,7 +25,7 @@ from ldm.txt2img.painter import Painter
 from ldm.txt2img.processes import Group
 from ldm.txt2img.prompted import load_prompted
 from ldm.txt2img.recipe import Recipe
-from ldm.txt2img.request import DTYPES, freeu_of, read_request
+from ldm.txt2img.request import DTYPES, check_latents, freeu_of, read_request
 from ldm.txt2img.settings_grid import CellJob
 
 GRID_AT_ONCE = 16  # pictures of a grid on a GPU, if its memory holds them
@@ -44,6 +44,7 @@ class Run:
         )
         sampling = self.request.sampling
         check(sampling, model)
+        check_latents(arguments, model)
         jobs, axes = self.request.jobs, self.request.axes
         compare = self.compared if arguments.compare else None
         at_once = min(len(jobs), GRID_AT_ONCE) if axes else arguments.n_samples
@@ -103,7 +104,8 @@ class Run:
         group.agree(lambda: self._check_same(first, opened.manifest))
         group.agree(lambda: self.gallery.take_over(opened, group.rank))
         if group.rank == 0:
-            for line in caveats(self.painter.model, self.request.texts):
+            model = self.painter.model
+            for line in (*caveats(model, self.request.texts), *too_large(model, self.request.sampling)):
                 warn(line)
             print(self.painter.unet.describe() if self.painter.freeu else "FreeU is off")
             if opened.resumed:

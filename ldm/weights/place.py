@@ -19,13 +19,14 @@ def find_checkpoint(name: str | Path, download: bool = False) -> Path:
     if download:
         return fetch(home.name, into=home.parent)
 
+    looked = f"at {path}" if home == path else f"{path}, here or in {CHECKPOINTS}"
     known = KNOWN_FILES.get(home.name)
     if known is None:
         names = ", ".join(KNOWN_FILES)
-        raise InputError(f"There is no checkpoint at {home}. The files known here are {names}.")
+        raise InputError(f"There is no checkpoint {looked}. The files known here are {names}.")
     size = f", {known.bytes / 1e9:.1f} GB" if known.bytes else ""
     digest = f", sha256 {known.sha256}" if known.sha256 else ""
     raise InputError(
-        f"There is no checkpoint at {home}.\nThe file of that name in {known.repo} on the hub belongs there"
+        f"There is no checkpoint {looked}.\nThe file of that name in {known.repo} on the hub is meant"
         f"{size}{digest}: put it there, or add --download to have it fetched."
     )

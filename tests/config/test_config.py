@@ -257,7 +257,7 @@ def test_freeu_is_put_in_and_taken_out_again() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.target=ldm.models.diffusion.ddpm.LatentDifusion"], "LatentDifusion' is no class"),
+        (["model.target=ldm.models.diffusion.ddpm.LatentDifusion"], "no class '.*LatentDifusion'"),
         (["model.target=nowhere.Model"], "nowhere.Model"),
         (["model.target=Model"], "'Model' is no class"),
         (["model.target=7"], "7 is no class"),

@@ -37,7 +37,7 @@ def words(draw: st.DrawFn) -> list[str]:
     name = draw(st.sampled_from(flag.option_strings))
     if flag.nargs == 0:
         return [name]
-    if name in ("--H", "--W"):
+    if name in ("--H", "--height", "--W", "--width"):
         value = SIZES
     elif name in ("--n_samples", "--n_iter", "--repeat", "--steps", "--ddim_steps"):
         value = INTEGERS.filter(lambda number: not 3 < number < 2**31)

@@ -101,6 +101,15 @@ def error(sampler, S):
 
 
 @each_sampler
+def test_the_originals_ways_to_make_a_sampler_make_the_same_one(sampler):
+    x_T = rnd(0, 2, *SHAPE)
+    expected, _ = sampler(GaussianModel()).sample(3, 2, SHAPE, x_T=x_T)
+    cuda = torch.device("cuda")
+    for words in ({"schedule": "linear"}, {"device": cuda}, {"schedule": "linear", "device": "cpu"}):
+        assert torch.equal(sampler(GaussianModel(), **words).sample(3, 2, SHAPE, x_T=x_T)[0], expected)
+
+
+@each_sampler
 def test_many_steps_reach_the_exact_solution(sampler):
     assert error(sampler, 500) < 5e-3
 

@@ -45,9 +45,9 @@ def fault(outcome: Any, most: int = 2) -> str:
     ("flags", "said"),
     [
         (["--config", "freeu_sd12.yaml"], ["no config 'freeu_sd12.yaml'", "freeu_sd14.yaml", str(CONFIGS)]),
-        (["--config", "freeu_sd14.yaml", "--ckpt", "no-such.ckpt"], [str(CHECKPOINTS / "no-such.ckpt")]),
+        (["--config", "freeu_sd14.yaml", "--ckpt", "no.ckpt"], [f"no.ckpt, here or in {CHECKPOINTS}."]),
         (["--config", "freeu_sd21.yaml", "--ckpt", "v2-1_768-ema-pruned.safetensors"],
-         [str(CHECKPOINTS / "v2-1_768-ema-pruned.safetensors"), "dcd69012", "5.2 GB"]),
+         [f"v2-1_768-ema-pruned.safetensors, here or in {CHECKPOINTS}", "dcd69012", "5.2 GB"]),
         (["--ckpt", "/no/where/tiny.safetensors"], ["no checkpoint at /no/where/tiny.safetensors"]),
         (["model.params.unet_config.target=ldm.nowhere.UNet"], ["ldm.nowhere.UNet"]),
         ([f"{UNET_PARAMS}.treshold=1"], ["treshold", "threshold"]),
@@ -63,6 +63,7 @@ def fault(outcome: Any, most: int = 2) -> str:
         (["--steps", "0"], ["0 sampling steps", "1 to 1000"]),
         (["--steps", "1001"], ["1001 sampling steps", "1 to 1000"]),
         (["--b1", "nan"], ["b1 is nan"]),
+        (["--b1", "inf"], ["b1 is inf, which is no finite number"]),
         (["--b2", "inf"], ["b2 is inf"]),
         (["--s1", "-0.1"], ["s1 is -0.1"]),
         (["--config", "tiny.yaml", "--s2=-inf"], ["s2 is -inf"]),
@@ -351,3 +352,16 @@ def test_a_stopped_run_keeps_every_finished_picture_and_says_how_to_go_on(
         with Image.open(path) as image:
             image.load()
             assert image.size == (32, 32) and json.loads(image.info["freeu"])["seed"] == 42 + int(path.stem)
+
+
+def test_a_picture_whose_decoding_the_memory_does_not_hold_is_warned_of(
+    txt2img: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldm.txt2img.caveats.installed", lambda: 16 * 10**9)
+    monkeypatch.setattr("ldm.txt2img.run.Run.draw", lambda *_: None)
+    large = txt2img("--H", 16384, "--W", 16384)
+    assert large.err == (
+        "warning: to decode 16384x16384 takes over 68 GB, and this machine has 16: "
+        "give a smaller --W and --H\n"
+    )
+    assert txt2img("--H", 4096, "--W", 4096).err == ""

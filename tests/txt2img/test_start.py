@@ -18,7 +18,8 @@ from ldm.util import FREE_UNET, ROOT, load_config
 SCRIPT = ROOT / "scripts" / "txt2img.py"
 FLAGS = """
     --prompt --negative-prompt --from-file --from-image --outdir --steps --ddim_steps --plms --dpm --sampler
-    --dpm_solver --ddim_eta --scale --H --W --n_samples --n_iter --repeat --n_rows --seed --fixed_code
+    --dpm_solver --ddim_eta --scale --H --height --W --width --C --f --bf16 --n_samples --n_iter
+    --repeat --n_rows --seed --fixed_code
     --skip_grid --skip_save --resume --precision --device --config --ckpt --download
     --b1 --b2 --s1 --s2 --freeu-version --no-freeu
     --compare --print-config key=value

@@ -1,12 +1,13 @@
 """Latent diffusion: a U-Net, an autoencoder and a text encoder under one schedule of noise."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ldm.config.neutral import WEIGHTS, takes_only
 from ldm.errors import InputError
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.modules.diffusionmodules.schedule import linear_betas
@@ -14,6 +15,7 @@ from ldm.modules.distributions import DiagonalGaussianDistribution
 from ldm.util import instantiate_from_config
 
 MOST_TIMESTEPS = 100_000
+SCALE = "take scale_factor out of the checkpoint and write it into the config"
 
 
 class DiffusionWrapper(nn.Module):
@@ -47,8 +49,9 @@ class LatentDiffusion(nn.Module):
 
     `parameterization` says what the U-Net foretells: the noise ("eps") or the velocity ("v", arXiv
     2202.00512). Parameters after `parameterization` belong to the original's training and are accepted so
-    that its configs load. EMA weights are not kept apart: checkpoints hold the averaged weights under the
-    plain names.
+    that its configs load; the last six would change what is computed, and may have these values alone.
+    `concat_mode` decides nothing: `conditioning_key` does. EMA weights are not kept apart: checkpoints hold
+    the averaged weights under the plain names.
     """
 
     def __init__(
@@ -72,8 +75,35 @@ class LatentDiffusion(nn.Module):
         monitor: str | None = None,
         use_ema: bool = True,
         scheduler_config: Mapping[str, Any] | None = None,
+        loss_type: str = "l2",
+        original_elbo_weight: float = 0.0,
+        l_simple_weight: float = 1.0,
+        learn_logvar: bool = False,
+        logvar_init: float = 0.0,
+        ucg_training: Mapping[str, Any] | None = None,
+        clip_denoised: bool = True,
+        cosine_s: float = 8e-3,
+        concat_mode: bool = True,
+        use_positional_encodings: bool = False,
+        force_null_conditioning: bool = False,
+        ignore_keys: Sequence[str] = (),
+        load_only_unet: bool = False,
+        make_it_fit: bool = False,
+        reset_ema: bool = False,
+        reset_num_ema_updates: bool = False,
+        beta_schedule: str = "linear",
+        given_betas: Sequence[float] | None = None,
+        v_posterior: float = 0.0,
+        cond_stage_forward: str | None = None,
+        scale_by_std: bool = False,
+        ckpt_path: str | None = None,
     ):
         super().__init__()
+        takes_only(self, "linear", beta_schedule=beta_schedule)
+        takes_only(self, 0.0, v_posterior=v_posterior)
+        takes_only(self, None, given_betas=given_betas, cond_stage_forward=cond_stage_forward)
+        takes_only(self, False, SCALE, scale_by_std=scale_by_std)
+        takes_only(self, None, WEIGHTS, ckpt_path=ckpt_path)
         if parameterization not in ("eps", "v"):
             raise InputError(f"parameterization {parameterization!r} is not known: give 'eps' or 'v'.")
         self.parameterization = parameterization

@@ -44,12 +44,13 @@ class Sampler(ABC):
     """Turns noise into latents with a trained model.
 
     A subclass says which noise levels it visits and how it gets from one to the next, all in float32 whatever
-    the network runs in.
+    the network runs in. `schedule` and `device` are accepted, as scripts of the originals' give them, and
+    change nothing: both are the model's.
     """
 
     max_eta = 0.0  # how much fresh noise the method allows
 
-    def __init__(self, model: DiffusionModel) -> None:
+    def __init__(self, model: DiffusionModel, schedule: str = "linear", device: Any = None) -> None:
         self.model = model
 
     @abstractmethod

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.config.neutral import takes_only
 from ldm.errors import InputError
 from ldm.freeu import TRAINING_STEPS, Channels, DecoderStage, FreeUSettings, Match, free_u
 from ldm.freeu.native import is_plain
@@ -27,7 +28,7 @@ class UNetModel(nn.Module):
     `num_head_channels` each (SD2). `image_size`, `use_checkpoint`, `use_fp16`, `use_bf16` and `legacy` change
     nothing at inference and are accepted so that existing configs load; the precision is chosen when a
     checkpoint is loaded. `norm_groups` is for narrow networks: groups of one or two channels would normalise
-    flat colours away.
+    flat colours away. Parameters after `norm_groups` are the original's, accepted where they change nothing.
 
     `decoder_stages` lists what each output block concatenates.
     """
@@ -60,8 +61,21 @@ class UNetModel(nn.Module):
         use_linear_in_transformer: bool = False,
         adm_in_channels: int | None = None,
         norm_groups: int = 32,
+        dims: int = 2,
+        conv_resample: bool = True,
+        num_heads_upsample: int = -1,
+        use_new_attention_order: bool = False,
+        n_embed: int | None = None,
     ):
         super().__init__()
+        takes_only(self, 2, dims=dims)
+        takes_only(self, None, n_embed=n_embed)
+        if not resblock_updown:
+            takes_only(self, True, conv_resample=conv_resample)
+        if not use_spatial_transformer:
+            takes_only(self, False, use_new_attention_order=use_new_attention_order)
+            if num_head_channels == -1 and num_heads_upsample != num_heads:
+                takes_only(self, -1, num_heads_upsample=num_heads_upsample)
         if num_heads == -1 and num_head_channels == -1:
             raise InputError("The U-Net needs num_heads or num_head_channels.")
         if use_spatial_transformer and context_dim is None:
