@@ -10,6 +10,10 @@ class InputError(ValueError):
     """Bad input: the message names the value and the remedy. Scripts print it and exit with code 2."""
 
 
+class NoNumbers(InputError):
+    """What a model or a measure came to is NaN or infinite, as with factors that are too strong."""
+
+
 def stop_when_asked() -> None:
     """Lets SIGTERM, which schedulers and service managers send, do what Ctrl-C does, and either but once.
 

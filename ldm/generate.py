@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm.config.parts import check_parts
 from ldm.device import is_out_of_memory
-from ldm.errors import InputError
+from ldm.errors import InputError, NoNumbers
 from ldm.image_io import Picture
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -83,7 +83,8 @@ def denoise(
 ) -> Iterator[Step]:
     """The sampler's steps from noise to latents, (B, C, h, w), one picture for each prompt and seed.
 
-    Raises InputError, with the likely cause, when the context or the latents are no longer numbers.
+    Raises InputError, with the likely cause, when the context is no numbers, and NoNumbers when the latents
+    are none any more.
     """
     context = embed(model, prompts)
     unconditional = None if sampling.scale == 1 else embed(model, negative_prompts)
@@ -102,7 +103,7 @@ def denoise(
     for step in steps:
         if not step.x.isfinite().all():
             where, cause = f"after step {step.index + 1} of {step.total}", cause_of_nan(model, "model")
-            raise InputError(f"The latents are no longer numbers {where}: {cause}.")
+            raise NoNumbers(f"The latents are no longer numbers {where}: {cause}.")
         yield step
 
 
@@ -134,13 +135,16 @@ def cause_of_nan(model: LatentDiffusion, part: str) -> str:
 
 @torch.no_grad()
 def decode(model: LatentDiffusion, latents: Tensor) -> list[Picture]:
-    """Latents (B, C, h, w) as B pictures (H, W, 3), one after the other to spare memory."""
+    """Latents (B, C, h, w) as B pictures (H, W, 3), one after the other to spare memory.
+
+    Raises NoNumbers, with the likely cause, when a picture is none.
+    """
     pictures = []
     for latent in latents:
         pixels = decode_one(model, latent[None])[0].float()  # (3, H, W)
         if not pixels.isfinite().all():
             cause = cause_of_nan(model, "first_stage_model")
-            raise InputError(f"The decoded picture holds values that are no numbers: {cause}.")
+            raise NoNumbers(f"The decoded picture holds values that are no numbers: {cause}.")
         pixels = (127.5 * (pixels + 1)).clamp(0, 255).round().byte()
         pictures.append(pixels.permute(1, 2, 0).cpu().numpy())  # (H, W, 3)
     return pictures

@@ -28,10 +28,10 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--subject", nargs="+", choices=SUBJECTS, default=USUAL,
+    add("--subject", nargs="+", choices=SUBJECTS,
         help="the filters alone, FreeU on against off, a U-Net step, decoding, the embedded model's picture, "
         "the start on Stable Diffusion's weights, growth with size (default: the first five)")  # fmt: skip
-    add("--rounds", type=int, default=5, help="of each subject (default: %(default)s)")
+    add("--rounds", type=int, help="of each subject (default: 5; with --quick, 2)")
     add("--dtype", nargs="+", choices=("float32", "bfloat16", "float16"),
         help="(default: float32 and bfloat16; with --quick, the faster one here)")  # fmt: skip
     add("--device", default="auto", help="auto, cuda, mps or cpu")
@@ -102,6 +102,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise InputError("--plot draws the growth: add --subject growth.")
     if arguments.plot and arguments.plot.suffix.lower() not in (".png", ".pdf"):
         raise InputError(f"--plot is {arguments.plot}: give a name that ends in .png or .pdf.")
+    if arguments.files:
+        writable_folder(arguments.files)
     for path in filter(None, (arguments.plot, arguments.json)):
         writable_folder(path.parent)
         if path.is_dir():
@@ -110,11 +112,15 @@ def check(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from ldm.device import pick_device
+    from ldm.errors import InputError
     from ldm.image_io import written_whole
     from ldm.study.bench.rounds import machine
 
-    if arguments.quick:
-        arguments.subject, arguments.rounds = QUICK, min(arguments.rounds, 2)
+    if arguments.quick and arguments.subject:
+        raise InputError("--quick measures the filters and a step: leave out --subject or --quick.")
+    arguments.subject = arguments.subject or (QUICK if arguments.quick else USUAL)
+    if arguments.rounds is None:
+        arguments.rounds = 2 if arguments.quick else 5
     check(arguments)
     told = machine(pick_device(arguments.device))
     print(", ".join(f"{name} {value}" for name, value in told.items()))
@@ -142,4 +148,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    from ldm.errors import stop_when_asked
+
+    stop_when_asked()
     sys.exit(main(sys.argv[1:]))

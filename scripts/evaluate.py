@@ -11,6 +11,7 @@ where it was. Trailing arguments change the config: sampling.height=256
 
 import argparse
 import sys
+from pathlib import Path
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -30,6 +31,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "captions that the small model knows (64 by default), the paper's 8 prompts for others")  # fmt: skip
     add("--held-out", action="store_true",
         help="captions of shape and colour pairs that training never showed (small model)")  # fmt: skip
+    add("--unseen-by", type=Path, metavar="FILE", help="the search.json of a search, whose prompts and noise "
+        "are left out")  # fmt: skip
     add("--seeds", type=int, default=2, metavar="N", help="pictures of each prompt (default 2)")
     add_measures(parser, "all that can be had")
     add_model(parser)
@@ -58,4 +61,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    from ldm.errors import stop_when_asked
+
+    stop_when_asked()
     sys.exit(main(sys.argv[1:]))

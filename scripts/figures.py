@@ -67,4 +67,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    from ldm.errors import stop_when_asked
+
+    stop_when_asked()
     sys.exit(main(sys.argv[1:]))

@@ -11,6 +11,7 @@ machines, share the work through one --storage. Trailing arguments change the co
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> None:
     # What takes long to import comes after what answers at once.
     try:
-        from ldm.study.search.report import told, write
+        from ldm.study.search.report import RECORD, told, write
         from ldm.study.search.search import Search
     except ModuleNotFoundError as fault:
         if str(fault.name).partition(".")[0] not in ("optuna", "matplotlib"):
@@ -64,7 +65,12 @@ def run(arguments: argparse.Namespace) -> None:
     print(told(search, outcome))
     preset, *others = write(search, outcome)
     print(f"\n{preset} is the preset; {', '.join(path.name for path in others)} beside it tell the rest")
-    print(f"At matched guidance too: python scripts/evaluate.py --config {preset}")
+    words = ["--config", str(preset), "--unseen-by", str(preset.with_name(RECORD))]
+    prompts = arguments.fresh_prompts or arguments.prompts
+    if prompts is not None and not prompts.isdecimal():
+        words += ["--prompts", prompts]
+    print("At matched guidance too, on prompts and noise that the search did not see:")
+    print(f"python scripts/evaluate.py {shlex.join(words)}")
 
 
 def main(argv: list[str]) -> int:

@@ -22,6 +22,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add = commands.add_parser("make", help=about, description=about).add_argument
     add("--config", default="freeu_tiny.yaml", help="a file, here or in configs/ (default: the small model)")
     add("--ckpt", help="weights, .safetensors or .ckpt, here or in checkpoints/ (default: the config's)")
+    add("--download", action="store_true", help="fetch the config's checkpoint if it is not there")
     add("--trust-config", action="store_true", help="run code of other packages that the config names")
     add("--prompts", type=Path, metavar="FILE", help="a prompt a line (default: captions that the small "
         "model knows; the paper's prompts for others)")  # fmt: skip
@@ -72,4 +73,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    from ldm.errors import stop_when_asked
+
+    stop_when_asked()
     sys.exit(main(sys.argv[1:]))

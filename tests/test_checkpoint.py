@@ -82,6 +82,40 @@ def test_types_without_a_storage_class_and_parameters_are_read(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("layout", ["zip", "legacy"])
+def test_attributes_of_tensors_are_left_out_and_their_values_are_read(layout: str, tmp_path: Path) -> None:
+    state = {"w": torch.randn(3, 4).T, "parameter": Tiny().out.weight}
+    if layout == "zip":  # the older one knows no such types
+        state["eighth"] = torch.randn(9).to(torch.float8_e5m2)
+    for value in state.values():
+        value.note = {"scale": torch.ones(1)}
+    torch.save(state, tmp_path / "a.pt", _use_new_zipfile_serialization=layout == "zip")
+    expected = torch.load(tmp_path / "a.pt", weights_only=False)
+    tensors = read_tensors(tmp_path / "a.pt")
+    assert tensors.keys() == expected.keys()
+    for key, value in expected.items():
+        assert value.note["scale"] == 1 and not hasattr(tensors[key], "note")
+        assert (tensors[key].dtype, tensors[key].stride()) == (value.dtype, value.stride())
+        assert torch.equal(tensors[key].float(), value.float())
+
+
+@pytest.mark.parametrize("layout", ["zip", "legacy"])
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_tensor_whose_sign_stands_apart_is_refused(layout: str, marked: bool, tmp_path: Path) -> None:
+    negative = torch.complex(torch.ones(3), torch.ones(3)).conj().imag
+    if marked:
+        negative.note = "imaginary"
+    path = tmp_path / "a.pt"
+    torch.save({"w": negative}, path, _use_new_zipfile_serialization=layout == "zip")
+    assert torch.equal(torch.load(path, weights_only=False)["w"], -torch.ones(3))
+    with pytest.raises(
+        InputError, match=r"the tensor 'w' with its sign apart: save it after resolve_neg\(\)"
+    ):
+        read_tensors(path)
+    torch.save({"w": negative.resolve_neg()}, path)
+    assert torch.equal(read_tensors(path)["w"], -torch.ones(3))
+
+
+@pytest.mark.parametrize("layout", ["zip", "legacy"])
 def test_writing_to_a_tensor_changes_no_file(layout: str, tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     torch.save({"w": torch.ones(1000)}, path, _use_new_zipfile_serialization=layout == "zip")

@@ -61,6 +61,7 @@ def make_study(
     *,
     config: str,
     ckpt: str | None,
+    download: bool,
     trust_config: bool,
     prompts: Path | None,
     pairs: int | None,
@@ -88,7 +89,7 @@ def make_study(
     loaded = load_config(config)
     sampling = usual_sampling(loaded, steps=steps, scale=scale)
 
-    model = load_prompted(loaded, ckpt, device, "auto", download=False, trust_config=trust_config)
+    model = load_prompted(loaded, ckpt, device, "auto", download, trust_config)
     unet = model.model.diffusion_model
     if not isinstance(unet, Free_UNetModel) or not unet.hit_blocks():
         raise InputError(f"{config} has no FreeU to compare with: take one of the freeu_ configs.")

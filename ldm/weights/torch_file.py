@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ldm.errors import InputError
 from ldm.weights.bounded import Bounded
-from ldm.weights.pickle_reader import INERT, Meanings, read_pickle
+from ldm.weights.pickle_reader import INERT, Inert, Meanings, read_pickle
 
 ZIP_START: Final = b"PK\x03\x04"
 # The first pickle of the older layout: protocol 2, torch's magic number as a ten-byte integer, stop.
@@ -42,6 +42,7 @@ class Claim(NamedTuple):
     offset: Any
     shape: Any
     stride: Any
+    metadata: Any = None
 
 
 class Extent(NamedTuple):
@@ -97,13 +98,15 @@ class _Rows(dict[Storage, Tensor]):
 
 def _view(rows: _Rows, name: str, claim: Claim) -> Tensor:
     """The claimed tensor, once the claim is seen to stay inside its storage."""
-    storage, offset, shape, stride = claim
+    storage, offset, shape, stride, metadata = claim
     described = isinstance(storage, Storage) and type(shape) is type(stride) is tuple
     if not described or len(shape) != len(stride) or len(shape) > 16:
         raise InputError(f"describes the tensor {name[:99]!r} in a way that torch.save never does")
     counts = all(type(number) is int and 0 <= number < 2**63 for number in (offset, *shape, *stride))
     if not counts or math.prod(max(length, 1) for length in shape) >= 2**63:
         raise InputError(f"gives the tensor {name[:99]!r} a negative or impossible size")
+    if isinstance(metadata, dict) and metadata.get("neg"):
+        raise InputError(f"keeps the tensor {name[:99]!r} with its sign apart: save it after resolve_neg()")
 
     if 0 in shape:
         return torch.empty(shape, dtype=storage.dtype)
@@ -213,17 +216,26 @@ def _storage(identity: object) -> object:
 
 
 def _rebuild_tensor(arguments: tuple[Any, ...]) -> Claim:
-    storage, offset, shape, stride, *_ = arguments
-    return Claim(storage, offset, shape, stride)
+    storage, offset, shape, stride, *others = arguments
+    return Claim(storage, offset, shape, stride, *others[2:3])
 
 
 def _rebuild_tensor_v3(arguments: tuple[Any, ...]) -> Claim:
     """For types without a storage class of their own: the storage counts bytes, the type stands apart."""
-    storage, offset, shape, stride, _, _, dtype, *_ = arguments
+    storage, offset, shape, stride, _, _, dtype, *others = arguments
     if isinstance(storage, Storage) and isinstance(dtype, torch.dtype):
         storage = Storage(storage.key, dtype)
-    return Claim(storage, offset, shape, stride)
+    return Claim(storage, offset, shape, stride, *others[:1])
 
+
+def _rebuild_from_type(arguments: tuple[Any, ...]) -> object:
+    """For tensors that were given attributes, which say nothing about numbers."""
+    rebuild, kind, inner, *_ = arguments
+    known = rebuild in (_rebuild_tensor, _rebuild_tensor_v3) and kind is PLAIN and type(inner) is tuple
+    return rebuild(inner) if known else INERT
+
+
+PLAIN: Final = Inert()  # the type of tensors that mean what their storages hold
 
 # All that a pickle can mean. Whatever else it names stays inert.
 MEANINGS: Final[Meanings] = {
@@ -232,6 +244,8 @@ MEANINGS: Final[Meanings] = {
     ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
     ("torch._utils", "_rebuild_parameter"): lambda arguments: arguments[0],
     ("torch._utils", "_rebuild_parameter_with_state"): lambda arguments: arguments[0],
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
+    ("torch", "Tensor"): PLAIN,
     ("collections", "OrderedDict"): lambda _: {},
     ("torch", "DoubleStorage"): torch.float64,
     ("torch", "FloatStorage"): torch.float32,

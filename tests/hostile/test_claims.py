@@ -9,6 +9,7 @@ from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
 from tests.hostile.files import NUMBERS, a_global, archive, call, literal, state_dict, tensor
 
+REBUILT = a_global("torch._tensor", "_rebuild_from_type_v2")
 LIES = {
     "negative shape": tensor(shape=(-3, 4)),
     "two negatives": tensor(shape=(-3, -4)),
@@ -37,6 +38,8 @@ LIES = {
     "storage outside": tensor(key="../../../etc/passwd"),
     "number for a key": tensor(key=0),
     "too few arguments": call(a_global("torch._utils", "_rebuild_tensor_v2"), literal(1)),
+    "nothing of a type": call(REBUILT, tensor(), a_global("torch", "Tensor"), literal(()), literal(None)),
+    "one type of another": call(REBUILT, REBUILT, a_global("torch", "Tensor"), literal((1,)), literal(None)),
     "no arguments": a_global("torch._utils", "_rebuild_parameter") + b")R",
 }
 

@@ -1,6 +1,7 @@
 """The bench: what it compares is the same work, and its files hold what it printed. Nothing is timed."""
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -11,11 +12,13 @@ import torch
 
 import ldm.study.bench
 from ldm.device import pick_dtype
+from ldm.errors import InputError
 from ldm.image_io import read_picture
-from ldm.study.bench import filters, growth, networks
+from ldm.study.bench import filters, growth, networks, start
 from ldm.study.bench.rounds import Row, alternate, taken
 from ldm.util import ROOT
 from tests.conftest import relative_error
+from tests.study.test_figures_faults import largest_file
 
 CPU = torch.device("cpu")
 bench = runpy.run_path(str(ROOT / "scripts" / "bench.py"))
@@ -176,6 +179,7 @@ def rounds(monkeypatch):
     [
         (["--json", "/dev/null/bench.json"], "Nothing can be written into /dev/null"),
         (["--subject", "growth", "--plot", "/dev/null/growth.png"], "Nothing can be written into /dev/null"),
+        (["--subject", "start", "--files", "/dev/null/files"], "Nothing can be written into /dev/null/files"),
         (["--json", "{folder}"], "{folder} is a folder: give the name of a file"),
         (["--subject", "growth", "--plot", "growth.xyz"], "growth.xyz: give a name that ends in .png"),
     ],
@@ -197,6 +201,59 @@ def test_in_a_hurry_the_precision_is_measured_that_the_device_computes_fast(monk
     monkeypatch.setattr(networks, "step", lambda kind, *_, **__: asked.append(kind) or [])
     assert bench["main"](["--quick", "--device", "cpu"]) == 0
     assert asked == 2 * [pick_dtype(torch.device("cpu"))]
+
+
+def test_in_a_hurry_no_subject_is_chosen(rounds, capsys):
+    assert bench["main"](["--quick", "--subject", "decode", "--device", "cpu"]) == 2
+    assert "leave out --subject or --quick" in capsys.readouterr().err and not rounds
+
+
+def test_in_a_hurry_rounds_are_as_many_as_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setitem(
+        bench["run"].__globals__, "rows_of", lambda arguments: asked.append(arguments.rounds) or iter(())
+    )
+    for argv in ([], ["--quick"], ["--quick", "--rounds", "7"]):
+        assert bench["main"]([*argv, "--device", "cpu"]) == 0
+    assert asked == [5, 2, 7]
+
+
+def test_weights_whose_writing_was_stopped_are_written_again(monkeypatch, tmp_path):
+    def stopped(path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(start.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(start, "write_ours", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        start.cold_start(torch.float32, tmp_path / "files", rounds=1)
+    assert not list((tmp_path / "files").iterdir())
+
+    monkeypatch.setattr(start, "write_ours", lambda path: path.write_bytes(b"whole"))
+    monkeypatch.setattr(start, "OURS", "import sys; assert open(sys.argv[1]).read() == 'whole'")
+    [row] = start.cold_start(torch.float32, tmp_path / "files", rounds=1)
+    assert row.contender == "ours" and [path.name for path in (tmp_path / "files").iterdir()] == [
+        "sd14.safetensors"
+    ]
+
+
+def test_a_process_that_fails_is_told_with_its_last_words(monkeypatch, tmp_path):
+    monkeypatch.setattr(start.util, "find_spec", lambda name: None)
+    (tmp_path / "sd14.safetensors").write_bytes(b"half")
+    monkeypatch.setattr(start, "OURS", "raise ValueError('no weights')\n")
+    damaged = f"code 1: ValueError: no weights\nIf {tmp_path / 'sd14.safetensors'} is damaged, remove it"
+    with pytest.raises(InputError, match=re.escape(damaged)):
+        start.cold_start(torch.float32, tmp_path, rounds=1)
+    with pytest.raises(InputError, match="code 2: error: Nothing can be written into"):
+        start.embedded_picture(Path("/dev/null/pictures"), rounds=1)
+
+
+def test_weights_that_the_disk_refuses_are_told_in_a_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(start, "numbers", lambda shapes: {"a": torch.ones(10_000)})
+    monkeypatch.setattr(start, "build_on_meta", lambda config: torch.nn.Identity())
+    with largest_file(5000), pytest.raises(InputError, match=r"sd14\.safetensors cannot be written"):
+        start.cold_start(torch.float32, tmp_path, rounds=1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_matplotlib_the_growth_names_the_remedy_before_any_round(rounds, monkeypatch, capsys):

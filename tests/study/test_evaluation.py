@@ -2,8 +2,11 @@
 
 import csv
 import importlib.util
+import io
 import json
 import math
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,9 @@ from ldm.errors import InputError
 from ldm.freeu import FreeUSettings, find_preset
 from ldm.modules.encoders.words import WordEmbedder
 from ldm.study.evaluation import measures
-from ldm.study.evaluation.asked import Asked, plan, plan_apart
+from ldm.study.evaluation.asked import Asked, plan, plan_apart, plan_unseen, read_seen
 from ldm.study.evaluation.bootstrap import Mean, resamples
-from ldm.study.evaluation.measures import JUDGED, judged
+from ldm.study.evaluation.measures import JUDGED, judged, read_pictures
 from ldm.study.evaluation.settings import parse, read_settings
 from ldm.study.judge import Findings, Found
 from ldm.util import ROOT, load_config
@@ -148,6 +151,14 @@ def test_without_guidance_there_is_nothing_to_match_and_the_table_says_so(
     assert tuple(summary["variants"][0]["measures"]) == PLAIN  # the prompts are no captions of known scenes
 
 
+def test_factors_under_which_nothing_guides_are_not_matched(evaluate: Callable[..., Outcome]) -> None:
+    mute = "b1=0,b2=0,s1=0,s2=0,channels=all"
+    done = evaluate("--settings", mute, "--prompts", 2, "--seeds", 1, "--metrics", "saturation")
+    assert done.code == 0, done.err
+    variants = json.loads((done.folder / "evaluation.json").read_text())["variants"]
+    assert {variant["setting"]: variant["matched"] for variant in variants} == {"off": False, mute: False}
+
+
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
@@ -208,6 +219,25 @@ def test_settings_are_the_models_published_factors_the_configs_or_any_given() ->
     }
     given = parse("b1=1.3,s2=0,version=2,channels=alternate,match=resolution,stop=0.5")
     assert given == FreeUSettings(1.3, 1, 1, 0, 2, channels="alternate", match="resolution", stop=0.5)
+    assert parse("b1=1e-2,s1=1E0,stop=5e-1") == FreeUSettings(0.01, 1, 1, 1, stop=0.5)
+    for text, told in {"b1=": "b1 is ''", "b1=nan": "b1 is nan", "version=1e0": "version is 1.0"}.items():
+        with pytest.raises(InputError, match=told):
+            parse(text)
+
+
+def test_a_reference_picture_too_large_to_be_opened_is_named(tmp_path: Path) -> None:
+    (tmp_path / "small.png").write_bytes(png_of_size(8, 8))
+    (tmp_path / "vast.png").write_bytes(png_of_size(20_000, 20_000))
+    with pytest.raises(InputError, match=r"vast\.png cannot be read: Image size \(400000000 pixels\)"):
+        read_pictures(tmp_path)
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """The head of a PNG of that size, and all of it where that is small."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    head = b"IHDR" + struct.pack(">II", width, height) + file.getvalue()[24:29]
+    return file.getvalue()[:12] + head + struct.pack(">I", zlib.crc32(head)) + file.getvalue()[33:]
 
 
 def text_encoder() -> WordEmbedder:
@@ -250,6 +280,33 @@ def test_a_search_and_the_check_of_it_share_no_prompt_and_no_noise(captions: boo
     assert len({*seeds(first), *seeds(second)}) == len(seeds(first)) + len(seeds(second))
     if captions:
         assert [describe(scene) for scene in second.scenes] == second.prompts
+
+
+@pytest.mark.parametrize("encoder", [text_encoder(), nn.Identity()], ids=["captions", "the paper's prompts"])
+def test_what_a_search_saw_is_left_out(encoder: nn.Module, tmp_path: Path) -> None:
+    saw = plan("3", False, 2, encoder)
+    told = tmp_path / "search.json"
+    told.write_text(json.dumps({"prompts": saw.prompts, "seeds_each": 2}))
+    unseen = plan_unseen(None, False, 1, encoder, read_seen(told))
+    assert not set(unseen.prompts) & set(saw.prompts)
+    assert [pair.seed for [pair] in unseen.pairs] == [48 + k for k in range(len(unseen.pairs))]
+    assert len(unseen.pairs) == (64 if isinstance(encoder, WordEmbedder) else 5)
+
+    file = tmp_path / "prompts"
+    file.write_text("\n".join([*saw.prompts, "a green cross"]))
+    assert plan_unseen(str(file), False, 1, encoder, read_seen(told)).prompts == ["a green cross"]
+    file.write_text(saw.prompts[0])
+    with pytest.raises(InputError, match="saw all of these prompts: give others"):
+        plan_unseen(str(file), False, 1, encoder, read_seen(told))
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"prompts": [1], "seeds_each": 1}', '{"prompts": []}'])
+def test_a_file_that_no_search_wrote_is_refused(content: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "search.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=f"--unseen-by {path} "):
+        read_seen(path)
 
 
 class HandMade:

@@ -1,11 +1,14 @@
 """What bad input gets from scripts/figures.py: exit code 2 and a plain line; finished figures are kept."""
 
+import os
 import resource
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from ldm.errors import InputError
@@ -53,6 +56,17 @@ def test_bad_input_is_named_in_a_line(figures: Callable[..., Outcome], words, pa
 def test_an_empty_prompt_file_is_named(figures, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n\n")
     assert "There is no prompt in" in said(figures("--all", "--prompts", tmp_path / "prompts.txt"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_names_of_files_may_be_any_bytes(figures, tiny_checkpoint, tmp_path):
+    config, weights = (tmp_path / os.fsdecode(name) for name in (b"\xff.yaml", b"\xfe.ckpt"))
+    config.write_text("base: freeu_tiny.yaml\nsampling: {prompt: a red star}\n")
+    torch.save(load_file(tiny_checkpoint), weights)
+    outcome = figures("--figure", "3", "--config", config, "--ckpt", weights)
+    assert outcome.code == 0, outcome.err
+    assert "\\udcff.yaml" in (outcome.folder / "figures.html").read_text()
+    assert "\\udcfe.ckpt" in (outcome.folder / "claims.md").read_text()
 
 
 @pytest.mark.parametrize("words", [[], ["--all", "--figure", "3"]])

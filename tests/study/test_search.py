@@ -4,12 +4,15 @@ import csv
 import importlib.util
 import json
 import os
+import runpy
+import shlex
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +23,16 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from ldm.checkpoint import load_model
-from ldm.freeu import FreeUSettings
+from ldm.freeu import PRESETS, FreeUSettings
 from ldm.generate import Sampling, generate
 from ldm.study.evaluation import measures
 from ldm.study.evaluation.measures import MEASURES, Measure
 from ldm.study.evaluation.settings import freeu_of
 from ldm.study.pairs import FIRST_SEED
+from ldm.study.pictures import saturations
 from ldm.study.search import trials as trials_module
-from ldm.study.search.trials import Trials
+from ldm.study.search.space import read_space
+from ldm.study.search.trials import NAME, Trials
 from ldm.util import ROOT, load_config
 from tests.conftest import Outcome
 
@@ -200,6 +205,68 @@ def test_a_preset_is_a_config_with_all_that_the_search_was_told(
     assert "beats FreeU off" in path.read_text().replace("\n# ", " ")
 
 
+def test_a_preset_has_the_checkpoint_and_the_lists_that_were_searched_with(
+    search: Callable[..., Outcome], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    overrides = ["checkpoint=other.ckpt", "model.params.cond_stage_config.params.words[2]=also"]
+    unet = "model.params.unet_config.params"
+    overrides += [f"{unet}.stages={{64: [1.1, 0.9]}}", f"{unet}.stages.64=[1.05,0.95]"]
+    done = search("--metrics", "saturation:lower", "--trials", 4, *overrides)
+    assert done.code == 0, done.err
+    preset = load_config(done.folder / "found.yaml")
+    assert Path(preset.checkpoint).samefile(tiny_checkpoint)
+    assert preset.model.params.cond_stage_config.params.words[:4] == ["a", "on", "also", "of"]
+    assert freeu_of(preset).stages == {64: (1.05, 0.95)}
+
+
+def test_what_is_tried_lies_in_the_space_and_baselines_are_as_given(
+    search: Callable[..., Outcome],
+) -> None:
+    own = "model.params.unet_config.params.s1=0.87654321"
+    space = ("b1=1.00012:1.00087", "b2=1.23456,1.34567", "s1")
+    done = search("--metrics", "saturation:lower", "--trials", 6, "--space", *space, own)
+    assert done.code == 0, done.err
+    rows = table(done.folder)
+    assert all(1.00012 <= float(row["b1"]) <= 1.00087 for row in rows)
+    assert {row["b2"] for row in rows} == {"1.23456", "1.34567"}
+    assert all(len(row["b1"]) <= 9 and len(row["s1"]) <= 5 for row in rows)
+
+    argv = ("--metrics", "saturation:lower", "--trials", 4, "--space", "s1")
+    done = search(*argv, own, into="own")
+    assert {row["name"]: row["s1"] for row in table(done.folder)}["config"] == "0.87654321"
+
+
+@pytest.mark.parametrize("given", ["captions", "one file", "two files"])
+def test_the_evaluation_that_a_search_advises_is_on_prompts_and_noise_that_it_did_not_see(
+    given: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripts = [runpy.run_path(str(ROOT / "scripts" / f"{name}.py")) for name in ("search", "evaluate")]
+    search, evaluate = (script["main"] for script in scripts)
+    prompts = {"captions": ["--prompts", "3", "--fresh-prompts", "2"], "one file": words[:2]}
+    argv = [
+        *prompts.get(given, words[:4]),
+        *words[4:],
+        "--outdir",
+        str(tmp_path / "out"),
+        "--metrics",
+        "saturation:lower",
+    ]
+    assert search([*argv, "--trials", "4"]) == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert command[:2] == ["python", "scripts/evaluate.py"]
+    few = ["--steps", "2", "--metrics", "energy", "--settings", "config", "--scale", "1"]
+    assert evaluate([*command[2:], *few, "--outdir", str(tmp_path / "check")]) == 0
+
+    record = json.loads((tmp_path / "out" / "search.json").read_text())
+    with (tmp_path / "check" / "evaluation.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    prompts = {row["prompt"] for row in rows}
+    assert not prompts & set(record["prompts"])
+    assert min(int(row["seed"]) for row in rows) >= FIRST_SEED + len(record["prompts"])
+    assert given == "captions" or prompts == set(record["check"]["prompts"])
+    assert "--unseen-by" in (tmp_path / "out" / "found.yaml").read_text()
+
+
 def best_of(folder: Path) -> str:
     return str(json.loads((folder / "search.json").read_text())["best"])
 
@@ -259,6 +326,72 @@ def test_a_trial_that_another_process_took_for_dead_ends_no_search(tmp_path: Pat
     trials.hear(trial)
     trials.finish(trial, [1.0])
     assert [one.state for one in trials.all()] == [TrialState.FAIL]
+
+
+def test_a_killed_search_tries_no_baseline_twice(tmp_path: Path) -> None:
+    trials = Trials(tmp_path / "trials.db", {}, ["maximize"], seed=0, flag="--storage")
+    space = read_space(["b1"], FreeUSettings(1.1, 1.2, 0.9, 0.6))
+    wanted = {name: {"b1": b1} for name, b1 in {"off": 1.0, "V1": 1.2, "config": 1.1}.items()}
+    # Killed just before a trial is asked for, the process leaves it waiting.
+    trials.study.enqueue_trial(wanted["off"], user_attrs={NAME: "off"})
+    for _ in range(4):
+        trials.finish(trials.next(space, wanted), [1.0])
+    assert [trial.user_attrs.get(NAME) for trial in trials.complete()] == ["off", "V1", "config", None]
+
+
+def numberless(monkeypatch: pytest.MonkeyPatch, at: Callable[[int], bool]) -> None:
+    """Adds a measure `patchy` that is the pictures' saturation, but no number at such calls."""
+    calls = count()
+
+    def patchy(pictures: np.ndarray) -> np.ndarray:
+        return saturations(pictures) * (np.nan if at(next(calls)) else 1.0)
+
+    monkeypatch.setitem(MEASURES, "patchy", Measure("patchy", "lower", of=patchy))
+
+
+def test_a_trial_without_a_value_counts_as_failed_and_the_search_goes_on(
+    search: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numberless(monkeypatch, lambda call: call in (1, 4))
+    argv = ("--metrics", "patchy", "--trials", 7)
+    done = search(*argv)
+    assert done.code == 0, done.err
+    assert "trial 1 (V1) counts as failed: Its patchy is no number." in done.err
+    assert [row["trial"] for row in table(done.folder)] == ["0", "2", "3", "5", "6"]
+    assert len({row["b1"] for row in table(done.folder)}) == 5
+    before = (done.folder / "search.csv").read_bytes()
+    again = search(*argv)
+    assert again.code == 0, again.err
+    assert (again.folder / "search.csv").read_bytes() == before
+
+
+def test_factors_too_strong_for_numbers_count_as_failed(search: Callable[..., Outcome]) -> None:
+    argv = ("--metrics", "saturation:lower", "--space", "b1=1.1,1e38", "--trials", 6)
+    done = search(*argv, "--seed", 1)
+    assert done.code == 0, done.err
+    assert "counts as failed: The latents are no longer numbers" in done.err
+    assert {row["b1"] for row in table(done.folder)} == {"1.1"} and len(table(done.folder)) < 6
+
+
+def test_published_factors_too_strong_for_numbers_are_left_out_of_the_check(
+    search: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, ("sd14", 1), FreeUSettings(1e38, 1.4, 0.9, 0.2))
+    done = search("--metrics", "saturation:lower", "--space", "b1=0:1e38", "b2", "s1", "s2", "--trials", 4)
+    assert done.code == 0, done.err
+    record = json.loads((done.folder / "search.json").read_text())
+    assert "V1" not in [variant["setting"] for variant in record["check"]["variants"]]
+
+
+def test_a_search_in_which_no_trial_has_a_value_says_so(
+    search: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numberless(monkeypatch, lambda call: call > 0)
+    for _ in range(2):
+        done = search("--metrics", "patchy", "--trials", 4)
+        assert done.code == 2
+        assert done.err.splitlines()[-1].startswith("error: No trial with FreeU has a value in patchy")
+        assert not (done.folder / "found.yaml").exists()
 
 
 @pytest.mark.parametrize(

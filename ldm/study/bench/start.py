@@ -11,14 +11,17 @@ import sys
 from collections.abc import Callable
 from importlib import util
 from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
 from time import perf_counter
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.checkpoint import build_on_meta
+from ldm.errors import InputError
 from ldm.study.bench.networks import diffusers_autoencoder, diffusers_unet
 from ldm.study.bench.rounds import Row, rows
 from ldm.util import ROOT, load_config
@@ -114,36 +117,66 @@ def write_diffusers(folder: Path) -> None:
         made.save_pretrained(folder / name)
 
 
+def written(path: Path, write: Callable[[Path], None]) -> None:
+    """Has a file or a folder written, which appears under `path` whole or not at all. Raises InputError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+            part = Path(folder) / path.name
+            write(part)
+            part.rename(path)
+    except (OSError, SafetensorError) as fault:
+        raise InputError(f"{path} cannot be written: {fault}.") from None
+
+
 def environment() -> dict[str, str]:
     """That of a process which imports what is here, and has as many threads."""
     return os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
 
 
 def seconds_to_line(command: list[str]) -> tuple[float, str]:
-    """The first line that a process writes, and how long that takes; what follows is not counted."""
-    start = perf_counter()
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment()
-    ) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        seconds = perf_counter() - start
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
+    """The first line that a process writes, and how long that takes; what follows is not counted.
+
+    Raises InputError where the process fails.
+    """
+    with TemporaryFile() as errors:
+        start = perf_counter()
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()
+        ) as process:
+            assert process.stdout is not None
+            try:
+                line = process.stdout.readline()
+            except BaseException:
+                process.kill()
+                raise
+            seconds = perf_counter() - start
+        errors.seek(0)
+        check_end(process.returncode, errors.read())
     return seconds, line
 
 
 def seconds_to_end(command: list[str]) -> float:
-    """How long a process takes."""
+    """How long a process takes. Raises InputError where it fails."""
     start = perf_counter()
-    subprocess.run(command, capture_output=True, check=True, env=environment())
-    return perf_counter() - start
+    done = subprocess.run(command, capture_output=True, check=False, env=environment())
+    seconds = perf_counter() - start
+    check_end(done.returncode, done.stderr)
+    return seconds
+
+
+def check_end(code: int, errors: bytes) -> None:
+    """Raises InputError, with the last line of what it said, where a process has failed."""
+    if code:
+        last = errors.decode(errors="replace").strip().rpartition("\n")[2] or "it did not say why"
+        raise InputError(f"A process that was measured ended with code {code}: {last}")
 
 
 def cold_start(dtype: torch.dtype, folder: Path, rounds: int) -> list[Row]:
     """Process start to the end of the first step, and each process's peak.
 
-    The files are written into `folder` where they are not there yet.
+    The files are written into `folder` where they are not there yet. Raises InputError where the disk refuses
+    them, and where a process fails.
     """
     contenders: dict[str, tuple[str, Path, Callable[[Path], None]]] = {
         "ours": (OURS, folder / "sd14.safetensors", write_ours)
@@ -155,10 +188,13 @@ def cold_start(dtype: torch.dtype, folder: Path, rounds: int) -> list[Row]:
     for _ in range(rounds):
         for name, (code, path, write) in contenders.items():
             if not path.exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                write(path)
+                written(path, write)
             command = [sys.executable, "-c", code + TELL, str(path), str(dtype).removeprefix("torch.")]
-            taken, kilobytes = seconds_to_line(command)
+            try:
+                taken, kilobytes = seconds_to_line(command)
+            except InputError as fault:
+                again = f"If {path} is damaged, remove it, and it is written again."
+                raise InputError(f"{fault}\n{again}") from None
             peaks[name] = 1024 * int(kilobytes) if kilobytes.strip() else None
             seconds[name].append(taken)
     return rows("cold start to the first step", dtype, seconds, peaks)

@@ -1,5 +1,6 @@
 """What the pictures of an evaluation are asked to show."""
 
+import json
 from dataclasses import dataclass
 from itertools import count as count_up
 from itertools import islice
@@ -86,6 +87,41 @@ def plan_apart(
     if common := set(first.prompts) & set(second.prompts):
         raise InputError(f"--fresh-prompts has what the search is made on: {min(common)!r}. Take it out.")
     return first, second
+
+
+def plan_unseen(
+    prompts: str | None, held_out: bool, seeds: int, text_encoder: nn.Module, seen: Asked
+) -> Asked:
+    """What is asked for, as in `plan`, less the prompts and the noise that a search saw.
+
+    Raises InputError where that leaves no prompt.
+    """
+    asked = plan(prompts, held_out, seeds, text_encoder, apart=seen)
+    if asked.scenes is not None:
+        return asked
+    texts = [text for text in asked.prompts if text not in seen.prompts]
+    if not texts:
+        raise InputError("The search saw all of these prompts: give others, in a file after --prompts.")
+    return Asked(paired(texts, seeds, seen), None)
+
+
+def read_seen(path: Path) -> Asked:
+    """What a search was made on, by the search.json that it wrote. Raises InputError."""
+    try:
+        told = json.loads(path.read_bytes())
+        prompts, seeds = told["prompts"], told["seeds_each"]
+        whole = (
+            isinstance(prompts, list) and all(isinstance(it, str) for it in prompts) and type(seeds) is int
+        )
+    except OSError as fault:
+        raise InputError(f"--unseen-by {path} cannot be read: {fault.strerror}.") from None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        raise InputError(
+            f"--unseen-by {path} is not what a search wrote: give the search.json in its --outdir."
+        )
+    return Asked(paired(prompts, seeds), None)
 
 
 def paired(texts: list[str], seeds: int, apart: Asked | None = None) -> list[list[Job]]:

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from ldm.freeu import FreeUSettings
 from ldm.study.evaluation import bootstrap
-from ldm.study.evaluation.asked import Asked, plan
+from ldm.study.evaluation.asked import Asked, plan, plan_unseen, read_seen
 from ldm.study.evaluation.bootstrap import Estimate, Spread, Statistic, compare, resamples, spread
 from ldm.study.evaluation.guidance import guidance_ratios
 from ldm.study.evaluation.measures import RENDERS, Meter, check_names, choose
@@ -108,12 +108,12 @@ class Evaluation:
         return {name: round(ratio, 3) for name, ratio in zip(self.settings, ratios, strict=True)}
 
     def variants(self, ratios: dict[str, float]) -> list[Variant]:
-        """FreeU off, then each setting at the same guidance and at the matched one."""
+        """FreeU off, then each setting at the same guidance and, where it guides, at the matched one."""
         scale = self.subject.sampling.scale
         variants = [Variant("off", None, scale, matched=False)]
         for name, freeu in self.settings.items():
             variants.append(Variant(name, freeu, scale, matched=False))
-            if name in ratios:
+            if ratios.get(name, 0) > 0:
                 variants.append(Variant(name, freeu, round(scale / ratios[name], 3), matched=True))
         return variants
 
@@ -128,9 +128,11 @@ def read_evaluation(arguments: Namespace) -> Evaluation:
     settings = read_settings(arguments.settings, config, checkpoint_name(arguments, config))
     weights, names = weights_of(arguments), arguments.metrics or []
     check_names(names, weights)
+    seen = None if arguments.unseen_by is None else read_seen(arguments.unseen_by)
     subject = Subject(arguments, config)
     subject.fit(settings)
-    asked = plan(arguments.prompts, arguments.held_out, arguments.seeds, subject.model.cond_stage_model)
+    given = arguments.prompts, arguments.held_out, arguments.seeds, subject.model.cond_stage_model
+    asked = plan(*given) if seen is None else plan_unseen(*given, seen)
     metrics = choose(names, asked, subject.side, weights)
     return Evaluation(
         subject, settings, asked, Meter(metrics, arguments.held_out, weights, subject.model.device)

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.random import default_rng
+from PIL import Image
 from tqdm import tqdm
 
 from ldm.data.render import render
@@ -213,7 +214,10 @@ def read_pictures(folder: Path) -> list[Picture]:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
     if len(paths) < 2:
         raise InputError(f"There are no pictures to compare with in {folder}: put PNGs or JPEGs there.")
-    try:
-        return [read_picture(path) for path in paths]
-    except OSError as fault:
-        raise InputError(f"A picture in {folder} cannot be read: {fault}.") from None
+    pictures = []
+    for path in paths:
+        try:
+            pictures.append(read_picture(path))
+        except Image.DecompressionBombError as fault:
+            raise InputError(f"{path} cannot be read: {fault}") from None
+    return pictures

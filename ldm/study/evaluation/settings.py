@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig
 
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings, find_preset
 from ldm.txt2img.request import freeu_of
+from ldm.txt2img.settings_grid import value_of
 from ldm.util import FACTORS, FREEU
 
 # Whose published factors V1 and V2 are, by the checkpoint's file; SD1.4 is the paper's own model.
@@ -58,10 +58,7 @@ def parse(text: str) -> FreeUSettings:
             raise InputError(f"There is no setting {part!r}: give off, V1, V2, config or b1=1.2,s1=0.9.")
         if name not in NAMES:
             raise InputError(f"FreeU has no setting {name!r}: it has {', '.join(NAMES)}.")
-        try:
-            values[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise InputError(f"The setting {part!r} cannot be read: give a number or a word.") from None
+        values[name] = value_of(value)
     try:
         return FreeUSettings(**values)
     except ValueError as fault:

@@ -70,11 +70,16 @@ def verdict(check: Check) -> str:
     return f"{check.verdict} ({check.note})" if check.note else check.verdict
 
 
+def encoded(text: str) -> bytes:
+    """A text in UTF-8; of names of files, which may be any bytes, those that are no text are escaped."""
+    return text.encode(errors="backslashreplace")
+
+
 def write_claims(drawn: Sequence[Drawn], facts: str, folder: Path) -> str:
     """Writes claims.md and returns what is in it."""
     table = claims_table(drawn, facts)
     with written_whole(folder / "claims.md") as file:
-        file.write(table.encode())
+        file.write(encoded(table))
     return table
 
 
@@ -96,7 +101,7 @@ def write_page(drawn: Sequence[Drawn], facts: str, config: str, folder: Path) ->
 </body></html>
 """
     with written_whole(folder / "figures.html") as file:
-        file.write(page.encode())
+        file.write(encoded(page))
 
 
 def cells(check: Check) -> str:

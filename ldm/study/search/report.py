@@ -3,12 +3,13 @@
 import csv
 import io
 import json
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ldm.image_io import written_whole
 from ldm.study.evaluation.measures import MEASURES
@@ -20,6 +21,8 @@ from ldm.study.search.search import FOUND, PRESET, Outcome, Search, called
 from ldm.study.search.trials import NAME
 from ldm.util import CONFIGS, FACTORS, FREE_UNET, FREEU, find_config
 from ldm.weights.place import find_checkpoint
+
+RECORD = "search.json"
 
 
 def told(search: Search, outcome: Outcome) -> str:
@@ -122,7 +125,7 @@ def write(search: Search, outcome: Outcome) -> list[Path]:
     files = {
         folder / PRESET: preset(search, outcome),
         folder / "search.csv": csv_text(search, outcome),
-        folder / "search.json": json.dumps(record(search, outcome), indent=1) + "\n",
+        folder / RECORD: json.dumps(record(search, outcome), indent=1) + "\n",
     }
     for path, text in files.items():
         with written_whole(path) as file:
@@ -137,23 +140,38 @@ def preset(search: Search, outcome: Outcome) -> str:
     facts = search.subject.facts
     path = find_config(facts["config"])
     content: dict[str, Any] = {"base": path.name if path.parent == CONFIGS else str(path.resolve())}
-    if search.checkpoint is not None:
-        content["checkpoint"] = str(find_checkpoint(search.checkpoint).resolve())
+    changes = [as_tried(search.config, override) for override in facts["overrides"]]
+    if search.checkpoint is not None or any("checkpoint" in change for change in changes):
+        changes.append({"checkpoint": str(find_checkpoint(facts["checkpoint"]).resolve())})
     names = [name for name in FREEU if name in FACTORS or name in search.space.searched]
     unet = {
         "target": FREE_UNET,
         "params": {name: getattr(outcome.found, name) for name in names},
     }
-    changes: Any = OmegaConf.to_container(OmegaConf.from_dotlist(facts["overrides"]))
-    merged = OmegaConf.merge(content, changes, {"model": {"params": {"unet_config": unet}}})
+    merged = OmegaConf.merge(content, *changes, {"model": {"params": {"unet_config": unet}}})
     comment = (
         f"FreeU found by scripts/search.py, the best of {len(outcome.trials)} trials at guidance "
-        f"{facts['sampling']['scale']:g}. {verdict(search, outcome)}"
+        f"{facts['sampling']['scale']:g}. {verdict(search, outcome)} evaluate.py judges it on prompts and "
+        f"noise that the search did not see with --unseen-by and the {RECORD} beside this file."
     )
     head = "".join(
         f"{line}\n" for line in textwrap.wrap(comment, WIDTH, initial_indent="# ", subsequent_indent="# ")
     )
     return head + yaml.safe_dump(OmegaConf.to_container(merged), sort_keys=False)
+
+
+def as_tried(config: DictConfig, override: str) -> dict[Any, Any]:
+    """What an override makes of the config, for a preset, which replaces lists of its base as a whole."""
+    keys: list[Any] = []
+    value: Any = config
+    for word in re.findall(r"[\w-]+", override.partition("=")[0]):
+        if isinstance(value, DictConfig):
+            keys.append(next(key for key in value if str(key) == word))
+            value = value[keys[-1]]
+    value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    for key in reversed(keys):
+        value = {key: value}
+    return value
 
 
 def csv_text(search: Search, outcome: Outcome) -> str:
@@ -173,6 +191,8 @@ def record(search: Search, outcome: Outcome) -> dict[str, Any]:
     """All of it, for programs."""
     return {
         "search": search.settings(),
+        "prompts": search.asked.prompts,
+        "seeds_each": len(search.asked.pairs[0]),
         "storage": str(search.trials.path),
         "trials": len(outcome.trials),
         "front": outcome.front,

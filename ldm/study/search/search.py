@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
-from ldm.errors import InputError
+from ldm.errors import InputError, NoNumbers
 from ldm.freeu import FreeUSettings
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.schedule import check_steps
 from ldm.study.evaluation.asked import plan_apart
-from ldm.study.evaluation.bootstrap import Estimate, compare, resamples, spread
+from ldm.study.evaluation.bootstrap import Estimate, Mean, compare, resamples, spread
 from ldm.study.evaluation.evaluation import Evaluation, Result
 from ldm.study.evaluation.measures import Meter, choose
 from ldm.study.evaluation.settings import freeu_of, read_settings
@@ -143,12 +143,13 @@ class Search:
         each = batches * total_steps(self.subject.model, runs[0].sampling)
         with tqdm(total=self.budget * each, desc="trials", unit="step", disable=None) as bar:
             while True:
-                complete, begun = len(self.trials.complete()), len(self.trials.begun())
-                bar.n = complete * each
+                begun = self.trials.begun()
+                running = sum(trial.state == TrialState.RUNNING for trial in begun)
+                bar.n = (len(begun) - running) * each
                 bar.refresh()
-                if begun < self.budget:
+                if len(begun) < self.budget:
                     self.make_trial(bar.update)
-                elif complete < begun:
+                elif running:
                     bar.set_description("waiting for trials that run elsewhere")
                     time.sleep(WAIT)
                 else:
@@ -158,36 +159,60 @@ class Search:
     def make_trial(self, on_step: Callable[[], object]) -> None:
         """Samples the pictures of one more trial and measures them."""
         trial = self.trials.next(self.space, self.wanted)
+        name = trial.user_attrs.get(NAME)
+        label = f"trial {trial.number}{f' ({name})' if name else ''}"
 
         def stepped() -> None:
             on_step()
             self.trials.hear(trial)
 
         try:
-            freeu = self.space.settings(trial.params)
-            runs = self.subject.runs_of(self.asked, freeu, steps=self.steps)
-            self.subject.draw(runs, stepped)
-            measured = self.meter.measure(self.subject.pictures(self.asked, runs), self.asked)
-            once = np.ones((1, len(self.asked.pairs)), np.int64)
-            values = [float(measured[goal.metric].at(once)[0]) for goal in self.goals]
-            for goal, value in zip(self.goals, values, strict=True):
-                if not math.isfinite(value):
-                    raise InputError(f"--metrics {goal.metric}: these prompts ask for nothing that it tells.")
+            values = self.values(self.space.settings(trial.params), stepped)
+        except NoNumbers as fault:
+            self.trials.fail(trial)
+            tqdm.write(f"{label} counts as failed: {fault}", file=sys.stderr)
+            return
         except BaseException:
             self.trials.give_up(trial)
             raise
         self.trials.finish(trial, values)
-        name = trial.user_attrs.get(NAME)
         told = ", ".join(f"{g.metric} {v:.4g}" for g, v in zip(self.goals, values, strict=True))
-        tqdm.write(f"trial {trial.number}{f' ({name})' if name else ''}: {told}", file=sys.stderr)
+        tqdm.write(f"{label}: {told}", file=sys.stderr)
+
+    def values(self, freeu: FreeUSettings, on_step: Callable[[], object]) -> list[float]:
+        """What the goals' measures say of the pictures with these settings.
+
+        Raises NoNumbers where one of them says nothing, and InputError where none ever will.
+        """
+        runs = self.subject.runs_of(self.asked, freeu, steps=self.steps)
+        self.subject.draw(runs, on_step)
+        measured = self.meter.measure(self.subject.pictures(self.asked, runs), self.asked)
+        once = np.ones((1, len(self.asked.pairs)), np.int64)
+        values = []
+        for metric in (goal.metric for goal in self.goals):
+            statistic = measured[metric]
+            if isinstance(statistic, Mean) and not statistic.weights.any():
+                raise InputError(f"--metrics {metric}: these prompts ask for nothing that it tells.")
+            values.append(float(statistic.at(once)[0]))
+            if not math.isfinite(values[-1]):
+                raise NoNumbers(f"Its {metric} is no number.")
+        return values
 
     def outcome(self) -> Outcome:
         """The best trial, held against FreeU off and published factors on fresh prompts and noise."""
         trials = self.trials.complete()
         tried = [trial for trial in trials if trial.user_attrs.get(NAME) != "off"]
+        if not tried:
+            metrics = " and ".join(goal.metric for goal in self.goals)
+            raise InputError(
+                f"No trial with FreeU has a value in {metrics}: search in another --outdir, by other "
+                "--metrics or over another --space."
+            )
         best = self.best(tried)
         found = self.space.settings(best.params)
-        others = {name: freeu for name, freeu in self.named.items() if name != "off" and freeu != found}
+        # What failed on the search's prompts would fail on these too.
+        left_out = {"off", *(trial.user_attrs.get(NAME) for trial in self.trials.failed())}
+        others = {name: it for name, it in self.named.items() if name not in left_out and it != found}
         self.check.settings = {FOUND: found, **others}
         results, _ = self.check.run()
 

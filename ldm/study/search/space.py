@@ -15,8 +15,6 @@ from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.txt2img.settings_grid import FREEU_NAMES, Value, shown, value_of
 
-DECIMALS = 3  # of what is tried
-
 # What is tried of a setting that is named without values. The factors' ranges hold all published ones.
 USUAL = {
     **dict.fromkeys(("b1", "b2"), "0.8:1.6"),
@@ -92,12 +90,8 @@ class Space:
         return {name: kind.distribution for name, kind in self.searched.items()}
 
     def settings(self, params: Mapping[str, Any]) -> FreeUSettings:
-        """FreeU with the values of a trial, rounded."""
-        values: dict[str, Any] = {
-            name: round(value, DECIMALS) if isinstance(value, float) else value
-            for name, value in params.items()
-        }
-        return replace(self.base, **values)
+        """FreeU with the values of a trial."""
+        return replace(self.base, **params)
 
     def params_of(self, freeu: FreeUSettings) -> dict[str, Value] | None:
         """The values with which a trial has these settings, None where the space does not reach them."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import sqlite3
 import time
 import warnings
@@ -11,10 +12,12 @@ from typing import Any, Final, Literal
 
 import optuna
 from numpy.random import SeedSequence
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -24,7 +27,7 @@ from ldm.study.search.space import Space
 from ldm.txt2img.manifest import differences
 
 STUDY: Final = "freeu"
-SETTINGS, NAME, HEARD = "settings", "name", "heard"  # attributes of the study and of a trial
+SETTINGS, NAME, HEARD, VALUELESS = "settings", "name", "heard", "valueless"  # of the study and of a trial
 SILENT = 300.0  # seconds after which a running trial that nothing was heard of is taken for dead
 LISTEN = 10.0  # seconds from one sign of life to the next
 SQLITE = b"SQLite format 3\0"
@@ -87,8 +90,13 @@ class Trials:
         return [trial for trial in self.all() if trial.state == TrialState.COMPLETE]
 
     def begun(self) -> list[FrozenTrial]:
-        """Those that are complete, and those that run, here or elsewhere."""
-        return [trial for trial in self.all() if trial.state in (TrialState.COMPLETE, TrialState.RUNNING)]
+        """Those that came to an end, with or without values, and those that run, here or elsewhere."""
+        states = (TrialState.COMPLETE, TrialState.RUNNING)
+        return [it for it in self.all() if it.state in states or it.user_attrs.get(VALUELESS)]
+
+    def failed(self) -> list[FrozenTrial]:
+        """Those of which no values came."""
+        return [trial for trial in self.all() if trial.user_attrs.get(VALUELESS)]
 
     def front(self) -> list[FrozenTrial]:
         """The trials that no other is better than in every value."""
@@ -98,18 +106,20 @@ class Trials:
     def next(self, space: Space, wanted: Mapping[str, Mapping[str, Any]]) -> Trial:
         """A trial to make: one of the `wanted` parameters that nobody has taken on yet, then what TPE says.
 
-        What TPE says depends on the seed and the trials that are complete or running, so that a search that
-        was stopped goes on as if it had not been.
+        What TPE says depends on the seed and the trials that are begun, so that a search that was stopped
+        goes on as if it had not been.
         """
         begun = self.begun()
-        known = [trial.user_attrs.get(NAME) for trial in begun]
+        # A process that was killed may have left one waiting, which is the next to be taken.
+        waiting = [trial for trial in self.all() if trial.state == TrialState.WAITING]
+        known = [trial.user_attrs.get(NAME) for trial in (*begun, *waiting)]
         with self.usable(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna warns of its own options
             for name, params in wanted.items():
                 if name not in known:
                     self.study.enqueue_trial(dict(params), user_attrs={NAME: name})
                     break
-            self.study.sampler = TPESampler(
+            self.study.sampler = RoundingSampler(
                 seed=int(SeedSequence([self.seed, len(begun)]).generate_state(1)[0]),
                 multivariate=len(self.study.directions) == 1,
                 constant_liar=True,
@@ -131,10 +141,41 @@ class Trials:
         with self.usable():
             self.study.tell(trial, list(values), skip_if_finished=True)
 
+    def fail(self, trial: Trial) -> None:
+        """Writes down that no values came of a trial, so that nobody tries it again."""
+        with self.usable(), contextlib.suppress(UpdateFinishedTrialError):
+            trial.set_user_attr(VALUELESS, True)
+        self.give_up(trial)
+
     def give_up(self, trial: Trial) -> None:
         """Lets others have a trial that was not ended."""
         with self.usable():
             self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+
+
+class RoundingSampler(TPESampler):
+    """TPE that asks for short numbers."""
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        values = super().sample_relative(study, trial, search_space)
+        return {name: rounded(value, search_space[name]) for name, value in values.items()}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        value = super().sample_independent(study, trial, param_name, param_distribution)
+        return rounded(value, param_distribution)
+
+
+def rounded(value: Any, distribution: BaseDistribution) -> Any:
+    """A number of a range with 3 decimals, or more in a narrow range, and within it; others as they are."""
+    if not isinstance(distribution, FloatDistribution):
+        return value
+    low, high = distribution.low, distribution.high
+    decimals = max(3, 2 - math.floor(math.log10(high - low)))
+    return min(max(round(value, decimals), low), high)
 
 
 def silence(trial: FrozenTrial) -> float:

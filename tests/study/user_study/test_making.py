@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ldm import load_model
+from ldm.errors import InputError
 from ldm.generate import Sampling, generate
 from ldm.modules.encoders.words import WordEmbedder
 from ldm.study.user_study import freeu_sides, write_study
@@ -147,6 +148,18 @@ def test_a_study_stopped_while_its_page_is_written_leaves_nothing(
     outcome = make("--pairs", 1, "--outdir", tmp_path / "study")
     assert outcome.code == 130 and "nothing was written" in outcome.err
     assert not list((tmp_path / "study").iterdir())
+
+
+def test_a_missing_checkpoint_is_fetched_where_that_is_asked_for(
+    make: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(name: str, into: Path) -> Path:
+        raise InputError(f"{name} is fetched into {into}.")
+
+    monkeypatch.setattr("ldm.weights.place.fetch", fetch)
+    argv = ("--ckpt", tmp_path / "sd-v1-4.ckpt", "--outdir", tmp_path / "study")
+    assert "or add --download to have it fetched" in make(*argv).err
+    assert fault(make(*argv, "--download")) == f"error: sd-v1-4.ckpt is fetched into {tmp_path}."
 
 
 @pytest.mark.parametrize(
