@@ -6,27 +6,34 @@
 
 The folder gets checkpoints, the losses as CSV, sample pictures and, at the end, the weights for inference
 (model.safetensors) and, where matplotlib is installed, the losses as a curve. A run whose folder holds a
-checkpoint goes on from it. Trailing arguments change the config; `trainer.*` are Lightning's own options:
-`trainer.devices=8 trainer.num_nodes=2` trains on two machines of eight GPUs.
+checkpoint goes on from it, and ends as if it had never been stopped. Trailing arguments change the config:
+`checkpoint_every=100` keeps a checkpoint every 100 steps, `checkpoint_every=null` one at the end alone.
+`trainer.*` are Lightning's own options: `trainer.devices=8 trainer.num_nodes=2` trains on two machines of
+eight GPUs.
 """
 
 import argparse
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
+from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint, WeightAveraging
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ldm.checkpoint import read_tensors
+from ldm.config.annotations import misfits
 from ldm.errors import InputError, exit_code, stop_when_asked
 from ldm.image_io import writable_folder
+from ldm.training.checkpoints import WholeCheckpoints, check_checkpoint
 from ldm.training.losses import draw_losses, read_losses
+from ldm.training.options import check_options
+from ldm.training.stage import Stage
 from ldm.util import instantiate_from_config, load_config
 
 NEEDED = ("target", "params", "seed", "ema_decay", "checkpoint_every", "trainer")
@@ -52,6 +59,7 @@ def train(config_name: str, outdir: Path, overrides: list[str], trust_config: bo
         raise InputError(
             f"{config_name} describes no training: it has no {', '.join(absent)}. Take one of configs/train."
         )
+    check_options(OmegaConf.to_container(config))
     writable_folder(outdir)
     pl.seed_everything(config.seed, workers=True)
     last = outdir / "last.ckpt"
@@ -61,10 +69,12 @@ def train(config_name: str, outdir: Path, overrides: list[str], trust_config: bo
     module = instantiate_from_config(
         {"target": config.target, "params": OmegaConf.to_container(config.params)}, trust_config
     )
+    if not isinstance(module, Stage):
+        raise InputError(f"{config.target} is no stage of a training: take one that configs/train names.")
     if last.is_file():
         check_checkpoint(last, module)
-    if trainer.is_global_zero:
-        OmegaConf.save(config, outdir / "config.yaml")
+    # Lightning does not know that the stages' loaders go on within an epoch.
+    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
     try:
         trainer.fit(module, ckpt_path=last if last.is_file() else None)
     except SystemExit as end:
@@ -81,18 +91,6 @@ def train(config_name: str, outdir: Path, overrides: list[str], trust_config: bo
             draw_losses(read_losses(outdir), outdir / "loss.png")
 
 
-def check_checkpoint(path: Path, module: pl.LightningModule) -> None:
-    """Raises InputError where a training of this module cannot go on from a checkpoint."""
-    remedy = "Remove it to begin anew, or give another --outdir."
-    try:
-        held = read_tensors(path)
-    except InputError:
-        raise InputError(f"{path} is damaged, and no training can go on from it. {remedy}") from None
-    shapes = {name: tensor.shape for name, tensor in held.items()}
-    if shapes != {name: tensor.shape for name, tensor in module.state_dict().items()}:
-        raise InputError(f"{path} is of another stage or model than the config describes. {remedy}")
-
-
 def make_trainer(config: DictConfig, outdir: Path, averaging: WeightAveraging) -> pl.Trainer:
     """Lightning's trainer with the options of the config. Raises InputError on those that it refuses."""
     settings: Any = OmegaConf.to_container(config)
@@ -101,17 +99,24 @@ def make_trainer(config: DictConfig, outdir: Path, averaging: WeightAveraging) -
         ModelCheckpoint(
             outdir,
             filename="last",
-            every_n_train_steps=config.checkpoint_every,
+            every_n_train_steps=config.checkpoint_every or settings["trainer"].get("max_steps"),
             enable_version_counter=False,
         ),
         averaging,
+        # Late, so that what is refused leaves the config of the run before it.
+        LambdaCallback(
+            on_train_start=lambda *_: rank_zero_only(OmegaConf.save)(config, outdir / "config.yaml")
+        ),
     ]
+    for misfit in misfits(pl.Trainer, settings["trainer"]):
+        raise InputError(f"trainer.{misfit}.")
     try:
         return pl.Trainer(
             max_epochs=-1,
             default_root_dir=outdir,
             logger=logger,
             callbacks=callbacks,
+            plugins=[WholeCheckpoints()],
             use_distributed_sampler=False,  # the stages' loaders know of all processes
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ldm.data.datasets import ScenePictures
+from ldm.errors import InputError
 from ldm.generate import seeded_noise
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.training.stage import SHOWN, SHOWN_SEED, Stage, read_weights
@@ -36,9 +37,15 @@ class AutoencoderTraining(Stage):
         decoder_only: bool = False,
     ):
         super().__init__(lr, weight_decay=0.0, batch_size=batch_size)
-        self.data, self.kl_weight, self.edge_weight = data, kl_weight, edge_weight
+        self.pictures, self.kl_weight, self.edge_weight = ScenePictures(**data), kl_weight, edge_weight
         self.decoder_only = decoder_only
         self.model: AutoencoderKL = instantiate_from_config(model).to(memory_format=torch.channels_last)
+        side, crop, multiple = self.pictures.side, self.pictures.crop, self.model.downsampling
+        if side % multiple or crop % multiple or crop > side:
+            raise InputError(
+                f"params.data.crop is {crop} and params.data.side {side}: give multiples of {multiple}, the "
+                "crop no larger than the side."
+            )
         if weights is not None:
             self.model.load_state_dict(read_weights(weights, "weights"))
         if decoder_only:
@@ -67,10 +74,10 @@ class AutoencoderTraining(Stage):
         self.save_sheet(list(sheet), columns=SHOWN)
 
     def train_dataloader(self) -> DataLoader:
-        return self.loader(ScenePictures(**self.data))
+        return self.loader(self.pictures)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(ScenePictures(SHOWN, self.data["side"], seed=SHOWN_SEED), SHOWN)
+        return DataLoader(ScenePictures(SHOWN, self.pictures.side, seed=SHOWN_SEED), SHOWN)
 
     def export(self, path: Path) -> None:
         """Writes the autoencoder's weights, its latents brought to mean 0 and deviation 1 over 256 scenes.
@@ -78,7 +85,7 @@ class AutoencoderTraining(Stage):
         Where the decoder alone was trained they stay what they were, to the last bit.
         """
         if not self.decoder_only:
-            standardise(self.model, ScenePictures(256, self.data["side"], seed=SHOWN_SEED))
+            standardise(self.model, ScenePictures(256, self.pictures.side, seed=SHOWN_SEED))
         save_file({name: p.contiguous() for name, p in self.model.state_dict().items()}, path)
 
 

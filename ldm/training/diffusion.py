@@ -1,5 +1,6 @@
 """The U-Net's stage."""
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from ldm.data.datasets import SceneLatents
 from ldm.data.scenes import describe, draw_scene
-from ldm.generate import Sampling, generate
+from ldm.errors import InputError
+from ldm.generate import Sampling, check, generate
 from ldm.training.stage import SHOWN, SHOWN_SEED, Stage, read_weights
 from ldm.util import instantiate_from_config
 
@@ -51,8 +53,17 @@ class DiffusionTraining(Stage):
         self.data, self.cache, self.in_bfloat16 = data, Path(cache), bfloat16
         self.sampling = Sampling(height=side, width=side, steps=25, scale=5.0)
         self.model = instantiate_from_config(model).to(memory_format=torch.channels_last)
+        check(self.sampling, self.model)
+        # Making the latents takes long, so what does not fit is refused before.
+        inspect.signature(SceneLatents).bind(cache, self.model.first_stage_model, side=side, **data)
         if weights is not None:
-            self.model.load_state_dict(read_weights(weights, "weights"), strict=False)  # all but the schedule
+            # The schedule is not among them.
+            absent = self.model.load_state_dict(read_weights(weights, "weights"), strict=False).missing_keys
+            if {name for name, _ in self.model.named_parameters()} & set(absent):
+                raise InputError(
+                    f"{weights} does not hold all weights of the config's model: name others with "
+                    "params.weights=FILE."
+                )
         else:
             self.model.first_stage_model.load_state_dict(read_weights(autoencoder, "autoencoder"))
             self.model.cond_stage_model.load_state_dict(read_weights(text_encoder, "text_encoder"))

@@ -65,7 +65,7 @@ class JudgeTraining(Stage):
 
     def __init__(self, data: Mapping[str, Any], batch_size: int, lr: float):
         super().__init__(lr, weight_decay=0.01, batch_size=batch_size)
-        self.data, self.model = data, Judge()
+        self.scenes, self.model = JudgedScenes(**data), Judge()
 
     def training_step(self, batch: tuple[Tensor, tuple[Tensor, Tensor, Tensor]], _: int) -> Tensor:
         _seeds, (pictures, where, behind) = batch  # (B, 3, 128, 128), (B, 3, 16, 16), (B, 2)
@@ -93,7 +93,7 @@ class JudgeTraining(Stage):
         return loss
 
     def train_dataloader(self) -> DataLoader:
-        return self.loader(JudgedScenes(**self.data))
+        return self.loader(self.scenes)
 
     def export(self, path: Path) -> None:
         """Writes the judge's weights in half precision."""

@@ -1,6 +1,7 @@
 """What all stages of training share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,19 @@ def read_weights(path: str, option: str) -> dict[str, Tensor]:
 class Shuffled(DistributedSampler):
     """The samples of an epoch in random order, as (epoch, index), dealt out to all processes in turn.
 
-    So a batch of all processes together holds what one process alone would have in it.
+    So a batch of all processes together holds what one process alone would have in it. An epoch begins behind
+    as many batches of `batch_size` as were `taken` when it is asked for, so that a broken training goes on.
     """
 
+    def __init__(self, dataset: Dataset, batch_size: int, taken: Callable[[], int], **options: Any):
+        super().__init__(dataset, **options)
+        self.batch_size, self.taken = batch_size, taken
+
     def __iter__(self) -> Iterator[Any]:
-        return ((self.epoch, index) for index in super().__iter__())
+        # Lightning's count of epochs is too low after a training went on from an epoch's last batch.
+        epoch, before = divmod(self.taken(), self.num_samples // self.batch_size)
+        self.set_epoch(epoch)
+        return ((epoch, index) for index in islice(super().__iter__(), before * self.batch_size, None))
 
 
 class Seeded(Dataset):
@@ -67,6 +76,7 @@ class Stage(pl.LightningModule):
     def __init__(self, lr: float, weight_decay: float, batch_size: int):
         super().__init__()
         self.lr, self.weight_decay, self.batch_size = lr, weight_decay, batch_size
+        self.step, self.losses = 0, torch.zeros(())  # the losses' sum is no number when one of them is none
 
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.parameters() if p.requires_grad]
@@ -82,12 +92,30 @@ class Stage(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_backward(self, loss: Tensor) -> None:
-        """Ends the training before a loss that is no number gets into the weights and a checkpoint."""
-        if not self.everywhere(loss).isfinite():
+        """Keeps the loss for `check_losses`: to look at each here would have every step wait for the GPU."""
+        self.step, self.losses = self.global_step, self.losses + loss.detach()
+
+    def check_losses(self) -> None:
+        """Ends the training where a loss was no number, before its weights are put to use."""
+        if not self.everywhere(self.losses).isfinite():
             raise InputError(
-                f"The loss is no longer a number at step {self.global_step}: lower params.lr and give "
+                f"The loss is no longer a number at step {self.step}: lower params.lr and give "
                 "another --outdir, as a checkpoint keeps the learning rate that it was made with."
             )
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        trainer: Any = self.trainer
+        if self.step % trainer.log_every_n_steps == 0:
+            self.check_losses()
+
+    def on_validation_start(self) -> None:
+        self.check_losses()
+
+    def on_save_checkpoint(self, _: dict[str, Any]) -> None:
+        self.check_losses()
+
+    def on_train_end(self) -> None:
+        self.check_losses()
 
     def loader(self, dataset: Dataset) -> DataLoader:
         """The batches of this process. Raises InputError where the samples do not fill one."""
@@ -99,10 +127,19 @@ class Stage(pl.LightningModule):
                 f"batch in each process (there are {trainer.world_size}): lower params.batch_size, to 1 or "
                 "more, or raise params.data.count."
             )
+        sampler = Shuffled(
+            seeded,
+            self.batch_size,
+            taken=lambda: trainer.fit_loop.total_batch_idx + 1,
+            num_replicas=trainer.world_size,
+            rank=trainer.global_rank,
+            seed=seed,
+            drop_last=True,
+        )
         return DataLoader(
             seeded,
             self.batch_size,
-            sampler=Shuffled(seeded, trainer.world_size, trainer.global_rank, seed=seed, drop_last=True),
+            sampler=sampler,
             drop_last=True,
             num_workers=1,
             persistent_workers=True,

@@ -25,8 +25,8 @@ class WordsTraining(Stage):
 
     def __init__(self, model: Mapping[str, Any], data: Mapping[str, Any], batch_size: int, lr: float):
         super().__init__(lr, weight_decay=0.01, batch_size=batch_size)
-        self.data = data
         self.model: WordEmbedder = instantiate_from_config(model)
+        self.captions = SceneCaptions(length=self.model.max_length, **data)
         self.answers = torch.nn.Linear(model["params"]["width"], sum(FACTS))
 
     def training_step(self, batch: tuple[Tensor, tuple[list[str], Tensor]], _: int) -> Tensor:
@@ -41,7 +41,7 @@ class WordsTraining(Stage):
         return loss
 
     def train_dataloader(self) -> DataLoader:
-        return self.loader(SceneCaptions(length=self.model.max_length, **self.data))
+        return self.loader(self.captions)
 
     def export(self, path: Path) -> None:
         """Writes the text encoder's weights."""

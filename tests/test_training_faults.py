@@ -1,0 +1,216 @@
+"""Trainings that are stopped, run out of disk or of numbers, or are asked for what they cannot do."""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ldm.checkpoint import read_tensors
+from ldm.errors import InputError
+from ldm.training import AutoencoderTraining, WordsTraining
+from ldm.training.stage import Stage
+from ldm.util import CHECKPOINTS
+from tests.test_training import QUICK, main, train
+
+WORDS = "train/tiny_words.yaml"
+QUIET = [*QUICK, "checkpoint_every=100", "trainer.log_every_n_steps=4"]  # no checkpoints, few losses
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Gives something else than the loss from a step on; nothing else where that is None."""
+    steps = {stage: stage.training_step for stage in (WordsTraining, AutoencoderTraining)}
+
+    def change(first: int | None, other: Callable[[Any], Any], stage: type[Stage] = WordsTraining) -> None:
+        def changed(self: Stage, *given: Any) -> Any:
+            loss = steps[stage](self, *given)
+            return loss if first is None or self.global_step < first else other(loss)
+
+        monkeypatch.setattr(stage, "training_step", changed)
+
+    return change
+
+
+def killed(_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+# Four batches are an epoch.
+@pytest.mark.parametrize("every, breaks", [(1, [3]), (1, [4, 8]), (2, [3, 7, 8])])
+def test_a_training_that_was_broken_ends_with_the_weights_of_an_unbroken_one(
+    every: int, breaks: list[int], at_step: Callable, tmp_path: Path
+) -> None:
+    asked = [*QUICK, f"checkpoint_every={every}", "params.lr=0.5", "trainer.max_steps=10"]
+    train(WORDS, tmp_path / "unbroken", asked)
+    for last in breaks:
+        at_step(last, killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(WORDS, tmp_path / "broken", asked)
+    at_step(None, killed)
+    train(WORDS, tmp_path / "broken", asked)
+    one, other = ((tmp_path / run / "model.safetensors").read_bytes() for run in ("unbroken", "broken"))
+    assert one == other
+
+
+def test_a_training_that_goes_on_within_an_epoch_is_not_warned_of(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    for steps in (3, 5):
+        train(WORDS, tmp_path, [*QUICK, f"trainer.max_steps={steps}"])
+    assert not [one for one in recwarn if "resum" in str(one.message)]
+
+
+def test_a_kill_leaves_a_whole_checkpoint_though_temporary_files_lie_on_another_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(WORDS, tmp_path, [*QUICK, "trainer.max_steps=1"])
+    rename = os.rename
+
+    def within_a_folder(source: str, target: str, **given: Any) -> None:
+        if Path(source).parent != Path(target).parent:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        rename(source, target, **given)
+
+    def cut_off(source: str, target: str, **_: Any) -> None:
+        Path(target).write_bytes(Path(source).read_bytes()[:1000])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", within_a_folder)
+    monkeypatch.setattr(shutil, "copyfile", cut_off)
+    with contextlib.suppress(KeyboardInterrupt):
+        train(WORDS, tmp_path, [*QUICK, "trainer.max_steps=2"])
+    assert read_tensors(tmp_path / "last.ckpt")
+
+
+def test_a_full_disk_ends_a_training_in_a_line_and_leaves_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    train(WORDS, tmp_path, [*QUICK, "trainer.max_steps=1"])
+    before = (tmp_path / "last.ckpt").read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"last\.ckpt cannot be written: No space left on device\."):
+        train(WORDS, tmp_path, [*QUICK, "trainer.max_steps=2"])
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+    assert not list(tmp_path.glob(".last.ckpt*"))
+
+
+def test_checkpoint_every_null_keeps_a_checkpoint_of_the_end_alone(at_step: Callable, tmp_path: Path) -> None:
+    asked = [*QUICK, "checkpoint_every=null", "trainer.max_steps=5"]
+    at_step(4, killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(WORDS, tmp_path, asked)
+    assert not (tmp_path / "last.ckpt").exists()
+    at_step(None, killed)
+    train(WORDS, tmp_path, asked)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] == 5
+
+
+def test_losses_are_looked_at_only_where_one_is_logged(at_step: Callable, tmp_path: Path) -> None:
+    at_step(1, lambda loss: loss * torch.nan)
+    with pytest.raises(InputError, match="no longer a number at step 4"):
+        train(WORDS, tmp_path, [*QUIET, "trainer.max_steps=9"])
+
+
+def test_weights_that_a_loss_which_is_no_number_got_into_are_not_exported(
+    at_step: Callable, tmp_path: Path
+) -> None:
+    at_step(1, lambda loss: loss * torch.nan)
+    with pytest.raises(InputError, match="no longer a number at step 2"):
+        train(WORDS, tmp_path, [*QUIET, "trainer.max_steps=3"])
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_weights_that_a_loss_which_is_no_number_got_into_draw_no_sheet(
+    at_step: Callable, tmp_path: Path
+) -> None:
+    at_step(1, lambda loss: loss * torch.nan, AutoencoderTraining)
+    asked = [*QUIET, "params.data.crop=8", "trainer.val_check_interval=2", "trainer.max_steps=9"]
+    with pytest.raises(InputError, match="no longer a number at step 1"):
+        train("train/tiny_autoencoder.yaml", tmp_path, asked)
+    assert not (tmp_path / "samples").exists()
+
+
+def test_a_checkpoint_holds_no_weights_of_a_loss_that_is_no_number_in_part_of_a_step(
+    at_step: Callable, tmp_path: Path
+) -> None:
+    losses = iter([1.0, 1.0, torch.nan])
+    at_step(0, lambda loss: loss * next(losses, 1.0))
+    asked = [*QUIET, "checkpoint_every=2", "trainer.accumulate_grad_batches=2", "trainer.max_steps=9"]
+    with pytest.raises(InputError, match="no longer a number at step 1"):
+        train(WORDS, tmp_path, asked)
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    "stage, change, said",
+    [
+        ("tiny_words", "seed=abc", "seed is 'abc': give a whole number from 0"),
+        ("tiny_words", "seed=-1", "seed is -1: give a whole number from 0"),
+        ("tiny_words", "ema_decay=abc", "ema_decay is 'abc': give a number from 0 to below 1"),
+        ("tiny_words", "ema_decay=1", "ema_decay is 1: give a number from 0 to below 1"),
+        ("tiny_words", "checkpoint_every=-1", "checkpoint_every is -1: give a whole number of steps"),
+        ("tiny_words", "checkpoint_every=abc", "checkpoint_every is 'abc': give a whole number of steps"),
+        ("tiny_words", "checkpoint_every=0", "checkpoint_every is 0: .* null for a checkpoint at the end"),
+        ("tiny_words", "params=3", "params is 3: give `key: value` lines"),
+        ("tiny_words", "params.lr=-1", "params.lr is -1: give a number, 0 or more"),
+        ("tiny_words", "params.data=3", "params.data is 3: give `key: value` lines"),
+        ("tiny_words", "params.data.count=-1", "params.data.count is -1: give a whole number of scenes"),
+        ("tiny_words", "params.data.seed=abc", "params.data.seed is 'abc': give a whole number"),
+        ("tiny_words", "params.data.foo=1", "unexpected keyword argument 'foo'"),
+        ("tiny_words", "trainer=3", "trainer is 3: give `key: value` lines"),
+        ("tiny_words", "trainer.max_steps=0", "trainer.max_steps is 0: give a whole number, 1 or more"),
+        ("tiny_words", "trainer.max_steps=-1", "trainer.max_steps is -1: give a whole number, 1 or more"),
+        ("tiny_words", "trainer.log_every_n_steps=abc", "log_every_n_steps is 'abc': give a whole number"),
+        ("tiny_words", "trainer.accumulate_grad_batches=0", "accumulate_grad_batches is 0: give a whole"),
+        ("tiny_words", "trainer.limit_train_batches=0", "limit_train_batches is 0: give a number of batches"),
+        ("tiny_words", "trainer.overfit_batches=1", "overfit_batches is 1: give 0, and a small params"),
+        ("tiny_words", "trainer.val_check_interval=0", "val_check_interval is 0: give a number of batches"),
+        ("tiny_words", "trainer.detect_anomaly=abc", "trainer.detect_anomaly is 'abc', which is no bool"),
+        ("tiny_words", "target=torch.nn.Identity", "torch.nn.Identity is no stage of a training"),
+        ("judge", "params.data.side=3", "unexpected keyword argument 'side'"),
+        (
+            "tiny_autoencoder",
+            "params.data.crop=33",
+            "crop is 33 and params.data.side 128: give multiples of 8",
+        ),
+        ("tiny_autoencoder", "params.data.crop=256", "crop is 256 .* no larger than the side"),
+        ("tiny_autoencoder", "params.data.crop=0", "crop is 0: give a whole number of pixels, .* or null"),
+        ("tiny_autoencoder", "params.data.side=abc", "side is 'abc': give a whole number of pixels"),
+        ("tiny", "params.side=65", "65 pixels is no multiple of 32"),
+        ("tiny", "params.data.side=64", "multiple values for keyword argument 'side'"),
+        ("tiny", "params.data.unconditional=2", "unconditional is 2: give a number from 0 to 1"),
+        (
+            "tiny",
+            f"params.weights={CHECKPOINTS / 'judge.safetensors'}",
+            "judge.safetensors does not hold all weights of the config's model: .* params.weights=FILE",
+        ),
+    ],
+)
+def test_options_that_no_training_can_have_are_refused_in_a_line_before_anything_is_written(
+    stage: str, change: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "config.yaml").write_text("as it was")
+    asked = ["--config", f"train/{stage}.yaml", "--outdir", str(tmp_path), *QUICK]
+    assert main([*asked, "trainer.max_steps=1", change]) == 2
+    [*_, line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert re.search(said, line)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    assert (tmp_path / "config.yaml").read_text() == "as it was"
+
+
+def test_samples_that_fill_no_batch_leave_the_config_of_the_run_before(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("as it was")
+    with pytest.raises(InputError, match=r"params\.batch_size is 9"):
+        train(WORDS, tmp_path, [*QUICK, "params.batch_size=9", "trainer.max_steps=1"])
+    assert (tmp_path / "config.yaml").read_text() == "as it was"
