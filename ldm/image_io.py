@@ -87,6 +87,8 @@ def read_picture(path: Path) -> Picture:
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
+    except Image.DecompressionBombError as fault:
+        raise InputError(f"{path} cannot be read: {fault}") from None
     except (OSError, SyntaxError, ValueError) as fault:
         raise InputError(f"{path} is no longer a picture that can be read: {fault}") from None
 

@@ -13,12 +13,11 @@ import numpy as np
 from numpy.random import default_rng
 from numpy.typing import ArrayLike, NDArray
 
-from ldm.study.claims import t_quantile
+from ldm.study.claims import CONFIDENCE, t_quantile
 
 Numbers = NDArray[np.floating[Any]]
 
 DRAWS, SEED = 1000, 0
-CONFIDENCE = 0.95
 
 
 class Statistic(Protocol):

@@ -7,6 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ldm.freeu import FreeUSettings
+from ldm.study.claims import CONFIDENCE
 from ldm.study.evaluation import bootstrap
 from ldm.study.evaluation.asked import Asked, plan, plan_unseen, read_seen
 from ldm.study.evaluation.bootstrap import Estimate, Spread, Statistic, compare, resamples, spread
@@ -69,7 +70,7 @@ class Evaluation:
             "bootstrap": {
                 "draws": bootstrap.DRAWS,
                 "seed": bootstrap.SEED,
-                "confidence": bootstrap.CONFIDENCE,
+                "confidence": CONFIDENCE,
                 "resampled": "prompts",
             },
         }

@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.random import default_rng
-from PIL import Image
 from tqdm import tqdm
 
 from ldm.data.render import render
@@ -214,10 +213,4 @@ def read_pictures(folder: Path) -> list[Picture]:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
     if len(paths) < 2:
         raise InputError(f"There are no pictures to compare with in {folder}: put PNGs or JPEGs there.")
-    pictures = []
-    for path in paths:
-        try:
-            pictures.append(read_picture(path))
-        except Image.DecompressionBombError as fault:
-            raise InputError(f"{path} cannot be read: {fault}") from None
-    return pictures
+    return [read_picture(path) for path in paths]
