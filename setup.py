@@ -16,15 +16,17 @@ EXTRAS = {
 }
 
 
-def extension(source: str, *flags: str) -> Extension:
+def extension(source: str, *flags: str, form: str = "") -> Extension:
     """A library of C functions, which ldm/freeu/native.py looks for; without a compiler the rest installs.
 
-    Its name has the checksum of its source, so that none made of an older one is taken for it.
+    Its name has the checksum of its source, so that none made of an older one is taken for it, and a form
+    where one source is made into several libraries.
     """
     path = Path(source)
-    checksum = zlib.crc32((Path(__file__).parent / path).read_bytes())
+    checksum = f"{zlib.crc32((Path(__file__).parent / path).read_bytes()):08x}"
+    name = "_".join([path.stem, form, checksum] if form else [path.stem, checksum])
     return Extension(
-        f"{'.'.join(path.parent.parts)}._{path.stem}_{checksum:08x}",
+        f"{'.'.join(path.parent.parts)}._{name}",
         [source],
         extra_compile_args=["-O3", "-fopenmp", *flags],
         extra_link_args=["-fopenmp", "-lm"],
@@ -38,8 +40,12 @@ if sys.platform == "linux":
     EXTENSIONS.append(extension("ldm/modules/norm.c"))
     if platform.machine() == "x86_64":
         EXTENSIONS.append(extension("ldm/modules/tiles.c", "-march=sapphirerapids"))
-        EXTENSIONS.append(extension("ldm/modules/vectors.c"))
-        EXTENSIONS.append(extension("ldm/modules/winograd4x4.c"))
+        avx2, avx512 = ("-march=x86-64-v3", "-DLANES=8"), ("-march=x86-64-v4", "-DLANES=16")
+        for source in ("ldm/modules/vectors.c", "ldm/modules/winograd4x4.c"):
+            EXTENSIONS.append(extension(source, *avx2, form="avx2"))
+            EXTENSIONS.append(extension(source, *avx512, form="avx512"))
+        pairs = (*avx512, "-mavx512bf16", "-DPAIRS")
+        EXTENSIONS.append(extension("ldm/modules/vectors.c", *pairs, form="avx512_bf16"))
 
 setup(
     name="freeu-ldm",

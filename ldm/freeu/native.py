@@ -14,15 +14,19 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 
-def built(source: Path, package: str) -> str | None:
-    """The path of what setup.py made of a C file as it is now: its name has the file's checksum."""
-    found = find_spec(f"{package}._{source.stem}_{zlib.crc32(source.read_bytes()):08x}")
+def built(source: Path, package: str, form: str = "") -> str | None:
+    """The path of what setup.py made of a C file as it is now: its name has the file's checksum.
+
+    `form` is one of those that setup.py makes of a file, if it makes several.
+    """
+    parts = source.stem, *([form] if form else []), f"{zlib.crc32(source.read_bytes()):08x}"
+    found = find_spec(f"{package}._{'_'.join(parts)}")
     return found.origin if found else None
 
 
-def load(source: Path, package: str) -> ctypes.CDLL | None:
+def load(source: Path, package: str, form: str = "") -> ctypes.CDLL | None:
     """That library, if it is built and can be loaded: the OpenMP library that it needs may be gone."""
-    path = built(source, package)
+    path = built(source, package, form)
     try:
         return ctypes.CDLL(path) if path else None
     except OSError:

@@ -30,7 +30,7 @@ class GEGLU(nn.Module):
             x, gate = self.proj(x).chunk(2, dim=-1)
             return x * F.gelu(gate)
         weights, biases = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
-        gate = product(x, weights[1], biases[1], then="gelu")
+        gate = product(x, weights[1], biases[1], gelu=True)
         return product(x, weights[0], biases[0]).mul_(gate)
 
 

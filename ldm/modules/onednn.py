@@ -20,7 +20,8 @@ HAS_ONEDNN = (
 )
 HAS_BFLOAT16 = HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 HAS_AMX = has_amx()
-HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+CPU_VECTORS = torch.backends.cpu.get_cpu_capability().lower()  # "avx2", "avx512" or others
+HAS_AVX512 = CPU_VECTORS == "avx512"
 
 
 def is_fast(x: Tensor, weight: Tensor) -> bool:
@@ -39,13 +40,13 @@ def is_fast(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = "none") -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """x W^T + bias by the faster library, (..., in) and (out, in) to (..., out); see `is_fast`.
 
-    `then` may name a function of every number, "sigmoid" or "gelu", taken before the number is rounded.
+    With `gelu` it is the GELU of that, taken before the numbers are rounded.
     """
     if x.dtype == torch.float32 and not HAS_AVX512:
         y = F.linear(x, weight, bias)
-        return y if then == "none" else getattr(torch.ops.aten, f"{then}_")(y)
+        return torch.ops.aten.gelu_(y) if gelu else y
     exact = "none"  # the form of the GELU: no approximation
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], exact)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], exact)

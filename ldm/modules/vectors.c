@@ -1,19 +1,19 @@
-/* Attention in float32 by a processor's vectors; vectors.py says where it is taken.
+/* Attention by a processor's vectors of LANES numbers; vectors.py says where it is taken.
 
    Scores are made transposed, a key down and a query across, so that all that is asked of a query's scores,
-   their maximum, their weights and the sum of these, stays in its lane of a vector. */
+   their maximum, their weights and the sum of these, stays in its lane of a vector. All of it is in float32
+   or, with PAIRS, what is multiplied in bfloat16: then a lane has two numbers of a factor, neighbours along
+   the axis that is summed. */
 
+#include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* One form for each generation of processors, of which the loader of the library takes the newest. */
-#define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v3", "default")))
 #define INLINE static inline __attribute__((always_inline))
 
 enum {
-    LANES = 8,
     ACROSS = 3,               /* vectors of queries that meet ... */
     DOWN = 4,                 /* ... so many keys, or numbers of a value: the sums fill the registers */
     QUERIES = ACROSS * LANES, /* a block of them */
@@ -22,7 +22,19 @@ enum {
 };
 
 typedef float lanes __attribute__((vector_size(4 * LANES)));
-typedef int32_t bits __attribute__((vector_size(4 * LANES)));
+typedef uint32_t bits __attribute__((vector_size(4 * LANES), may_alias));
+
+/* A number as it is given, and what a lane has of a factor: so many of these. */
+#ifdef PAIRS
+typedef uint16_t number;
+typedef uint32_t factor;
+typedef bits factors;
+enum { TOGETHER = 2 };
+#else
+typedef float number, factor;
+typedef lanes factors;
+enum { TOGETHER = 1 };
+#endif
 
 /* The same in all of a token's numbers: they lie beside each other. */
 struct strides {
@@ -34,11 +46,12 @@ struct layout {
     struct strides q, k, v, out;
 };
 
-/* A block of queries and what they have of the keys that they met: the greatest score, and the sums of
-   weights and of values times weights. */
+/* A block of queries and what they have of the keys that they met: the greatest score, also as a power of
+   two, and the sums of weights and of values times weights. */
 struct block {
-    lanes *queries, *sums; /* (d, QUERIES) */
-    lanes greatest[ACROSS], total[ACROSS];
+    factors *queries; /* (d / TOGETHER, QUERIES) */
+    lanes *sums;      /* (d, QUERIES) */
+    lanes greatest[ACROSS], power[ACROSS], total[ACROSS];
 };
 
 INLINE long min(long a, long b)
@@ -51,16 +64,26 @@ INLINE long parts_of(long count, long of)
     return (count + of - 1) / of;
 }
 
-/* Adds to (DOWN, QUERIES) the product of (DOWN, count), whose numbers lie so far apart, and of
+INLINE void add_product(lanes *sum, factor a, const factors *b)
+{
+#ifdef PAIRS
+    *sum = (lanes)_mm512_dpbf16_ps((__m512)*sum, (__m512bh)((bits){0} + a), (__m512bh)*b);
+#else
+    *sum += a * *b;
+#endif
+}
+
+/* Adds to (DOWN, QUERIES) the product of (DOWN, count), whose factors lie so far apart, and of
    (count, QUERIES). */
-INLINE void multiply(lanes (*to)[ACROSS], const float *a, long down, long along, const lanes *b, long count)
+INLINE void multiply(lanes (*to)[ACROSS], const factor *a, long down, long along, const factors *b,
+                     long count)
 {
     lanes sums[DOWN][ACROSS] = {0};
 #pragma GCC unroll 4
     for (long k = 0; k < count; k++)
         for (long i = 0; i < DOWN; i++)
             for (long j = 0; j < ACROSS; j++)
-                sums[i][j] += a[i * down + k * along] * b[k * ACROSS + j];
+                add_product(&sums[i][j], a[i * down + k * along], b + k * ACROSS + j);
     for (long i = 0; i < DOWN; i++)
         for (long j = 0; j < ACROSS; j++)
             to[i][j] += sums[i][j];
@@ -73,91 +96,128 @@ INLINE void raise_to(lanes *x, const lanes *least)
     *x = (lanes)(((bits)*least & below) | ((bits)*x & ~below));
 }
 
-/* x becomes 2^x, for x up to 0. What is not a number stays. */
+/* x becomes 2^x, for x up to 0 or what that is rounded to. What is not a number stays. */
 INLINE void raise_two(lanes *x)
 {
     const lanes smallest = (lanes){0} - 126;
     const float shift = 0x1.8p23f + 127; /* added, it leaves the exponent of 2^x in the lowest bits */
     raise_to(x, &smallest);
     lanes shifted = *x + shift, f = (*x - (shifted - shift)) * 0.693147181f; /* log(2) of the rest */
-    lanes series = 1 / 24.f + f * (1 / 120.f + f * (1 / 720.f));
+    lanes series = (lanes){0} + 1 / 24.f;
+    if (TOGETHER == 1) /* bfloat16 would not show the rest. */
+        series += f * (1 / 120.f + f * (1 / 720.f));
     series = 1 + f * (1 + f * (1 / 2.f + f * (1 / 6.f + f * series)));
     *x = series * (lanes)((bits)shifted << 23);
 }
 
-/* A block of queries meets up to KEYS keys, (count, d) like their values. */
-INLINE void meet(struct block *block, const float *keys, const float *values, long count, long d)
+/* Makes weights, (count, ACROSS), factors where they are, (count / TOGETHER, ACROSS), rounded to nearest.
+   Behind the last lies the score of a key of zeros, which is zero. */
+INLINE factors *as_factors(lanes (*weights)[ACROSS], long count)
 {
-    lanes weights[KEYS][ACROSS] = {0}, scale[ACROSS], total[ACROSS] = {0}; /* weights are scores at first */
-    memcpy(scale, block->greatest, sizeof scale);
+#ifdef PAIRS
+    bits(*pairs)[ACROSS] = (bits(*)[ACROSS])weights;
+    for (long i = 0; i < count; i += 2)
+        for (long j = 0; j < ACROSS; j++)
+            pairs[i / 2][j] = (pairs[i][j] + 0x8000) >> 16 | ((pairs[i + 1][j] + 0x8000) & 0xffff0000);
+    return pairs[0];
+#else
+    return weights[0];
+#endif
+}
+
+/* A block of queries meets up to KEYS keys, (count, d / TOGETHER), and their values, (count / TOGETHER, d).
+   Weights are powers of two, of `scale` times the score. */
+INLINE void meet(struct block *block, const factor *keys, const factor *values, long count, long d,
+                 float scale)
+{
+    lanes weights[KEYS][ACROSS] = {0}, power[ACROSS], total[ACROSS] = {0}; /* weights are scores at first */
+    long depth = d / TOGETHER;
     for (long i = 0; i < count; i += DOWN)
-        multiply(weights + i, keys + i * d, d, 1, block->queries, d);
+        multiply(weights + i, keys + i * depth, depth, 1, block->queries, depth);
     for (long i = 0; i < count; i++)
         for (long j = 0; j < ACROSS; j++)
             raise_to(block->greatest + j, weights[i] + j);
+    for (long j = 0; j < ACROSS; j++)
+        power[j] = scale * block->greatest[j];
     for (long i = 0; i < count; i++)
         for (long j = 0; j < ACROSS; j++) {
-            weights[i][j] -= block->greatest[j];
+            weights[i][j] = scale * weights[i][j] - power[j];
             raise_two(weights[i] + j);
             total[j] += weights[i][j];
         }
     /* What there was had a smaller score as its greatest. */
     for (long j = 0; j < ACROSS; j++) {
-        scale[j] -= block->greatest[j];
-        raise_two(scale + j);
-        block->total[j] = scale[j] * block->total[j] + total[j];
+        lanes shrunk = block->power[j] - power[j];
+        raise_two(&shrunk);
+        block->total[j] = shrunk * block->total[j] + total[j];
+        block->power[j] = power[j];
+        for (long i = 0; i < d; i++)
+            block->sums[i * ACROSS + j] *= shrunk;
     }
-    for (long i = 0; i < d; i += DOWN) {
-        lanes (*sums)[ACROSS] = (lanes (*)[ACROSS])block->sums + i;
-        for (long k = 0; k < DOWN; k++)
-            for (long j = 0; j < ACROSS; j++)
-                sums[k][j] *= scale[j];
-        multiply(sums, values + i, 1, d, weights[0], count);
-    }
+    const factors *factors = as_factors(weights, count);
+    for (long i = 0; i < d; i += DOWN)
+        multiply((lanes(*)[ACROSS])block->sums + i, values + i, 1, d, factors, parts_of(count, TOGETHER));
 }
 
-/* Attention of up to BLOCKS * QUERIES of a head's queries on its keys, (m, d) like their values. */
-FOR_EACH_CPU static void attend(const struct layout *l, const float *q, const float *keys,
-                                const float *values, float *out, long some, float scale, lanes *room)
+/* A number as it is given, rounded to nearest. */
+INLINE number rounded(float x)
+{
+#ifdef PAIRS
+    uint32_t all;
+    memcpy(&all, &x, sizeof x);
+    return (all + 0x7fff + (all >> 16 & 1)) >> 16;
+#else
+    return x;
+#endif
+}
+
+/* Attention of up to BLOCKS * QUERIES of a head's queries on its keys, packed like their values. */
+static void attend(const struct layout *l, const number *q, const factor *keys, const factor *values,
+                   number *out, long some, float scale, lanes *room)
 {
     struct block blocks[BLOCKS];
     long count = parts_of(some, QUERIES), d = l->d;
     memset(room, 0, count * 2 * d * QUERIES * sizeof(float));
     for (long b = 0; b < count; b++) {
         struct block *block = blocks + b;
-        block->queries = room + 2 * b * d * ACROSS;
-        block->sums = block->queries + d * ACROSS;
+        block->sums = room + 2 * b * d * ACROSS;
+        block->queries = (factors *)(block->sums + d * ACROSS);
         for (long j = 0; j < ACROSS; j++) {
-            block->greatest[j] = (lanes){0} - INFINITY;
+            block->greatest[j] = block->power[j] = (lanes){0} - INFINITY;
             block->total[j] = (lanes){0};
         }
+        number *to = (number *)block->queries;
         for (long i = b * QUERIES; i < min(some, (b + 1) * QUERIES); i++)
             for (long k = 0; k < d; k++)
-                ((float *)block->queries)[k * QUERIES + i % QUERIES] = scale * q[i * l->q.token + k];
+                to[(k / TOGETHER * QUERIES + i % QUERIES) * TOGETHER + k % TOGETHER] = q[i * l->q.token + k];
     }
     for (long first = 0; first < l->m; first += KEYS)
-        for (long b = 0; b < count; b++)
-            meet(blocks + b, keys + first * d, values + first * d, min(KEYS, l->m - first), d);
+        for (long b = 0; b < count; b++) {
+            long before = first / TOGETHER * d;
+            meet(blocks + b, keys + before, values + before, min(KEYS, l->m - first), d, scale);
+        }
     for (long i = 0; i < some; i++) {
         const struct block *block = blocks + i / QUERIES;
         for (long k = 0; k < d; k++)
-            out[i * l->out.token + k] =
-                ((float *)block->sums)[k * QUERIES + i % QUERIES] / ((float *)block->total)[i % QUERIES];
+            out[i * l->out.token + k] = rounded(((float *)block->sums)[k * QUERIES + i % QUERIES] /
+                                                ((float *)block->total)[i % QUERIES]);
     }
 }
 
-/* A head's tokens side by side, and zeros behind them, as the last keys may be fewer than DOWN. */
-static void pack(float *to, const float *from, const struct strides *strides, long m, long d)
+/* A head's tokens side by side, so many of them together, and zeros behind them, as the last keys may be
+   fewer than DOWN. */
+static void pack(number *to, const number *from, const struct strides *strides, long m, long d, long together)
 {
+    memset(to + m / together * together * d, 0, (DOWN + together - 1) * d * sizeof(number));
     for (long i = 0; i < m; i++)
-        memcpy(to + i * d, from + i * strides->token, d * sizeof(float));
-    memset(to + m * d, 0, DOWN * d * sizeof(float));
+        for (long k = 0; k < d; k++)
+            to[(i / together * d + k) * together + i % together] = from[i * strides->token + k];
 }
 
 /* softmax(scale q k^T) v for (batch, heads, n, d) queries and (batch, heads, m, d) keys and values; d is a
    whole number of DOWN. 0, or 1 where there is no memory and `out` is not that. */
-int attention(const float *q, const float *k, const float *v, float *out, const struct layout *l, float scale,
-              int threads)
+int attention(const number *q, const number *k, const number *v, number *out, const struct layout *l,
+              float scale, int threads)
 {
     /* Threads take whole heads if these come out even, and else parts, for each of which keys are packed
        anew. */
@@ -170,7 +230,7 @@ int attention(const float *q, const float *k, const float *v, float *out, const 
 #pragma omp parallel num_threads(threads) reduction(max : failed)
     {
         float *memory = aligned_alloc(64, parts_of(4 * (room + 2 * tokens), 64) * 64);
-        float *keys = memory + room, *values = keys + tokens;
+        number *keys = (number *)(memory + room), *values = keys + tokens;
         failed = !memory;
 #pragma omp for schedule(dynamic)
         for (long i = 0; i < heads * parts; i++) {
@@ -178,10 +238,11 @@ int attention(const float *q, const float *k, const float *v, float *out, const 
                 continue;
             long batch = i / parts / l->heads, head = i / parts % l->heads;
             long start = i % parts * part, end = min(start + part, l->n);
-            pack(keys, k + batch * l->k.batch + head * l->k.head, &l->k, l->m, l->d);
-            pack(values, v + batch * l->v.batch + head * l->v.head, &l->v, l->m, l->d);
+            pack(keys, k + batch * l->k.batch + head * l->k.head, &l->k, l->m, l->d, 1);
+            pack(values, v + batch * l->v.batch + head * l->v.head, &l->v, l->m, l->d, TOGETHER);
             for (long j = start; j < end; j += BLOCKS * QUERIES)
-                attend(l, q + batch * l->q.batch + head * l->q.head + j * l->q.token, keys, values,
+                attend(l, q + batch * l->q.batch + head * l->q.head + j * l->q.token, (factor *)keys,
+                       (factor *)values,
                        out + batch * l->out.batch + head * l->out.head + j * l->out.token,
                        min(end - j, BLOCKS * QUERIES), scale * 1.44269504f /* log2(e) */, (lanes *)memory);
         }

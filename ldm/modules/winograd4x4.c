@@ -1,11 +1,9 @@
 /* Winograd's convolution F(4x4, 3x3) in float32, channels last: winograd4x4.py says what it is.
 
-   What is made of each side is a sum along one axis and then along the other, for several channels at a time.
+   What is made of each side is a sum along one axis and then along the other, for LANES channels at a time.
    The letters are those of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016).
    Of the 36 numbers that a tile has, each is a plane of all tiles, and so for kernels and products. */
 
-/* One form for each generation of processors, of which the loader of the library takes the newest. */
-#define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v3", "default")))
 #define INLINE static inline __attribute__((always_inline))
 
 enum {
@@ -14,7 +12,6 @@ enum {
     KERNEL = 3,
     PLANES = TILE * TILE,
     NINE = KERNEL * KERNEL,
-    LANES = 8,
     PANEL = 2 * LANES, /* channels coming out that lie beside each other in planes of kernels ... */
     STRIP = 6,         /* ... and meet so many tiles: their sums of products fill the registers */
     DEEP = 160,        /* channels going in of a panel stay in a core's nearest cache, ... */
@@ -105,7 +102,7 @@ INLINE long place(const struct work *w, long tile, long down, long right, long c
 }
 
 /* B^T d B of a tile of x. */
-FOR_EACH_CPU static void input_of_tile(const float *x, const struct work *w, long tile, float *v, long plane)
+static void input_of_tile(const float *x, const struct work *w, long tile, float *v, long plane)
 {
     long from[PLANES];
     for (long k = 0; k < PLANES; k++)
@@ -124,7 +121,7 @@ FOR_EACH_CPU static void input_of_tile(const float *x, const struct work *w, lon
 }
 
 /* G g G^T of a panel of kernels, for some channels going in: (channels, PANEL) in each plane. */
-FOR_EACH_CPU static void kernels_of_panel(const float *g, const struct work *w, long channels, float *u,
+static void kernels_of_panel(const float *g, const struct work *w, long channels, float *u,
                                           long plane)
 {
     float turned[TURNED][NINE][PANEL];
@@ -169,7 +166,7 @@ INLINE void strip(const float *v, long in, const float *u, long deep, float *m, 
 }
 
 /* In one plane v times u: (rows, in) and (out / PANEL, in, PANEL) make m, (rows, out). */
-FOR_EACH_CPU static void multiply(const float *v, long rows, long in, const float *u, long out, float *m)
+static void multiply(const float *v, long rows, long in, const float *u, long out, float *m)
 {
     long strips = parts_of(rows, STRIP);
     for (long c = 0; c < in; c += DEEP)
@@ -190,7 +187,7 @@ FOR_EACH_CPU static void multiply(const float *v, long rows, long in, const floa
 }
 
 /* A^T m A of a tile plus bias, into as many channels of y. */
-FOR_EACH_CPU static void output_of_tile(const float *m, long plane, const float *bias, const struct work *w,
+static void output_of_tile(const float *m, long plane, const float *bias, const struct work *w,
                                         long out, long tile, float *y)
 {
     long to[CORE * CORE];

@@ -3,7 +3,7 @@
 Four by four numbers that come out, a tile, see six by six that go in. Sums of these, times sums of the
 kernel, make 36 products where 144 were; F(4x4, 3x3) in Lavin and Gray, "Fast Algorithms for Convolutional
 Neural Networks" (CVPR 2016), from whom the letters below are. In bfloat16 such sums lose too much: for these
-there is winograd.py, with smaller tiles. Where there is AVX-512 this was not tried.
+there is winograd.py, with smaller tiles. On processors with AMX this was not tried.
 """
 
 import ctypes
@@ -14,14 +14,16 @@ from torch import Tensor
 
 from ldm.freeu.native import is_plain, load, pointer
 from ldm.memory import MAPPED_ALONE
-from ldm.modules.onednn import HAS_AVX512
+from ldm.modules.onednn import CPU_VECTORS, HAS_AMX, HAS_AVX512
 
-LANES, PANEL = 8, 16  # of which channels going in, and coming out, are whole numbers
+LANES = 16 if HAS_AVX512 else 8  # of which channels going in are whole numbers, ...
+PANEL = 2 * LANES  # ... and of these those coming out
 PLANES, LINE = 36, 16  # of numbers that are made of tiles and of kernels, and what lies behind each
 MOST = (MAPPED_ALONE - 2**20) // 4  # such numbers of tiles or kernels, whose memory is kept for the next ones
 CACHED = 6 * 2**18  # such numbers that stay in a processor's cache
 
-LIBRARY = None if HAS_AVX512 else load(Path(__file__).with_name("winograd4x4.c"), "ldm.modules")
+SOURCE = Path(__file__).with_name("winograd4x4.c")
+LIBRARY = None if HAS_AMX else load(SOURCE, "ldm.modules", CPU_VECTORS)
 
 
 def spares_layout(device: torch.device, dtype: torch.dtype) -> bool:

@@ -13,16 +13,21 @@ from torch.autograd import forward_ad
 
 from ldm.device import has_amx
 from ldm.freeu import fourier_filter, free_u, native
-from ldm.modules import norm, tiles, vectors, winograd4x4
+from ldm.modules import norm, tiles
 from tests.conftest import on_threads, rnd
 
 FILTER = Path(native.__file__).with_name("filter.c")
+AVX2, AVX512 = ["-march=x86-64-v3", "-DLANES=8"], ["-march=x86-64-v4", "-DLANES=16"]
+MODULES = Path(norm.__file__).parent
 LIBRARIES = [
-    ("ldm.freeu", FILTER, []),
-    ("ldm.modules", Path(norm.__file__).with_name("norm.c"), []),
-    ("ldm.modules", Path(tiles.__file__).with_name("tiles.c"), ["-march=sapphirerapids"]),
-    ("ldm.modules", Path(vectors.__file__).with_name("vectors.c"), []),
-    ("ldm.modules", Path(winograd4x4.__file__).with_name("winograd4x4.c"), []),
+    ("ldm.freeu", FILTER, "", []),
+    ("ldm.modules", MODULES / "norm.c", "", []),
+    ("ldm.modules", MODULES / "tiles.c", "", ["-march=sapphirerapids"]),
+    ("ldm.modules", MODULES / "vectors.c", "avx2", AVX2),
+    ("ldm.modules", MODULES / "vectors.c", "avx512", AVX512),
+    ("ldm.modules", MODULES / "vectors.c", "avx512_bf16", [*AVX512, "-mavx512bf16", "-DPAIRS"]),
+    ("ldm.modules", MODULES / "winograd4x4.c", "avx2", AVX2),
+    ("ldm.modules", MODULES / "winograd4x4.c", "avx512", AVX512),
 ]
 with_filter = pytest.mark.skipif(native.LIBRARY is None, reason="no C compiler was there at the installation")
 FORMATS = (torch.contiguous_format, torch.channels_last)
@@ -42,33 +47,25 @@ def low_frequencies(x):
     return torch.fft.ifft2(spectrum * (rows[:, None] & columns)).real
 
 
-@pytest.mark.parametrize(("package", "source", "flags"), LIBRARIES, ids=lambda it: getattr(it, "name", ""))
-def test_the_installation_built_each_library_that_a_compiler_here_can(package, source, flags, tmp_path):
+@pytest.mark.parametrize(
+    ("package", "source", "form", "flags"), LIBRARIES, ids=lambda it: getattr(it, "name", str(it))
+)
+def test_the_installation_built_each_library_that_a_compiler_here_can(package, source, form, flags, tmp_path):
     made = tmp_path / "library.so"
-    command = [
-        which("cc") or "false",
-        "-O1",
-        "-fopenmp",
-        "-shared",
-        "-fPIC",
-        *flags,
-        source,
-        "-o",
-        made,
-        "-lm",
-    ]
+    compiler = which("cc") or "false"
+    command = [compiler, "-O1", "-fopenmp", "-shared", "-fPIC", *flags, source, "-o", made, "-lm"]
     if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("no compiler for it")
-    assert native.built(source, package), f"{source.name} has changed: install the package once more"
-    assert native.load(source, package)
+    assert native.built(source, package, form), f"{source.name} has changed: install the package once more"
+    assert native.load(source, package, form)
 
 
 def test_a_library_of_another_source_is_not_taken(tmp_path):
-    for package, source, _ in LIBRARIES:
+    for package, source, form, _ in LIBRARIES:
         other = tmp_path / source.name
         other.write_bytes(source.read_bytes() + b"\n")
-        assert native.built(other, package) is None
-        assert native.load(other, package) is None
+        assert native.built(other, package, form) is None
+        assert native.load(other, package, form) is None
 
 
 def test_a_library_that_cannot_be_loaded_is_not_taken(monkeypatch, tmp_path):

@@ -1,15 +1,25 @@
 """What the tests of faster products ask of the machine, and what these are held against."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from ldm.device import has_avx512_bf16
+from ldm.freeu import native
 from ldm.modules import onednn
 
 KINDS = [torch.float32, *([torch.bfloat16] if onednn.HAS_BFLOAT16 else [])]
 each_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
 only_here = pytest.mark.skipif(not onednn.HAS_ONEDNN, reason="torch has no oneDNN on this machine")
 with_bfloat16 = pytest.mark.skipif(not onednn.HAS_BFLOAT16, reason="this processor multiplies no bfloat16")
+
+FORMS = {
+    "avx2": onednn.CPU_VECTORS in ("avx2", "avx512"),
+    "avx512": onednn.HAS_AVX512,
+    "avx512_bf16": onednn.HAS_AVX512 and has_avx512_bf16(),
+}  # of the libraries in C, and whether they run here
 
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 3e-2}
 
@@ -36,3 +46,9 @@ def attended(q, k, v):
     """Attention by its formula in float64."""
     q, k, v = q.double(), k.double(), v.double()
     return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
+
+
+def library(module, form):
+    """That form of a module's library in C, whether or not the module takes it here."""
+    made = native.load(Path(module.__file__).with_suffix(".c"), "ldm.modules", form) if FORMS[form] else None
+    return made or pytest.skip("no such processor, or no C compiler for it at the installation")

@@ -1,6 +1,4 @@
-"""What both libraries of attention promise: that of tiles in bfloat16 and that of vectors in float32."""
-
-from unittest.mock import Mock
+"""What the libraries of attention promise: that of tiles, and each form of that of vectors that runs here."""
 
 import pytest
 import torch
@@ -8,24 +6,34 @@ import torch
 from ldm.modules import dot_product, tiles, vectors
 from ldm.modules.dot_product import attention
 from tests.conftest import on_threads, relative_error, rnd
-from tests.modules.kinds import attended, only_here
+from tests.modules.kinds import attended, library, only_here
 
 pytestmark = only_here
 
 
-def library(module, name, kind, close):
-    skip = pytest.mark.skipif(module.LIBRARY is None, reason="no such processor, or no C compiler for it")
-    return pytest.param(name, kind, close, marks=skip, id=name)
+CASES = {
+    "tiles": (torch.bfloat16, 6e-3),
+    "avx2": (torch.float32, 1e-6),
+    "avx512": (torch.float32, 1e-6),
+    "avx512_bf16": (torch.bfloat16, 3e-3),
+}
 
 
-each_library = pytest.mark.parametrize(
-    ("name", "kind", "close"),
-    [library(tiles, "by_tiles", torch.bfloat16, 6e-3), library(vectors, "by_vectors", torch.float32, 1e-6)],
-)
+@pytest.fixture(params=CASES)
+def case(request, monkeypatch):
+    """The name of attention by one library after the other, its precision, and how close it has to come."""
+    form, (kind, close) = request.param, CASES[request.param]
+    if form == "tiles":
+        if tiles.LIBRARY is None:
+            pytest.skip("no such processor, or no C compiler for it at the installation")
+        return "by_tiles", kind, close
+    monkeypatch.setattr(vectors, "LIBRARIES", {kind: library(vectors, form)})
+    monkeypatch.setattr(dot_product, "HAS_AMX", False)
+    return "by_vectors", kind, close
 
 
-@each_library
-def test_the_parts_that_threads_take_do_not_show(name, kind, close):
+def test_the_parts_that_threads_take_do_not_show(case):
+    name, kind, _ = case
     work = getattr(dot_product, name)
     q, k, v = (rnd(i, 1, 3, 700, 24).to(kind) for i in range(3))
     whole = work(q, k, v)
@@ -34,8 +42,8 @@ def test_the_parts_that_threads_take_do_not_show(name, kind, close):
     assert torch.equal(work(q[:, 1:, 131:], k[:, 1:], v[:, 1:]), whole[:, 1:, 131:])
 
 
-@each_library
-def test_any_strides_are_taken_but_the_last_and_no_other_shapes(name, kind, close):
+def test_any_strides_are_taken_but_the_last_and_no_other_shapes(case):
+    name, kind, close = case
     work = getattr(dot_product, name)
     q = rnd(1, 40, 2, 3, 16).to(kind).permute(1, 2, 0, 3)
     k = rnd(2, 1, 1, 50, 16).to(kind).expand(2, 3, 50, 16)
@@ -45,8 +53,8 @@ def test_any_strides_are_taken_but_the_last_and_no_other_shapes(name, kind, clos
     assert work(q, k, v[..., :8]) is None and work(q[:0], k[:0], v[:0]) is None
 
 
-@each_library
-def test_one_key_far_above_the_others_takes_all(name, kind, close):
+def test_one_key_far_above_the_others_takes_all(case):
+    name, kind, _ = case
     work = getattr(dot_product, name)
     # The last block of keys holds it, so that what was summed before is scaled away.
     q, k, v = torch.zeros(3, 1, 1, 300, 16).to(kind)
@@ -59,15 +67,28 @@ def test_one_key_far_above_the_others_takes_all(name, kind, close):
     assert torch.equal(work(q, k, v), torch.ones_like(v))
 
 
-@each_library
-def test_it_is_taken_in_its_precision_at_inference_alone(name, kind, close, monkeypatch):
-    called = Mock(wraps=getattr(dot_product, name))
-    monkeypatch.setattr(dot_product, name, called)
+def test_a_lone_key_takes_all_however_low_its_score(case):
+    name, kind, _ = case
+    q, k = torch.zeros(1, 1, 1000, 4, dtype=kind), torch.zeros(1, 1, 1, 4, dtype=kind)
+    q[0, 0, :, 0], k[..., 0] = torch.arange(1000), -2
+    v = rnd(1, 1, 1, 1, 4).to(kind)
+    assert torch.equal(getattr(dot_product, name)(q, k, v), v.expand_as(q))
+
+
+def test_it_is_taken_in_its_precision_at_inference_alone(case, monkeypatch):
+    name, kind, _ = case
+    work, made = getattr(dot_product, name), []
+
+    def noted(*inputs):
+        made.append(work(*inputs))
+        return made[-1]
+
+    monkeypatch.setattr(dot_product, name, noted)
     q = rnd(1, 1, 2, 64, 8)
     [other] = {torch.float32, torch.bfloat16} - {kind}
     attention(*3 * [q.to(other)])
     with torch.enable_grad():
         attention(*3 * [q.to(kind)])
-    assert not called.called
-    attention(*3 * [q.to(kind)])
-    assert called.call_count == 1
+    assert all(out is None for out in made)
+    expected = attention(*3 * [q.to(kind)])
+    assert made[-1] is expected

@@ -1,26 +1,32 @@
-"""Attention by a processor's vectors, against its formula in float64."""
+"""Attention by a processor's vectors, against its formula in float64, in each form that runs here."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ldm.modules import vectors
 from ldm.modules.dot_product import attention
 from ldm.modules.vectors import by_vectors
-from tests.conftest import on_threads, relative_error, rnd
-from tests.modules.kinds import attended, only_here
+from tests.conftest import on_threads, rnd
+from tests.modules.kinds import attended, library, only_here
 
 pytestmark = only_here
-with_vectors = pytest.mark.skipif(
-    vectors.LIBRARY is None, reason="AVX-512 is here, or no C compiler was there at the installation"
-)
-CLOSE = 1e-6
+KINDS = {"avx2": torch.float32, "avx512": torch.float32, "avx512_bf16": torch.bfloat16}
+ROUNDED = {torch.float32: 0, torch.bfloat16: 2**-8}  # by which weights and what comes out are, of the largest
 
 
-@with_vectors
-@settings(max_examples=150, deadline=None)
+@pytest.fixture(params=KINDS)
+def kind(request, monkeypatch):
+    """The precision of one form after the other, which alone is there."""
+    kind = KINDS[request.param]
+    monkeypatch.setattr(vectors, "LIBRARIES", {kind: library(vectors, request.param)})
+    monkeypatch.setattr("ldm.modules.dot_product.HAS_AMX", False)
+    return kind
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch=st.integers(1, 2),
     heads=st.integers(1, 3),
@@ -32,47 +38,57 @@ CLOSE = 1e-6
     threads=st.integers(1, 4),
     seed=st.integers(0, 99),
 )
-def test_it_is_the_formula(batch, heads, n, m, d, size, common, threads, seed):
+def test_it_is_the_formula(kind, batch, heads, n, m, d, size, common, threads, seed):
     # As a U-Net's heads lie: beside each other in every token. What all keys share takes scores far away.
     q, k, v = (rnd(seed + i, batch, length, heads, d).transpose(1, 2) for i, length in enumerate((n, m, m)))
-    q, k = size * q, size * k + common * rnd(7, d)
+    q, k, v = (size * q).to(kind), (size * k + common * rnd(7, d)).to(kind), v.to(kind)
     with on_threads(threads):
         out = by_vectors(q, k, v)
-    assert out.dtype == torch.float32 and out.shape == q.shape
+    assert out.dtype == kind and out.shape == q.shape
     # A score is rounded like the largest that are summed in it, and what it is off by multiplies its weight.
-    off = 1e-6 * (1 + (q.abs() @ k.abs().mT).max().item() * d**-0.5)
+    largest = (q.double().abs() @ k.double().abs().mT).max().item() * d**-0.5
+    off = ROUNDED[kind] + 1e-6 * (1 + largest)
     assert ((out.double() - attended(q, k, v)).abs() <= off * v.abs().max()).all()
 
 
-@with_vectors
 @pytest.mark.parametrize(
-    ("n", "m", "d"), [(4096, 4096, 40), (1024, 1024, 80), (4096, 77, 40), (1024, 1024, 64), (64, 64, 160)]
+    ("n", "m", "d", "times"),
+    [
+        (4096, 4096, 40, 1.1),
+        (1024, 1024, 80, 1.1),
+        (4096, 77, 40, 1.1),
+        (1024, 1024, 64, 1.1),
+        (64, 64, 160, 1.1),
+        (512, 512, 512, 2),  # since a score is one sum after the other
+    ],
 )
-def test_attention_of_a_unet_is_as_near_to_the_formula_as_torchs(n, m, d):
-    q, k, v = (rnd(i, 1, length, 2, d).transpose(1, 2) for i, length in enumerate((n, m, m)))
-    made, expected = attention(q, k, v), attended(q, k, v)
-    assert relative_error(made.double(), expected) < CLOSE
-    assert not torch.equal(made, F.scaled_dot_product_attention(q, k, v))
+def test_attention_of_a_network_is_about_as_near_to_the_formula_as_torchs(kind, n, m, d, times, monkeypatch):
+    monkeypatch.setattr(vectors, "WIDEST", 512)
+    q, k, v = (rnd(i, 1, length, 2, d).to(kind).transpose(1, 2) for i, length in enumerate((n, m, m)))
+    made, torchs, expected = attention(q, k, v), F.scaled_dot_product_attention(q, k, v), attended(q, k, v)
+    assert (made.double() - expected).norm() < times * (torchs.double() - expected).norm()
+    assert not torch.equal(made, torchs)
 
 
-@with_vectors
-def test_wide_heads_and_uneven_ones_are_torchs():
-    for d in (15, vectors.WIDEST + vectors.DOWN):
-        assert by_vectors(*3 * [rnd(4, 1, 1, 8, d)]) is None
+def test_wide_heads_and_uneven_ones_are_torchs(kind, monkeypatch):
+    monkeypatch.setattr(vectors, "WIDEST", 160)
+    for d in (15, 160 + vectors.DOWN):
+        assert by_vectors(*3 * [rnd(4, 1, 1, 8, d).to(kind)]) is None
 
 
-@with_vectors
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 @pytest.mark.parametrize("of", range(3), ids=["queries", "keys", "values"])
-def test_what_is_not_finite_shows(number, of):
-    inputs = [1 + rnd(i, 1, 2, 100, 8).abs() for i in range(3)]
+def test_what_is_not_finite_shows(kind, number, of):
+    inputs = [1 + rnd(i, 1, 2, 100, 8).abs().to(kind) for i in range(3)]
     inputs[of][0, 1, 99, 7] = number
     made, expected = by_vectors(*inputs), attended(*inputs)
     assert torch.equal(made.isfinite(), expected.isfinite())
     assert not made.isfinite().all()
 
 
-def test_without_a_library_attention_is_torchs(monkeypatch):
-    monkeypatch.setattr(vectors, "LIBRARY", None)
-    q = rnd(1, 1, 2, 64, 8)
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_without_a_library_attention_is_torchs(kind, monkeypatch):
+    monkeypatch.setattr(vectors, "LIBRARIES", {})
+    monkeypatch.setattr("ldm.modules.dot_product.HAS_AMX", False)
+    q = rnd(1, 1, 2, 64, 8).to(kind)
     assert torch.equal(attention(q, q, q), F.scaled_dot_product_attention(q, q, q))
