@@ -151,6 +151,7 @@ def test_factors_that_meet_no_block_are_refused_plainly(runs):
         made(runs, Run(PAIRS[0], replace(FREEU, stages={999: (1.2, 0.9)}), SAMPLING, False))
 
 
+@pytest.mark.slow
 def test_a_study_that_was_killed_goes_on_where_it_was(tiny_checkpoint, tmp_path):
     words = ["--figure", "17", "--ckpt", tiny_checkpoint, "--outdir", tmp_path, *SMALL, *PIXELS]
     words[words.index("--steps") + 1] = "8"

@@ -160,6 +160,7 @@ def test_with_two_goals_nothing_on_the_front_is_beaten_in_both(search: Callable[
     assert ranks[str(best)] == min(ranks.values())
 
 
+@pytest.mark.slow
 def test_a_search_that_went_on_tried_what_an_unbroken_one_tries(search: Callable[..., Outcome]) -> None:
     argv = ("--metrics", "saturation:lower", "--trials")
     search(*argv, 12, into="unbroken")
@@ -236,7 +237,10 @@ def test_what_is_tried_lies_in_the_space_and_baselines_are_as_given(
     assert {row["name"]: row["s1"] for row in table(done.folder)}["config"] == "0.87654321"
 
 
-@pytest.mark.parametrize("given", ["captions", "one file", "two files"])
+@pytest.mark.parametrize(
+    "given",
+    ["captions", *(pytest.param(given, marks=pytest.mark.slow) for given in ("one file", "two files"))],
+)
 def test_the_evaluation_that_a_search_advises_is_on_prompts_and_noise_that_it_did_not_see(
     given: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -279,7 +283,8 @@ def start(words: list[str], folder: Path, *argv: object) -> subprocess.Popen[str
     )
 
 
-@pytest.mark.parametrize("name", ["both.db", pytest.param("both.log", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["both.db", "both.log"])
 def test_two_processes_share_one_storage_and_come_to_the_same(
     name: str, words: list[str], tmp_path: Path
 ) -> None:
