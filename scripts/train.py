@@ -59,7 +59,8 @@ def train(config_name: str, outdir: Path, overrides: list[str], trust_config: bo
         raise InputError(
             f"{config_name} describes no training: it has no {', '.join(absent)}. Take one of configs/train."
         )
-    check_options(OmegaConf.to_container(config))
+    settings: Any = OmegaConf.to_container(config)
+    check_options(settings)
     writable_folder(outdir)
     pl.seed_everything(config.seed, workers=True)
     last = outdir / "last.ckpt"
@@ -67,7 +68,7 @@ def train(config_name: str, outdir: Path, overrides: list[str], trust_config: bo
     averaging = WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     trainer = make_trainer(config, outdir, averaging)
     module = instantiate_from_config(
-        {"target": config.target, "params": OmegaConf.to_container(config.params)}, trust_config
+        {"target": settings["target"], "params": settings["params"]}, trust_config
     )
     if not isinstance(module, Stage):
         raise InputError(f"{config.target} is no stage of a training: take one that configs/train names.")

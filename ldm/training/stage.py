@@ -91,6 +91,10 @@ class Stage(pl.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def export(self, path: Path) -> None:
+        """Writes the weights for inference."""
+        raise NotImplementedError(f"{type(self).__name__} does not say which weights it leaves")
+
     def on_before_backward(self, loss: Tensor) -> None:
         """Keeps the loss for `check_losses`: to look at each here would have every step wait for the GPU."""
         self.step, self.losses = self.global_step, self.losses + loss.detach()
