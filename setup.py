@@ -41,11 +41,10 @@ if sys.platform == "linux":
     if platform.machine() == "x86_64":
         EXTENSIONS.append(extension("ldm/modules/tiles.c", "-march=sapphirerapids"))
         avx2, avx512 = ("-march=x86-64-v3", "-DLANES=8"), ("-march=x86-64-v4", "-DLANES=16")
-        for source in ("ldm/modules/vectors.c", "ldm/modules/winograd4x4.c"):
+        for source in ("ldm/modules/vectors.c", "ldm/modules/winograd.c"):
             EXTENSIONS.append(extension(source, *avx2, form="avx2"))
             EXTENSIONS.append(extension(source, *avx512, form="avx512"))
-        pairs = (*avx512, "-mavx512bf16", "-DPAIRS")
-        EXTENSIONS.append(extension("ldm/modules/vectors.c", *pairs, form="avx512_bf16"))
+            EXTENSIONS.append(extension(source, *avx512, "-mavx512bf16", "-DBFLOAT16", form="avx512_bf16"))
 
 setup(
     name="freeu-ldm",

@@ -17,7 +17,7 @@ from ldm.config.trust import trusting
 from ldm.device import pick_device, pick_dtype
 from ldm.errors import InputError
 from ldm.memory import forget, keep_freed
-from ldm.modules.winograd4x4 import spares_layout
+from ldm.modules.winograd_in_c import spares_layout
 from ldm.util import instantiate_from_config, load_config, resolved
 from ldm.weights.bounded import most_described
 from ldm.weights.cast_ahead import put_cast
@@ -184,9 +184,10 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype, de
     weights: dict[str, Tensor] = {}
     for key, tensor in given.items():
         slot = slots[key]
-        layout = torch.channels_last if last and tensor.ndim == 4 else torch.preserve_format
+        lies_anew = last and tensor.ndim == 4
+        layout = torch.channels_last if lies_anew else torch.preserve_format
         kind = dtype if slot.is_floating_point() else slot.dtype
-        if tensor.ndim == 4 and device.type == "cpu" and kind != tensor.dtype:
+        if lies_anew and device.type == "cpu" and kind != tensor.dtype:
             weights[key] = _laid_out(tensor, kind)
         else:
             weights[key] = tensor.to(device, kind, memory_format=layout)

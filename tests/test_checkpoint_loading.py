@@ -13,8 +13,8 @@ from torch import nn
 from ldm.checkpoint import load_model
 from ldm.device import is_out_of_memory, pick_device, pick_dtype
 from ldm.errors import InputError
-from ldm.modules import winograd4x4
-from ldm.modules.winograd4x4 import spares_layout
+from ldm.modules import winograd_in_c
+from ldm.modules.winograd_in_c import spares_layout
 from ldm.weights.place import find_checkpoint
 from tests.checkpoints import CPU
 
@@ -187,10 +187,10 @@ def test_filling_makes_no_second_copy_in_memory(
 def test_kernels_lie_channels_last_but_as_in_the_file_where_they_are_convolved_in_c(
     in_c: bool, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(winograd4x4, "LIBRARY", winograd4x4.LIBRARY if in_c else None)
+    monkeypatch.setattr(winograd_in_c, "LIBRARIES", winograd_in_c.LIBRARIES if in_c else {})
     save_file(nn.Conv2d(5, 4, 3).state_dict(), tmp_path / "conv.safetensors")
     conv = {"target": "torch.nn.Conv2d", "params": {"in_channels": 5, "out_channels": 4, "kernel_size": 3}}
     model = load_model(OmegaConf.create({"model": conv}), tmp_path / "conv.safetensors", "cpu", dtype)
-    as_in_the_file = winograd4x4.LIBRARY is not None and dtype == torch.float32
+    as_in_the_file = dtype in winograd_in_c.LIBRARIES
     layout = torch.contiguous_format if as_in_the_file else torch.channels_last
     assert model.weight.is_contiguous(memory_format=layout)

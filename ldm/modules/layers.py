@@ -12,7 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from ldm.modules.doubling import convolved_double
 from ldm.modules.onednn import HAS_AMX, is_fast, product
 from ldm.modules.winograd import winograd
-from ldm.modules.winograd4x4 import has_winograd4x4, winograd4x4
+from ldm.modules.winograd_in_c import has_winograd, winograd_in_c
 
 FEW_POSITIONS = 512  # of a batch of maps: up to there a convolution spends longest on its weights' layout
 MANY_POSITIONS, MANY_CHANNELS = 512, 256  # from which Winograd's sums cost less than the products they save
@@ -72,8 +72,8 @@ class Conv3x3(nn.Conv2d):
         positions = batch * -(-height // stride) * -(-width // stride)  # of what comes out
         fewest = min(self.in_channels, self.out_channels) if stride == 1 else 0
         some = positions >= SOME_POSITIONS and fewest >= SOME_CHANNELS
-        if some and has_winograd4x4(x, self.weight, self.bias):
-            return winograd4x4(x, self.weight, self.bias)
+        if some and has_winograd(x, self.weight, self.bias):
+            return winograd_in_c(x, self.weight, self.bias)
         many = positions >= MANY_POSITIONS and fewest >= MANY_CHANNELS
         last = self.weight.is_contiguous(memory_format=torch.channels_last)
         # AMX multiplies bfloat16 so fast that nothing is saved by fewer products.

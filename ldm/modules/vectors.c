@@ -2,7 +2,7 @@
 
    Scores are made transposed, a key down and a query across, so that all that is asked of a query's scores,
    their maximum, their weights and the sum of these, stays in its lane of a vector. All of it is in float32
-   or, with PAIRS, what is multiplied in bfloat16: then a lane has two numbers of a factor, neighbours along
+   or, with BFLOAT16, what is multiplied in bfloat16: then a lane has two numbers of a factor, neighbours along
    the axis that is summed. */
 
 #include <immintrin.h>
@@ -25,7 +25,7 @@ typedef float lanes __attribute__((vector_size(4 * LANES)));
 typedef uint32_t bits __attribute__((vector_size(4 * LANES), may_alias));
 
 /* A number as it is given, and what a lane has of a factor: so many of these. */
-#ifdef PAIRS
+#ifdef BFLOAT16
 typedef uint16_t number;
 typedef uint32_t factor;
 typedef bits factors;
@@ -66,7 +66,7 @@ INLINE long parts_of(long count, long of)
 
 INLINE void add_product(lanes *sum, factor a, const factors *b)
 {
-#ifdef PAIRS
+#ifdef BFLOAT16
     *sum = (lanes)_mm512_dpbf16_ps((__m512)*sum, (__m512bh)((bits){0} + a), (__m512bh)*b);
 #else
     *sum += a * *b;
@@ -114,7 +114,7 @@ INLINE void raise_two(lanes *x)
    Behind the last lies the score of a key of zeros, which is zero. */
 INLINE factors *as_factors(lanes (*weights)[ACROSS], long count)
 {
-#ifdef PAIRS
+#ifdef BFLOAT16
     bits(*pairs)[ACROSS] = (bits(*)[ACROSS])weights;
     for (long i = 0; i < count; i += 2)
         for (long j = 0; j < ACROSS; j++)
@@ -162,7 +162,7 @@ INLINE void meet(struct block *block, const factor *keys, const factor *values, 
 /* A number as it is given, rounded to nearest. */
 INLINE number rounded(float x)
 {
-#ifdef PAIRS
+#ifdef BFLOAT16
     uint32_t all;
     memcpy(&all, &x, sizeof x);
     return (all + 0x7fff + (all >> 16 & 1)) >> 16;

@@ -19,15 +19,17 @@ from tests.conftest import on_threads, rnd
 FILTER = Path(native.__file__).with_name("filter.c")
 AVX2, AVX512 = ["-march=x86-64-v3", "-DLANES=8"], ["-march=x86-64-v4", "-DLANES=16"]
 MODULES = Path(norm.__file__).parent
+BFLOAT16 = [*AVX512, "-mavx512bf16", "-DBFLOAT16"]
 LIBRARIES = [
     ("ldm.freeu", FILTER, "", []),
     ("ldm.modules", MODULES / "norm.c", "", []),
     ("ldm.modules", MODULES / "tiles.c", "", ["-march=sapphirerapids"]),
     ("ldm.modules", MODULES / "vectors.c", "avx2", AVX2),
     ("ldm.modules", MODULES / "vectors.c", "avx512", AVX512),
-    ("ldm.modules", MODULES / "vectors.c", "avx512_bf16", [*AVX512, "-mavx512bf16", "-DPAIRS"]),
-    ("ldm.modules", MODULES / "winograd4x4.c", "avx2", AVX2),
-    ("ldm.modules", MODULES / "winograd4x4.c", "avx512", AVX512),
+    ("ldm.modules", MODULES / "vectors.c", "avx512_bf16", BFLOAT16),
+    ("ldm.modules", MODULES / "winograd.c", "avx2", AVX2),
+    ("ldm.modules", MODULES / "winograd.c", "avx512", AVX512),
+    ("ldm.modules", MODULES / "winograd.c", "avx512_bf16", BFLOAT16),
 ]
 with_filter = pytest.mark.skipif(native.LIBRARY is None, reason="no C compiler was there at the installation")
 FORMATS = (torch.contiguous_format, torch.channels_last)

@@ -1,7 +1,5 @@
 """What the tests of faster products ask of the machine, and what these are held against."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +18,7 @@ FORMS = {
     "avx512": onednn.HAS_AVX512,
     "avx512_bf16": onednn.HAS_AVX512 and has_avx512_bf16(),
 }  # of the libraries in C, and whether they run here
+FORM_KINDS = {"avx2": torch.float32, "avx512": torch.float32, "avx512_bf16": torch.bfloat16}
 
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 3e-2}
 
@@ -50,5 +49,5 @@ def attended(q, k, v):
 
 def library(module, form):
     """That form of a module's library in C, whether or not the module takes it here."""
-    made = native.load(Path(module.__file__).with_suffix(".c"), "ldm.modules", form) if FORMS[form] else None
+    made = native.load(module.SOURCE, "ldm.modules", form) if FORMS[form] else None
     return made or pytest.skip("no such processor, or no C compiler for it at the installation")

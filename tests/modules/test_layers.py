@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ldm.modules import layers, onednn, winograd4x4
+from ldm.modules import layers, onednn, winograd_in_c
 from ldm.modules.attention import FeedForward
 from ldm.modules.layers import Conv3x3, Linear, Upsample
 from ldm.modules.onednn import is_fast, product
 from tests.conftest import fill_by_name, relative_error, rnd
-from tests.modules.kinds import KINDS, each_kind, only_here
+from tests.modules.kinds import FORM_KINDS, KINDS, each_kind, library, only_here
 
 CLOSE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -81,7 +81,7 @@ def test_a_convolution_of_few_channels_on_many_positions_is_torchs_with_channels
 def test_many_channels_on_many_positions_are_convolved_by_winograd_unless_amx_multiplies(monkeypatch):
     by_winograd = Mock(wraps=layers.winograd)
     monkeypatch.setattr(layers, "winograd", by_winograd)
-    monkeypatch.setattr(winograd4x4, "LIBRARY", None)
+    monkeypatch.setattr(winograd_in_c, "LIBRARIES", {})
 
     def calls(has_amx, kind, channels, side, memory=torch.channels_last, stride=1):
         by_winograd.reset_mock()
@@ -101,12 +101,14 @@ def test_many_channels_on_many_positions_are_convolved_by_winograd_unless_amx_mu
 
 
 @only_here
-@pytest.mark.skipif(winograd4x4.LIBRARY is None, reason="AMX is here, or no C compiler was at installation")
-def test_in_float32_fewer_positions_and_fewer_channels_are_convolved_in_c(monkeypatch):
-    in_c = Mock(wraps=layers.winograd4x4)
-    monkeypatch.setattr(layers, "winograd4x4", in_c)
+@pytest.mark.parametrize("form", FORM_KINDS)
+def test_fewer_positions_and_fewer_channels_are_convolved_in_c(form, monkeypatch):
+    kind = FORM_KINDS[form]
+    monkeypatch.setattr(winograd_in_c, "LIBRARIES", {kind: library(winograd_in_c, form)})
+    in_c = Mock(wraps=layers.winograd_in_c)
+    monkeypatch.setattr(layers, "winograd_in_c", in_c)
 
-    def calls(channels, side, memory=torch.contiguous_format, stride=1, kind=torch.float32):
+    def calls(channels, side, memory=torch.contiguous_format, stride=1, kind=kind):
         in_c.reset_mock()
         conv = fill_by_name(Conv3x3(channels, 256, stride)).to(kind).to(memory_format=memory)
         conv(rnd(8, 2, channels, side, 8).to(kind))
@@ -115,7 +117,8 @@ def test_in_float32_fewer_positions_and_fewer_channels_are_convolved_in_c(monkey
     for memory in LAYOUTS:
         assert calls(64, 8, memory) == calls(128, 16, memory) == 1
         assert calls(56, 8, memory) == calls(65, 8, memory) == calls(64, 7, memory) == 0
-    assert calls(64, 32, stride=2) == calls(64, 8, kind=torch.bfloat16) == 0
+    [other] = {torch.float32, torch.bfloat16} - {kind}
+    assert calls(64, 32, stride=2) == calls(64, 8, kind=other) == 0
     with torch.enable_grad():
         assert calls(64, 8) == 0
 

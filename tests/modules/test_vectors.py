@@ -10,17 +10,16 @@ from ldm.modules import vectors
 from ldm.modules.dot_product import attention
 from ldm.modules.vectors import by_vectors
 from tests.conftest import on_threads, rnd
-from tests.modules.kinds import attended, library, only_here
+from tests.modules.kinds import FORM_KINDS, attended, library, only_here
 
 pytestmark = only_here
-KINDS = {"avx2": torch.float32, "avx512": torch.float32, "avx512_bf16": torch.bfloat16}
 ROUNDED = {torch.float32: 0, torch.bfloat16: 2**-8}  # by which weights and what comes out are, of the largest
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=FORM_KINDS)
 def kind(request, monkeypatch):
     """The precision of one form after the other, which alone is there."""
-    kind = KINDS[request.param]
+    kind = FORM_KINDS[request.param]
     monkeypatch.setattr(vectors, "LIBRARIES", {kind: library(vectors, request.param)})
     monkeypatch.setattr("ldm.modules.dot_product.HAS_AMX", False)
     return kind

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.freeu import PRESETS
-from ldm.modules.winograd4x4 import spares_layout
+from ldm.modules.winograd_in_c import spares_layout
 from ldm.study.bench.rounds import Row, Work, alternate, peak_memory, rows
 from ldm.util import instantiate_from_config, load_config
 

@@ -1,20 +1,30 @@
-/* Winograd's convolution F(4x4, 3x3) in float32, channels last: winograd4x4.py says what it is.
+/* Winograd's convolution of 3x3, channels last: winograd_in_c.py says what it is.
 
    What is made of each side is a sum along one axis and then along the other, for LANES channels at a time.
    The letters are those of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016).
-   Of the 36 numbers that a tile has, each is a plane of all tiles, and so for kernels and products. */
+   Of the numbers that a tile has, 36 or 16, each is a plane of all tiles, and so for kernels and products.
+   All is in float32 or, with BFLOAT16, maps and what is multiplied in that: then a lane has two numbers of a
+   factor, neighbours along the axis that is summed. */
+
+#include <immintrin.h>
+#include <stdint.h>
 
 #define INLINE static inline __attribute__((always_inline))
 
+#ifdef BFLOAT16 /* Sums for larger tiles weigh numbers too differently for it. */
+enum { TILE = 4, TOGETHER = 2 };
+#else
+enum { TILE = 6, TOGETHER = 1 };
+#endif
+
 enum {
-    TILE = 6,
-    CORE = 4,
     KERNEL = 3,
+    CORE = TILE - KERNEL + 1,
     PLANES = TILE * TILE,
     NINE = KERNEL * KERNEL,
     PANEL = 2 * LANES, /* channels coming out that lie beside each other in planes of kernels ... */
     STRIP = 6,         /* ... and meet so many tiles: their sums of products fill the registers */
-    DEEP = 160,        /* channels going in of a panel stay in a core's nearest cache, ... */
+    DEEP = 160 * TOGETHER, /* channels going in of a panel stay in a core's nearest cache, ... */
     TILES = 96,        /* ... while the strips of so many tiles meet them, which stay in the next one; longer
                           sums would also be rounded more */
     TURNED = 16,       /* channels going in, of whose kernels a panel is made at a time */
@@ -24,6 +34,16 @@ enum {
 #pragma GCC diagnostic ignored "-Wpsabi" /* None of these is passed: what takes them is inlined. */
 typedef float lanes __attribute__((vector_size(4 * LANES)));
 typedef lanes anywhere __attribute__((aligned(4), may_alias));
+
+/* A number as it is given, and what a lane has of a factor: so many of these TOGETHER. */
+#ifdef BFLOAT16
+typedef uint16_t number;
+typedef uint32_t factor __attribute__((may_alias));
+typedef uint32_t factors __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
+#else
+typedef float number, factor;
+typedef anywhere factors;
+#endif
 
 /* What is convolved, and how many of all tiles and of the channels coming out are taken at a time. Channels
    are whole numbers of lanes, and of panels. Of a kernel, channels going in lie `into` apart, and its nine
@@ -42,6 +62,46 @@ INLINE void put(float *x, const lanes *numbers)
     *(anywhere *)x = *numbers;
 }
 
+/* Numbers as they are given, in float32. */
+INLINE lanes take(const number *x)
+{
+#ifdef BFLOAT16
+    return (lanes)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)), 16);
+#else
+    return get(x);
+#endif
+}
+
+/* And back, rounded to nearest. */
+INLINE void give(number *x, const lanes *numbers)
+{
+#ifdef BFLOAT16
+    _mm256_storeu_si256((__m256i *)x, (__m256i)_mm512_cvtneps_pbh((__m512)*numbers));
+#else
+    put(x, numbers);
+#endif
+}
+
+/* Lanes, TOGETHER of them that lie so far apart, as factors. */
+INLINE void give_factors(number *x, const lanes *numbers, long apart)
+{
+#ifdef BFLOAT16
+    factors first = (factors)numbers[0] + 0x8000, second = (factors)numbers[apart] + 0x8000;
+    *(factors *)x = first >> 16 | (second & 0xffff0000);
+#else
+    put(x, numbers);
+#endif
+}
+
+INLINE void add_product(lanes *sum, factor a, const factors *b)
+{
+#ifdef BFLOAT16
+    *sum = (lanes)_mm512_dpbf16_ps((__m512)*sum, (__m512bh)((factors){0} + a), (__m512bh)*b);
+#else
+    *sum += a * *b;
+#endif
+}
+
 INLINE long min(long a, long b)
 {
     return a < b ? a : b;
@@ -52,6 +112,34 @@ INLINE long parts_of(long count, long of)
     return (count + of - 1) / of;
 }
 
+#ifdef BFLOAT16
+/* B^T d of four that lie so far apart. */
+INLINE void along_input(const lanes *d, lanes *v, long apart)
+{
+    lanes d1 = d[apart], d2 = d[2 * apart];
+    v[0] = d[0] - d2;
+    v[apart] = d1 + d2;
+    v[2 * apart] = d2 - d1;
+    v[3 * apart] = d1 - d[3 * apart];
+}
+
+/* G g of three. */
+INLINE void along_kernel(const lanes *g, lanes *u, long apart)
+{
+    lanes ends = 0.5f * (g[0] + g[2 * apart]), middle = 0.5f * g[apart];
+    u[0] = g[0];
+    u[apart] = ends + middle;
+    u[2 * apart] = ends - middle;
+    u[3 * apart] = g[2 * apart];
+}
+
+/* A^T m of four. */
+INLINE void along_output(const lanes *m, lanes *y, long apart)
+{
+    y[0] = m[0] + m[apart] + m[2 * apart];
+    y[apart] = m[apart] - m[2 * apart] - m[3 * apart];
+}
+#else
 /* B^T d of six that lie so far apart. */
 INLINE void along_input(const lanes *d, lanes *v, long apart)
 {
@@ -91,6 +179,8 @@ INLINE void along_output(const lanes *m, lanes *y, long apart)
     y[3 * apart] = odd + 8 * far_odd + m[5 * apart];
 }
 
+#endif
+
 /* Where maps have the position so far from the upper left one that a tile brings; -1 outside. */
 INLINE long place(const struct work *w, long tile, long down, long right, long channels)
 {
@@ -102,7 +192,7 @@ INLINE long place(const struct work *w, long tile, long down, long right, long c
 }
 
 /* B^T d B of a tile of x. */
-static void input_of_tile(const float *x, const struct work *w, long tile, float *v, long plane)
+static void input_of_tile(const number *x, const struct work *w, long tile, number *v, long plane)
 {
     long from[PLANES];
     for (long k = 0; k < PLANES; k++)
@@ -110,50 +200,53 @@ static void input_of_tile(const float *x, const struct work *w, long tile, float
     for (long c = 0; c < w->in; c += LANES) {
         lanes d[PLANES], half[PLANES];
         for (long k = 0; k < PLANES; k++)
-            d[k] = from[k] < 0 ? (lanes){0} : get(x + from[k] + c);
+            d[k] = from[k] < 0 ? (lanes){0} : take(x + from[k] + c);
         for (long j = 0; j < TILE; j++)
             along_input(d + j, half + j, TILE);
         for (long i = 0; i < TILE; i++)
             along_input(half + TILE * i, d + TILE * i, 1);
         for (long k = 0; k < PLANES; k++)
-            put(v + k * plane + c, d + k);
+            give(v + k * plane + c, d + k);
     }
 }
 
 /* G g G^T of a panel of kernels, for some channels going in: (channels, PANEL) in each plane. */
-static void kernels_of_panel(const float *g, const struct work *w, long channels, float *u,
-                                          long plane)
+static void kernels_of_panel(const number *g, const struct work *w, long channels, number *u, long plane)
 {
-    float turned[TURNED][NINE][PANEL];
+    number turned[TURNED][NINE][PANEL];
     for (long lane = 0; lane < PANEL; lane++)
         for (long c = 0; c < channels; c++)
             for (long k = 0; k < NINE; k++)
                 turned[c][k][lane] = g[lane * NINE * w->in + c * w->into + k * w->apart];
-    for (long c = 0; c < channels; c++)
+    for (long c = 0; c < channels; c += TOGETHER)
         for (long first = 0; first < PANEL; first += LANES) {
-            lanes all[NINE], half[TILE * KERNEL], whole[PLANES];
-            for (long k = 0; k < NINE; k++)
-                all[k] = get(turned[c][k] + first);
-            for (long j = 0; j < KERNEL; j++)
-                along_kernel(all + j, half + j, KERNEL);
-            for (long i = 0; i < TILE; i++)
-                along_kernel(half + KERNEL * i, whole + TILE * i, 1);
+            lanes all[NINE], half[TILE * KERNEL], whole[TOGETHER * PLANES];
+            for (long t = 0; t < TOGETHER; t++) {
+                for (long k = 0; k < NINE; k++)
+                    all[k] = take(turned[c + t][k] + first);
+                for (long j = 0; j < KERNEL; j++)
+                    along_kernel(all + j, half + j, KERNEL);
+                for (long i = 0; i < TILE; i++)
+                    along_kernel(half + KERNEL * i, whole + t * PLANES + TILE * i, 1);
+            }
             for (long k = 0; k < PLANES; k++)
-                put(u + k * plane + c * PANEL + first, whole + k);
+                give_factors(u + k * plane + c * PANEL + first * TOGETHER, whole + k, PLANES);
         }
 }
 
-/* v times a panel of u, (rows, deep) and (deep, PANEL), becomes m or, where that has begun, is added to it. */
-INLINE void strip(const float *v, long in, const float *u, long deep, float *m, long out, int rows, int begun)
+/* v times a panel of u, (rows, deep) and (deep, PANEL) factors, becomes m or, where that has begun, is added
+   to it. */
+INLINE void strip(const factor *v, long in, const factors *u, long deep, float *m, long out, int rows,
+                  int begun)
 {
     lanes sums[STRIP][2] = {0};
 #pragma GCC unroll 4
     for (long c = 0; c < deep; c++) {
-        lanes left = get(u + PANEL * c), right = get(u + PANEL * c + LANES);
+        factors left = u[2 * c], right = u[2 * c + 1];
 #pragma GCC unroll 6
         for (int i = 0; i < rows; i++) {
-            sums[i][0] += v[i * in + c] * left;
-            sums[i][1] += v[i * in + c] * right;
+            add_product(&sums[i][0], v[i * in + c], &left);
+            add_product(&sums[i][1], v[i * in + c], &right);
         }
     }
     for (int i = 0; i < rows; i++)
@@ -166,29 +259,30 @@ INLINE void strip(const float *v, long in, const float *u, long deep, float *m, 
 }
 
 /* In one plane v times u: (rows, in) and (out / PANEL, in, PANEL) make m, (rows, out). */
-static void multiply(const float *v, long rows, long in, const float *u, long out, float *m)
+static void multiply(const number *v, long rows, long in, const number *u, long out, float *m)
 {
     long strips = parts_of(rows, STRIP);
     for (long c = 0; c < in; c += DEEP)
         for (long o = 0; o < out; o += PANEL)
             for (long i = 0; i < strips; i++) {
                 long row = rows * i / strips, count = rows * (i + 1) / strips - row, deep = min(in - c, DEEP);
-                const float *numbers = v + row * in + c, *panel = u + o * in + c * PANEL;
+                const factor *numbers = (const factor *)(v + row * in + c);
+                const factors *panel = (const factors *)(u + o * in + c * PANEL);
                 float *sums = m + row * out + o;
                 switch (count) { /* Each with its own number of registers. */
-                case 1: strip(numbers, in, panel, deep, sums, out, 1, c > 0); break;
-                case 2: strip(numbers, in, panel, deep, sums, out, 2, c > 0); break;
-                case 3: strip(numbers, in, panel, deep, sums, out, 3, c > 0); break;
-                case 4: strip(numbers, in, panel, deep, sums, out, 4, c > 0); break;
-                case 5: strip(numbers, in, panel, deep, sums, out, 5, c > 0); break;
-                case 6: strip(numbers, in, panel, deep, sums, out, 6, c > 0); break;
+                case 1: strip(numbers, in / TOGETHER, panel, deep / TOGETHER, sums, out, 1, c > 0); break;
+                case 2: strip(numbers, in / TOGETHER, panel, deep / TOGETHER, sums, out, 2, c > 0); break;
+                case 3: strip(numbers, in / TOGETHER, panel, deep / TOGETHER, sums, out, 3, c > 0); break;
+                case 4: strip(numbers, in / TOGETHER, panel, deep / TOGETHER, sums, out, 4, c > 0); break;
+                case 5: strip(numbers, in / TOGETHER, panel, deep / TOGETHER, sums, out, 5, c > 0); break;
+                case 6: strip(numbers, in / TOGETHER, panel, deep / TOGETHER, sums, out, 6, c > 0); break;
                 }
             }
 }
 
 /* A^T m A of a tile plus bias, into as many channels of y. */
-static void output_of_tile(const float *m, long plane, const float *bias, const struct work *w,
-                                        long out, long tile, float *y)
+static void output_of_tile(const float *m, long plane, const number *bias, const struct work *w, long out,
+                           long tile, number *y)
 {
     long to[CORE * CORE];
     for (long k = 0; k < CORE * CORE; k++)
@@ -202,9 +296,9 @@ static void output_of_tile(const float *m, long plane, const float *bias, const 
         for (long i = 0; i < CORE; i++)
             along_output(half + TILE * i, whole + CORE * i, 1);
         for (long k = 0; k < CORE * CORE; k++) {
-            whole[k] += get(bias + c);
+            whole[k] += take(bias + c);
             if (to[k] >= 0)
-                put(y + to[k] + c, whole + k);
+                give(y + to[k] + c, whole + k);
         }
     }
 }
@@ -212,8 +306,8 @@ static void output_of_tile(const float *m, long plane, const float *bias, const 
 /* The convolution y of x by kernels g plus bias. v, u and m are for what is made of tiles, of kernels and of
    both: PLANES times in, in, out_at_once numbers for each of tiles_at_once, out_at_once, tiles_at_once, and a
    LINE. */
-void convolve(const float *x, const float *g, const float *bias, const struct work *w, float *v, float *u,
-              float *m, float *y, int threads)
+void convolve(const number *x, const number *g, const number *bias, const struct work *w, number *v,
+              number *u, float *m, number *y, int threads)
 {
     long blocks = parts_of(w->tiles, w->tiles_at_once), groups = parts_of(w->out, w->out_at_once);
 #pragma omp parallel num_threads(threads)
