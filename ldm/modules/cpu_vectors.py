@@ -1,8 +1,7 @@
-"""The libraries in C that are made for each kind of an x86 processor's vectors: float32 by AVX2 or AVX-512,
-bfloat16 by AVX-512's products.
+"""Which libraries in C a CPU's vectors take: in float32 those for AVX2 or AVX-512, in bfloat16 for AVX-512.
 
-Processors with AMX have others for bfloat16, and for float32 these were not tried there. Installing this
-package builds them where there is a C compiler.
+Processors with AMX have others for bfloat16, and float32 was not tried there. Installing this package builds
+the libraries where there is a C compiler.
 """
 
 import ctypes
