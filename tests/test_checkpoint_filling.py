@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import build_on_meta, fill
 from ldm.errors import InputError
+from ldm.modules import winograd_in_c
 from ldm.modules.encoders.modules import FrozenOpenCLIPEmbedder
 from tests.checkpoints import CPU, Tiny
 
@@ -56,6 +57,7 @@ def test_kernels_cast_some_at_a_time_are_the_kernels_cast_at_once(
     at_once: int, memory: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ldm.checkpoint.AT_ONCE", at_once)
+    monkeypatch.setattr(winograd_in_c, "LIBRARIES", {})  # which take kernels as they lie
     model, kernels = on_meta({"kernels": (7, 5, 3, 2)}), torch.randn(7, 5, 3, 2)
     fill(model, {"kernels": kernels.contiguous(memory_format=memory)}, torch.bfloat16, CPU)
     filled = model.get_parameter("kernels")
