@@ -19,11 +19,13 @@ EXTRAS = {
 def extension(source: str, *flags: str, form: str = "") -> Extension:
     """A library of C functions, which ldm/freeu/native.py looks for; without a compiler the rest installs.
 
-    Its name has the checksum of its source, so that none made of an older one is taken for it, and a form
-    where one source is made into several libraries.
+    Its name has the checksum of its source and of the headers beside that, so that none made of older ones is
+    taken for it, and a form where one source is made into several libraries.
     """
     path = Path(source)
-    checksum = f"{zlib.crc32((Path(__file__).parent / path).read_bytes()):08x}"
+    whole = Path(__file__).parent / path
+    read = b"".join(it.read_bytes() for it in (whole, *sorted(whole.parent.glob("*.h"))))
+    checksum = f"{zlib.crc32(read):08x}"
     name = "_".join([path.stem, form, checksum] if form else [path.stem, checksum])
     return Extension(
         f"{'.'.join(path.parent.parts)}._{name}",
@@ -58,7 +60,7 @@ setup(
     ext_modules=EXTENSIONS,
     package_data={
         "ldm.freeu": ["*.c"],
-        "ldm.modules": ["*.c"],
+        "ldm.modules": ["*.c", "*.h"],
         "ldm.study": ["*.html"],
         "ldm.page": ["*.css", "*.js"],
     },

@@ -15,11 +15,12 @@ from torch.autograd import forward_ad
 
 
 def built(source: Path, package: str, form: str = "") -> str | None:
-    """The path of what setup.py made of a C file as it is now: its name has the file's checksum.
+    """The path of what setup.py made of a C file as it and its headers are now: its name has their checksum.
 
     `form` is one of those that setup.py makes of a file, if it makes several.
     """
-    parts = source.stem, *([form] if form else []), f"{zlib.crc32(source.read_bytes()):08x}"
+    read = b"".join(it.read_bytes() for it in (source, *sorted(source.parent.glob("*.h"))))
+    parts = source.stem, *([form] if form else []), f"{zlib.crc32(read):08x}"
     found = find_spec(f"{package}._{'_'.join(parts)}")
     return found.origin if found else None
 

@@ -1,17 +1,13 @@
 /* Attention by a processor's vectors of LANES numbers; vectors.py says where it is taken.
 
    Scores are made transposed, a key down and a query across, so that all that is asked of a query's scores,
-   their maximum, their weights and the sum of these, stays in its lane of a vector. All of it is in float32
-   or, with BFLOAT16, what is multiplied in bfloat16: then a lane has two numbers of a factor, neighbours along
-   the axis that is summed. */
+   their maximum, their weights and the sum of these, stays in its lane of a vector. */
 
-#include <immintrin.h>
 #include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define INLINE static inline __attribute__((always_inline))
+#include "lanes.h"
 
 enum {
     ACROSS = 3,               /* vectors of queries that meet ... */
@@ -20,21 +16,6 @@ enum {
     KEYS = 128,               /* stay in a core's nearest cache, with their values, ... */
     BLOCKS = 4,               /* ... while so many blocks meet them */
 };
-
-typedef float lanes __attribute__((vector_size(4 * LANES)));
-typedef uint32_t bits __attribute__((vector_size(4 * LANES), may_alias));
-
-/* A number as it is given, and what a lane has of a factor: so many of these. */
-#ifdef BFLOAT16
-typedef uint16_t number;
-typedef uint32_t factor;
-typedef bits factors;
-enum { TOGETHER = 2 };
-#else
-typedef float number, factor;
-typedef lanes factors;
-enum { TOGETHER = 1 };
-#endif
 
 /* The same in all of a token's numbers: they lie beside each other. */
 struct strides {
@@ -53,25 +34,6 @@ struct block {
     lanes *sums;      /* (d, QUERIES) */
     lanes greatest[ACROSS], power[ACROSS], total[ACROSS];
 };
-
-INLINE long min(long a, long b)
-{
-    return a < b ? a : b;
-}
-
-INLINE long parts_of(long count, long of)
-{
-    return (count + of - 1) / of;
-}
-
-INLINE void add_product(lanes *sum, factor a, const factors *b)
-{
-#ifdef BFLOAT16
-    *sum = (lanes)_mm512_dpbf16_ps((__m512)*sum, (__m512bh)((bits){0} + a), (__m512bh)*b);
-#else
-    *sum += a * *b;
-#endif
-}
 
 /* Adds to (DOWN, QUERIES) the product of (DOWN, count), whose factors lie so far apart, and of
    (count, QUERIES). */
@@ -110,19 +72,15 @@ INLINE void raise_two(lanes *x)
     *x = series * (lanes)((bits)shifted << 23);
 }
 
-/* Makes weights, (count, ACROSS), factors where they are, (count / TOGETHER, ACROSS), rounded to nearest.
-   Behind the last lies the score of a key of zeros, which is zero. */
-INLINE factors *as_factors(lanes (*weights)[ACROSS], long count)
+/* Makes weights, (count, ACROSS), factors where they are, (count / TOGETHER, ACROSS). Behind the last lies the
+   score of a key of zeros, which is zero. */
+INLINE factors *turn_to_factors(lanes (*weights)[ACROSS], long count)
 {
-#ifdef BFLOAT16
-    bits(*pairs)[ACROSS] = (bits(*)[ACROSS])weights;
-    for (long i = 0; i < count; i += 2)
+    factors *to = (factors *)weights;
+    for (long i = 0; i < count; i += TOGETHER)
         for (long j = 0; j < ACROSS; j++)
-            pairs[i / 2][j] = (pairs[i][j] + 0x8000) >> 16 | ((pairs[i + 1][j] + 0x8000) & 0xffff0000);
-    return pairs[0];
-#else
-    return weights[0];
-#endif
+            to[i / TOGETHER * ACROSS + j] = as_factors(weights[i] + j, ACROSS);
+    return to;
 }
 
 /* A block of queries meets up to KEYS keys, (count, d / TOGETHER), and their values, (count / TOGETHER, d).
@@ -154,7 +112,7 @@ INLINE void meet(struct block *block, const factor *keys, const factor *values, 
         for (long i = 0; i < d; i++)
             block->sums[i * ACROSS + j] *= shrunk;
     }
-    const factors *factors = as_factors(weights, count);
+    const factors *factors = turn_to_factors(weights, count);
     for (long i = 0; i < d; i += DOWN)
         multiply((lanes(*)[ACROSS])block->sums + i, values + i, 1, d, factors, parts_of(count, TOGETHER));
 }

@@ -2,19 +2,14 @@
 
    What is made of each side is a sum along one axis and then along the other, for LANES channels at a time.
    The letters are those of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016).
-   Of the numbers that a tile has, 36 or 16, each is a plane of all tiles, and so for kernels and products.
-   All is in float32 or, with BFLOAT16, maps and what is multiplied in that: then a lane has two numbers of a
-   factor, neighbours along the axis that is summed. */
+   Of the numbers that a tile has, 36 or 16, each is a plane of all tiles, and so for kernels and products. */
 
-#include <immintrin.h>
-#include <stdint.h>
-
-#define INLINE static inline __attribute__((always_inline))
+#include "lanes.h"
 
 #ifdef BFLOAT16 /* Sums for larger tiles weigh numbers too differently for it. */
-enum { TILE = 4, TOGETHER = 2 };
+enum { TILE = 4 };
 #else
-enum { TILE = 6, TOGETHER = 1 };
+enum { TILE = 6 };
 #endif
 
 enum {
@@ -22,28 +17,14 @@ enum {
     CORE = TILE - KERNEL + 1,
     PLANES = TILE * TILE,
     NINE = KERNEL * KERNEL,
-    PANEL = 2 * LANES, /* channels coming out that lie beside each other in planes of kernels ... */
-    STRIP = 6,         /* ... and meet so many tiles: their sums of products fill the registers */
+    PANEL = 2 * LANES,     /* channels coming out that lie beside each other in planes of kernels ... */
+    STRIP = 6,             /* ... and meet so many tiles: their sums of products fill the registers */
     DEEP = 160 * TOGETHER, /* channels going in of a panel stay in a core's nearest cache, ... */
-    TILES = 96,        /* ... while the strips of so many tiles meet them, which stay in the next one; longer
-                          sums would also be rounded more */
-    TURNED = 16,       /* channels going in, of whose kernels a panel is made at a time */
-    LINE = 16,         /* numbers between planes: those at one place of all do not share a cache's set */
+    TILES = 96,            /* ... while the strips of so many tiles meet them, which stay in the next one;
+                              longer sums would also be rounded more */
+    TURNED = 16,           /* channels going in, of whose kernels a panel is made at a time */
+    LINE = 16,             /* numbers between planes: those at one place of all do not share a cache's set */
 };
-
-#pragma GCC diagnostic ignored "-Wpsabi" /* None of these is passed: what takes them is inlined. */
-typedef float lanes __attribute__((vector_size(4 * LANES)));
-typedef lanes anywhere __attribute__((aligned(4), may_alias));
-
-/* A number as it is given, and what a lane has of a factor: so many of these TOGETHER. */
-#ifdef BFLOAT16
-typedef uint16_t number;
-typedef uint32_t factor __attribute__((may_alias));
-typedef uint32_t factors __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
-#else
-typedef float number, factor;
-typedef anywhere factors;
-#endif
 
 /* What is convolved, and how many of all tiles and of the channels coming out are taken at a time. Channels
    are whole numbers of lanes, and of panels. Of a kernel, channels going in lie `into` apart, and its nine
@@ -54,12 +35,12 @@ struct work {
 
 INLINE lanes get(const float *x)
 {
-    return *(const anywhere *)x;
+    return *(const lanes_anywhere *)x;
 }
 
 INLINE void put(float *x, const lanes *numbers)
 {
-    *(anywhere *)x = *numbers;
+    *(lanes_anywhere *)x = *numbers;
 }
 
 /* Numbers as they are given, in float32. */
@@ -80,36 +61,6 @@ INLINE void give(number *x, const lanes *numbers)
 #else
     put(x, numbers);
 #endif
-}
-
-/* Lanes, TOGETHER of them that lie so far apart, as factors. */
-INLINE void give_factors(number *x, const lanes *numbers, long apart)
-{
-#ifdef BFLOAT16
-    factors first = (factors)numbers[0] + 0x8000, second = (factors)numbers[apart] + 0x8000;
-    *(factors *)x = first >> 16 | (second & 0xffff0000);
-#else
-    put(x, numbers);
-#endif
-}
-
-INLINE void add_product(lanes *sum, factor a, const factors *b)
-{
-#ifdef BFLOAT16
-    *sum = (lanes)_mm512_dpbf16_ps((__m512)*sum, (__m512bh)((factors){0} + a), (__m512bh)*b);
-#else
-    *sum += a * *b;
-#endif
-}
-
-INLINE long min(long a, long b)
-{
-    return a < b ? a : b;
-}
-
-INLINE long parts_of(long count, long of)
-{
-    return (count + of - 1) / of;
 }
 
 #ifdef BFLOAT16
@@ -230,7 +181,10 @@ static void kernels_of_panel(const number *g, const struct work *w, long channel
                     along_kernel(half + KERNEL * i, whole + t * PLANES + TILE * i, 1);
             }
             for (long k = 0; k < PLANES; k++)
-                give_factors(u + k * plane + c * PANEL + first * TOGETHER, whole + k, PLANES);
+                {
+                number *to = u + k * plane + c * PANEL + first * TOGETHER;
+                *(factors *)to = as_factors(whole + k, PLANES);
+            }
         }
 }
 

@@ -2,7 +2,7 @@
 
 import subprocess
 from pathlib import Path
-from shutil import which
+from shutil import copytree, ignore_patterns, which
 from unittest.mock import Mock
 
 import pytest
@@ -62,12 +62,17 @@ def test_the_installation_built_each_library_that_a_compiler_here_can(package, s
     assert native.load(source, package, form)
 
 
-def test_a_library_of_another_source_is_not_taken(tmp_path):
+@pytest.mark.parametrize("changed", [".c", ".h"])
+def test_a_library_of_another_source_is_not_taken(changed, tmp_path):
     for package, source, form, _ in LIBRARIES:
-        other = tmp_path / source.name
-        other.write_bytes(source.read_bytes() + b"\n")
-        assert native.built(other, package, form) is None
-        assert native.load(other, package, form) is None
+        folder = copytree(source.parent, tmp_path / f"{source.stem}_{form}", ignore=ignore_patterns("*.so"))
+        files = [it for it in folder.iterdir() if it.suffix == changed and it.stem in (source.stem, "lanes")]
+        same = native.built(folder / source.name, package, form)
+        assert same == native.built(source, package, form)
+        for file in files:
+            file.write_bytes(file.read_bytes() + b"\n")
+            assert native.built(folder / source.name, package, form) is None
+            assert native.load(folder / source.name, package, form) is None
 
 
 def test_a_library_that_cannot_be_loaded_is_not_taken(monkeypatch, tmp_path):
