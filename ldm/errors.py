@@ -4,6 +4,8 @@ import io
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
+from threading import Timer, get_ident
 
 
 class InputError(ValueError):
@@ -17,17 +19,34 @@ class NoNumbers(InputError):
 def stop_when_asked() -> None:
     """Lets SIGTERM, which schedulers and service managers send, do what Ctrl-C does, and either but once.
 
-    The number of the signal is the KeyboardInterrupt's argument.
+    The number of the signal is the KeyboardInterrupt's argument. Where Python loses that, as in an object's
+    `__del__`, it is raised once more a moment later.
     """
+    heard = [it for it in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(it) is not signal.SIG_IGN]
+    tell_of_lost = sys.unraisablehook
+    # Sent to this thread a signal ends its waiting too, which Windows cannot do.
+    send = (
+        partial(signal.pthread_kill, get_ident()) if hasattr(signal, "pthread_kill") else signal.raise_signal
+    )
 
     def stop(number: int, _: object) -> None:
-        for other in (signal.SIGINT, signal.SIGTERM):
+        for other in heard:
             signal.signal(other, lambda *_: None)
         raise KeyboardInterrupt(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:
+    def listen() -> None:
+        for number in heard:
             signal.signal(number, stop)
+
+    def ask_again(lost: "sys.UnraisableHookArgs") -> None:
+        if isinstance(lost.exc_value, KeyboardInterrupt) and lost.exc_value.args:
+            listen()
+            Timer(0.1, send, lost.exc_value.args).start()
+        else:
+            tell_of_lost(lost)
+
+    sys.unraisablehook = ask_again
+    listen()
 
 
 def escape_what_streams_lack() -> None:

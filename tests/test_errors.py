@@ -1,6 +1,8 @@
 """What becomes of a script's words and faults."""
 
 import io
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -41,3 +43,25 @@ def test_a_script_without_streams_does_its_work(monkeypatch: pytest.MonkeyPatch)
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
     assert exit_code(lambda: print(MINUS), "stopped") == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_while_an_object_is_deleted_stops_a_script(number: signal.Signals) -> None:
+    script = f"""
+import signal, sys, time
+from ldm.errors import exit_code, stop_when_asked
+
+class Deleted:
+    def __del__(self):
+        signal.raise_signal({int(number)})
+
+def work():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run where it is ignored
+    stop_when_asked()
+    Deleted()
+    time.sleep(60)
+
+sys.exit(exit_code(work, "stopped"))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "\nstopped\n")
