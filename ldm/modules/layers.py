@@ -7,7 +7,7 @@ channels last; kernels may be, or lie as files have them.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from ldm.modules.doubling import convolved_double
 from ldm.modules.onednn import HAS_AMX, is_fast, product
@@ -25,7 +25,8 @@ def is_its_weights(layer: nn.Module, kind: type[nn.Module]) -> bool:
 
     It does not where another wraps it or its function (as LoRAs do), or where hooks wait for its call.
     """
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or _has_any_global_hook()
+    own = layer._forward_hooks or layer._forward_pre_hooks
+    hooked = own or _global_forward_hooks or _global_forward_pre_hooks
     if type(layer) is not kind or hooked or "forward" in vars(layer):
         return False
     return not isinstance(layer, Conv3x3) or layer.is_as_made()
