@@ -180,8 +180,7 @@ static void kernels_of_panel(const number *g, const struct work *w, long channel
                 for (long i = 0; i < TILE; i++)
                     along_kernel(half + KERNEL * i, whole + t * PLANES + TILE * i, 1);
             }
-            for (long k = 0; k < PLANES; k++)
-                {
+            for (long k = 0; k < PLANES; k++) {
                 number *to = u + k * plane + c * PANEL + first * TOGETHER;
                 *(factors *)to = as_factors(whole + k, PLANES);
             }
