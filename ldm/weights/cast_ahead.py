@@ -28,6 +28,7 @@ AT_ONCE: Final = 2**17  # numbers, which stay in a core's cache
 LEAST: Final = 2**28  # bytes of a file that is worth a process
 GPUS: Final = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and anyone's under Windows
 CPU_INFO: Final = Path("/proc/cpuinfo")
+AMX, AVX512 = "amx_tile", "avx512_bf16"  # of which either makes a processor fast in bfloat16
 
 _begun: dict[Path, "CastAhead"] = {}
 
@@ -47,7 +48,7 @@ def cast_ahead(name: str | Path | None, device: str, precision: str) -> None:
     with suppress(InputError, OSError):
         path = find_checkpoint(str(name))
         if path.stat().st_size >= LEAST:
-            _begun[path] = CastAhead(path)
+            _begun[path] = CastAhead(path, channels_last=AMX in _abilities())
 
 
 def put_cast(path: Path, tensors: dict[str, "Tensor"], wanted: bool) -> None:
@@ -61,11 +62,8 @@ def put_cast(path: Path, tensors: dict[str, "Tensor"], wanted: bool) -> None:
 def expects_bfloat16(device: str, precision: str) -> bool:
     """Whether networks will compute in bfloat16 on the CPU, as far as can be told without torch."""
     on_cpu = device == "cpu" or (device == "auto" and not any(map(os.path.exists, GPUS)))
-    if not on_cpu or precision not in ("auto", "autocast", "bf16") or not CPU_INFO.exists():
-        return False
-    with CPU_INFO.open() as told:
-        abilities = told.read(2**13).partition("flags")[2].partition("\n")[0].split()
-    return not {"amx_tile", "avx512_bf16"}.isdisjoint(abilities)
+    in_bfloat16 = on_cpu and precision in ("auto", "autocast", "bf16")
+    return in_bfloat16 and not {AMX, AVX512}.isdisjoint(_abilities())
 
 
 class CastAhead:
@@ -73,10 +71,13 @@ class CastAhead:
 
     The shared memory begins with a page that tells how many bytes of the file's tensors are cast, and whether
     the process shall stop. Behind it, the cast of what is at byte i of the tensors is at i / 2.
+
+    Kernels come to lie as `fill` would lay them: channels last for AMX, otherwise as the file has them.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, channels_last: bool):
         self.version = _version(path)
+        self.channels_last = channels_last
         shared = memoryview(mmap.mmap(-1, mmap.PAGESIZE + path.stat().st_size // 2))
         self.state, self.results = shared[:16].cast("Q"), shared[mmap.PAGESIZE :]
         self.reader = os.getpid()
@@ -105,7 +106,8 @@ class CastAhead:
                 if it["dtype"] == "F32" and start < end:
                     file.seek(8 + length + start)
                     out = np.frombuffer(self.results, np.uint16, (end - start) // 4, start // 2)
-                    for part in _parts(out, it["shape"]):
+                    kernels = self.channels_last and len(it["shape"]) == 4
+                    for part in _parts(out, it["shape"] if kernels else [out.size, 1]):
                         if self.state[1] or os.getppid() != self.reader or not _cast(file, part, room):
                             return
                 self.state[0] = end
@@ -117,7 +119,7 @@ class CastAhead:
             os.waitpid(self.process, 0)
 
     def casts(self, tensors: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
-        """What is cast of these tensors, which are the file's, mapped: in bfloat16, kernels channels last."""
+        """What is cast of these tensors, which are the file's, mapped, in bfloat16."""
         import torch
 
         first = min((tensor.data_ptr() for tensor in tensors.values() if tensor.numel()), default=0)
@@ -128,12 +130,20 @@ class CastAhead:
                 flat = torch.frombuffer(
                     self.results, dtype=torch.bfloat16, count=tensor.numel(), offset=start // 2
                 )
-                if tensor.ndim == 4:
+                if tensor.ndim == 4 and self.channels_last:
                     out, into, height, width = tensor.shape
                     cast[key] = flat.view(out, height, width, into).permute(0, 3, 1, 2)  # (out, in, h, w)
                 else:
                     cast[key] = flat.view(tensor.shape)
         return cast
+
+
+def _abilities() -> list[str]:
+    """What Linux says that the processor can, in its words; on other systems nothing."""
+    if not CPU_INFO.exists():
+        return []
+    with CPU_INFO.open() as told:
+        return told.read(2**13).partition("flags")[2].partition("\n")[0].split()
 
 
 def _version(path: Path) -> tuple[int, ...]:
@@ -143,8 +153,8 @@ def _version(path: Path) -> tuple[int, ...]:
 
 
 def _parts(out: "np.ndarray", shape: list[int]) -> Iterator["np.ndarray"]:
-    """The parts of a tensor's cast that are made at once, (n, h * w, in) of a kernel's, else (n, 1, 1)."""
-    rows, into, *side = shape if len(shape) == 4 else (out.size, 1)
+    """The parts of a tensor's cast that are made at once, (n, h * w, in) of shape (out, in, h, w)."""
+    rows, into, *side = shape
     whole = out.reshape(rows, math.prod(side), into)
     at_once = AT_ONCE // whole[0].size
     for i in range(0, rows, at_once):

@@ -14,10 +14,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from ldm.checkpoint import read_tensors
+from ldm.checkpoint import load_model, read_tensors
 from ldm.device import pick_dtype
 from ldm.weights import cast_ahead as module
 from ldm.weights.cast_ahead import CastAhead, cast_ahead, expects_bfloat16, put_cast
@@ -39,9 +40,9 @@ def likely(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: {0, 1})
 
 
-def cast_whole(path: Path) -> dict[str, Tensor]:
+def cast_whole(path: Path, channels_last: bool = False) -> dict[str, Tensor]:
     """All that the process casts of a file when nobody stops it."""
-    ahead = CastAhead(path)
+    ahead = CastAhead(path, channels_last)
     os.waitpid(ahead.process, 0)
     return ahead.casts(read_tensors(path))
 
@@ -57,19 +58,26 @@ def finite_or_infinite(bits: list[int], shape: list[int]) -> Tensor:
     shapes=st.lists(st.lists(st.integers(0, 9), max_size=5), min_size=1, max_size=5),
     bits=st.lists(st.sampled_from(EDGES) | st.integers(0, 2**32 - 1), min_size=1, max_size=30),
     at_once=st.integers(9**3, 10**4),
+    channels_last=st.booleans(),
 )
 def test_what_is_cast_ahead_is_what_torch_casts(
-    shapes: list[list[int]], bits: list[int], at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shapes: list[list[int]],
+    bits: list[int],
+    at_once: int,
+    channels_last: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "AT_ONCE", at_once)
     state = {str(i): finite_or_infinite(bits, shape) for i, shape in enumerate(shapes)}
     path = tmp_path / "weights.safetensors"
     save_file(state, path)
-    cast = cast_whole(path)
+    cast = cast_whole(path, channels_last)
     assert cast.keys() == {key for key, tensor in state.items() if tensor.numel()}
     for key, tensor in cast.items():
         assert torch.equal(tensor, state[key].bfloat16())
-        assert tensor.ndim != 4 or tensor.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if channels_last and tensor.ndim == 4 else torch.contiguous_format
+        assert tensor.is_contiguous(memory_format=layout)
 
 
 def test_other_kinds_of_numbers_are_left_to_the_reader(tmp_path: Path) -> None:
@@ -127,7 +135,7 @@ def test_of_a_damaged_file_nothing_is_cast_and_nothing_is_said(
 ) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(content)
-    ahead = CastAhead(path)
+    ahead = CastAhead(path, channels_last=True)
     os.waitpid(ahead.process, 0)
     assert ahead.state[0] == 0
     assert capfd.readouterr() == ("", "")
@@ -173,7 +181,7 @@ def large(path: Path) -> Path:
 
 
 def test_whoever_comes_early_has_not_to_wait(tmp_path: Path) -> None:
-    ahead = CastAhead(large(tmp_path / "large.safetensors"))
+    ahead = CastAhead(large(tmp_path / "large.safetensors"), channels_last=False)
     start = time.monotonic()
     ahead.stop()
     assert time.monotonic() - start < 2
@@ -191,7 +199,7 @@ def is_running(process: Path) -> bool:
 def test_nobody_goes_on_casting_for_a_reader_that_was_killed(tmp_path: Path) -> None:
     begin = (
         "import sys, time; from ldm.weights.cast_ahead import CastAhead; from pathlib import Path;"
-        "print(CastAhead(Path(sys.argv[1])).process, flush=True); time.sleep(60)"
+        "print(CastAhead(Path(sys.argv[1]), False).process, flush=True); time.sleep(60)"
     )
     path = large(tmp_path / "large.safetensors")
     with subprocess.Popen(
@@ -237,6 +245,20 @@ ahead.put_cast = told
 import txt2img
 sys.exit(txt2img.main(sys.argv[1:]))
 """
+
+
+@pytest.mark.usefixtures("likely")
+@pytest.mark.skipif(pick_dtype(CPU) != torch.bfloat16, reason="nothing is cast ahead there")
+def test_kernels_lie_alike_whoever_has_cast_them(tmp_path: Path) -> None:
+    save_file(nn.Conv2d(5, 4, 3).state_dict(), path := tmp_path / "conv.safetensors")
+    conv = {"target": "torch.nn.Conv2d", "params": {"in_channels": 5, "out_channels": 4, "kernel_size": 3}}
+    config = OmegaConf.create({"model": conv})
+    plain = load_model(config, path, "cpu", torch.bfloat16)
+    cast_ahead(path, "auto", "auto")
+    os.waitid(os.P_PID, module._begun[path].process, os.WEXITED | os.WNOWAIT)
+    ahead = load_model(config, path, "cpu", torch.bfloat16)
+    assert plain.weight.stride() == ahead.weight.stride()
+    assert torch.equal(plain.weight, ahead.weight)
 
 
 def test_pictures_are_the_same_whoever_has_cast_the_weights(tmp_path: Path, tiny_checkpoint: Path) -> None:
