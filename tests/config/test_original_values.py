@@ -103,17 +103,17 @@ def test_what_plain_attention_does_otherwise_is_refused_where_there_is_some(
 ) -> None:
     params = load_config("tiny.yaml").model.params.unet_config.params
     with pytest.raises(InputError, match=said):
-        get_class(UNET)(**params | ATTENTION | change)
+        get_class(UNET)(**{**params, **ATTENTION, **change})
 
 
 def test_many_heads_on_the_way_up_are_those_of_the_whole_where_they_are_as_many() -> None:
     params = load_config("tiny.yaml").model.params.unet_config.params
-    get_class(UNET)(**params | ATTENTION | {"num_heads_upsample": 4})
+    get_class(UNET)(**{**params, **ATTENTION, "num_heads_upsample": 4})
 
 
 def test_convolutions_that_blocks_resize_without_need_not_be() -> None:
     params = load_config("tiny.yaml").model.params.unet_config.params
-    get_class(UNET)(**params | {"resblock_updown": True, "conv_resample": False})
+    get_class(UNET)(**{**params, "resblock_updown": True, "conv_resample": False})
 
 
 @pytest.mark.parametrize(
