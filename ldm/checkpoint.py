@@ -17,7 +17,7 @@ from ldm.config.trust import trusting
 from ldm.device import pick_device, pick_dtype
 from ldm.errors import InputError
 from ldm.memory import forget, keep_freed
-from ldm.modules.winograd_in_c import spares_layout
+from ldm.modules.winograd_in_c import convolves_in_c
 from ldm.util import instantiate_from_config, load_config, resolved
 from ldm.weights.bounded import most_described
 from ldm.weights.cast_ahead import put_cast
@@ -180,7 +180,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype, de
 
     # Convolutions run fastest with a position's channels side by side. Where kernels may as well lie as the
     # file has them they are not copied: that takes longer than all the rest.
-    last = device.type in ("cpu", "cuda") and not spares_layout(device, dtype)
+    last = device.type in ("cpu", "cuda") and not convolves_in_c(device, dtype)
     weights: dict[str, Tensor] = {}
     for key, tensor in given.items():
         slot = slots[key]

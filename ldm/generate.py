@@ -20,7 +20,7 @@ from ldm.models.diffusion.plms import PLMSSampler
 from ldm.models.diffusion.sampling import Sampler, Step
 from ldm.modules.diffusionmodules.schedule import check_steps
 from ldm.parameterization import mix_up
-from ldm.strips import decode_in_strips
+from ldm.strips import decode_in_strips, strips_pay
 
 LARGEST = 16384  # pixels of a side
 WHOLE = 1024 * 1024  # pixels of the largest picture that is decoded whole
@@ -153,15 +153,18 @@ def decode(model: LatentDiffusion, latents: Tensor) -> list[Picture]:
 def decode_one(model: LatentDiffusion, latent: Tensor) -> Tensor:
     """A latent (1, C, h, w) as pixels near [-1, 1], (1, 3, H, W).
 
-    In strips where the picture is large, or where the device's memory does not hold the whole decode.
+    In strips where that takes less time, where the picture is large, or where the device's memory does not
+    hold the whole decode.
     """
-    if latent[0, 0].numel() * model.first_stage_model.downsampling**2 <= WHOLE:
+    autoencoder, z = model.first_stage_model, latent.to(model.dtype) / model.scale_factor
+    small = latent[0, 0].numel() * autoencoder.downsampling**2 <= WHOLE
+    if small and not strips_pay(autoencoder, z):
         try:
             return model.decode_first_stage(latent)
         except RuntimeError as fault:
             if not is_out_of_memory(fault):
                 raise
-    return decode_in_strips(model.first_stage_model, latent.to(model.dtype) / model.scale_factor)
+    return decode_in_strips(autoencoder, z)
 
 
 def read_seed(seed: Any) -> int:

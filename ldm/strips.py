@@ -2,9 +2,11 @@
 
 Maps lie in the host's memory, and the decoder's device holds a strip of rows at a time. Strips overlap by the
 row that a convolution reaches over, and a group normalisation first takes its statistics from the whole map,
-so that there is no seam to hide.
+so that there is no seam to hide. What is made again and again lies where the last one lay, as a system takes
+longer to give new pages than a convolution to fill them.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -15,11 +17,11 @@ from torch import Tensor, nn
 
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.modules.dot_product import attention
+from ldm.modules.layers import Conv3x3, write_inside
 from ldm.modules.norm import GroupNorm, group_sums
+from ldm.modules.winograd_in_c import convolves_in_c
 
-STRIP = 2**24  # numbers in a strip, or scores of attention at once: 64 MiB in float32
-
-Step = Callable[..., Tensor]
+STRIP = 2**23  # numbers in a strip, or scores of attention at once: 32 MiB in float32
 
 
 @torch.no_grad()
@@ -28,11 +30,21 @@ def decode_in_strips(autoencoder: AutoencoderKL, z: Tensor) -> Tensor:
     return _Strips(z.device).decode(autoencoder, z)
 
 
+def strips_pay(autoencoder: AutoencoderKL, z: Tensor) -> bool:
+    """Whether strips take less time than a decode in one piece, as they do where they are convolved in C.
+
+    Not where convolutions pad otherwise, so that pictures tile: strips have zeros beyond a picture's borders.
+    """
+    layers = (layer for layer in autoencoder.decoder.modules() if isinstance(layer, Conv3x3))
+    return convolves_in_c(z.device, z.dtype) and all(layer.is_as_made() for layer in layers)
+
+
 class _Strips:
     """The decoder's layers, each from maps (1, C, H, W) in the host's memory to one there."""
 
     def __init__(self, device: torch.device):
         self.device = device
+        self.rooms: dict[str, Tensor] = {}
 
     def decode(self, autoencoder: AutoencoderKL, z: Tensor) -> Tensor:
         decoder: Any = autoencoder.decoder
@@ -46,15 +58,17 @@ class _Strips:
                 if stage.attn:
                     h = self.attention(stage.attn[i], h)
             if stage.upsample is not None:
-                h = self.layer(stage.upsample, h, scale=2)
-        norm = self.norm(decoder.norm_out, h)
-        return self.layer(lambda strip: decoder.conv_out(norm(strip)), h)  # (1, 3, fh, fw)
+                h = self.layer(stage.upsample, h, new_map(h, len(stage.upsample.conv.weight), scale=2))
+        picture = new_map(h, len(decoder.conv_out.weight))  # (1, 3, fh, fw)
+        return self.layer(decoder.conv_out, h, picture, decoder.norm_out)
 
     def resnet(self, block: Any, x: Tensor) -> Tensor:
-        norm1 = self.norm(block.norm1, x)
-        h = self.layer(lambda strip: block.conv1(norm1(strip)), x)
-        norm2, shortcut = self.norm(block.norm2, h), block.nin_shortcut or nn.Identity()
-        return self.layer(lambda h, x: block.conv2(norm2(h)).add_(shortcut(x)), h, x)
+        """Written over x, where the block keeps its number of channels."""
+        channels = block.norm2.num_channels
+        h = self.layer(block.conv1, x, self.room("between", x, channels), block.norm1)
+        if block.nin_shortcut is not None:
+            x = self.layer(block.nin_shortcut, x, new_map(x, channels))
+        return self.layer(block.conv2, h, x, block.norm2, add=True)
 
     def attention(self, block: Any, x: Tensor) -> Tensor:
         """All positions look at all others, a strip of them at a time, as scores take the most room."""
@@ -67,26 +81,49 @@ class _Strips:
         h = torch.cat([attention(part, k, v) for part in q.split(at_once, dim=2)], dim=2)
         return (on_device + block.proj_out(rearrange(h, "b 1 (h w) c -> b c h w", h=x.shape[2]))).cpu()
 
-    def norm(self, norm: GroupNorm, x: Tensor) -> Step:
+    def layer(
+        self, conv: nn.Module, x: Tensor, y: Tensor, norm: GroupNorm | None = None, add: bool = False
+    ) -> Tensor:
+        """Writes to y, or adds to it, what a convolution makes of x, normalised if so told; returns y.
+
+        The convolution may look a row beyond those it makes, and double them.
+        """
+        height, scale = x.shape[2], y.shape[2] // x.shape[2]
+        by_sums = self.by_sums(norm, x) if norm else None
+        for top, bottom in strips(x):
+            above, below = min(1, top), min(1, height - bottom)
+            strip = x[:, :, top - above : bottom + below].to(self.device)
+            if by_sums:
+                strip = by_sums(strip, y=self.room("normalised", strip))
+            rows = y[:, :, scale * top : scale * bottom]
+            made = self.room("made", rows) if add else rows
+            write_inside(conv, strip, above, below, made)
+            if add:
+                rows += made
+        return y
+
+    def by_sums(self, norm: GroupNorm, x: Tensor) -> Callable[..., Tensor]:
         """The normalisation by the sums over the whole of x, to be applied to strips of it."""
         parts = (x[:, :, top:bottom].to(self.device) for top, bottom in strips(x))
         sums = torch.stack([group_sums(part, norm.num_groups) for part in parts]).sum(0)
         return partial(norm.by_sums, sums=sums, count=x[0].numel() // norm.num_groups)
 
-    def layer(self, step: Step, *maps: Tensor, scale: int = 1) -> Tensor:
-        """What a step makes of maps, (1, C', scale H, scale W); it may look a row beyond the one it makes."""
-        height, out = maps[0].shape[2], None
-        for top, bottom in strips(maps[0]):
-            above, below = min(1, top), min(1, height - bottom)
-            made = step(*(x[:, :, top - above : bottom + below].to(self.device) for x in maps))
-            made = made[:, :, scale * above : made.shape[2] - scale * below]
-            if out is None:
-                _, channels, _, width = made.shape
-                shape = 1, scale * height, width, channels
-                out = torch.empty(shape, dtype=made.dtype, device="cpu").permute(0, 3, 1, 2)
-            out[:, :, scale * top : scale * bottom] = made
-        assert out is not None
-        return out
+    def room(self, what: str, x: Tensor, channels: int | None = None) -> Tensor:
+        """Memory for a map like x, with its own number of channels, where the last one of its kind lay."""
+        _, own, height, width = x.shape
+        shape = 1, height, width, channels or own
+        count = math.prod(shape)
+        if what not in self.rooms or len(self.rooms[what]) < count:
+            self.rooms.pop(what, None)
+            self.rooms[what] = torch.empty(count, dtype=x.dtype, device=x.device)
+        return self.rooms[what][:count].view(shape).permute(0, 3, 1, 2)
+
+
+def new_map(x: Tensor, channels: int, scale: int = 1) -> Tensor:
+    """Memory for a map of so many channels and so many times as high and wide as x, channels last."""
+    _, _, height, width = x.shape
+    shape = 1, scale * height, scale * width, channels
+    return torch.empty(shape, dtype=x.dtype, device=x.device).permute(0, 3, 1, 2)
 
 
 def strips(x: Tensor) -> Iterator[tuple[int, int]]:

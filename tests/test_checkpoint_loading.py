@@ -14,7 +14,7 @@ from ldm.checkpoint import load_model
 from ldm.device import is_out_of_memory, pick_device, pick_dtype
 from ldm.errors import InputError
 from ldm.modules import winograd_in_c
-from ldm.modules.winograd_in_c import spares_layout
+from ldm.modules.winograd_in_c import convolves_in_c
 from ldm.weights.place import find_checkpoint
 from tests.checkpoints import CPU
 
@@ -156,7 +156,7 @@ def heavy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # Kernels are laid out anew where they are not convolved in C.
-UNCHANGED = 0.1 if spares_layout(CPU, torch.float32) else 0.6
+UNCHANGED = 0.1 if convolves_in_c(CPU, torch.float32) else 0.6
 
 
 @pytest.mark.parametrize(

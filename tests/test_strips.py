@@ -3,19 +3,23 @@
 import copy
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import ldm.strips as strips_module
 from ldm.checkpoint import load_model
 from ldm.generate import Sampling, decode, denoise
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.winograd_in_c import convolves_in_c
 from ldm.strips import decode_in_strips
 from ldm.util import instantiate_from_config, load_config
+from tests.checkpoints import CPU
 from tests.conftest import fill_by_name, relative_error, rnd
 from tests.memory import LittleMemory
 
@@ -34,6 +38,13 @@ def latents(model: LatentDiffusion) -> torch.Tensor:
     return last.x
 
 
+@pytest.fixture
+def no_haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where strips are faster they are not taken for that alone."""
+    monkeypatch.setattr("ldm.generate.strips_pay", lambda *_: False)
+
+
+@pytest.mark.usefixtures("no_haste")
 @pytest.mark.parametrize("strip", [1, 5000, 2**24])
 def test_real_pictures_come_out_the_same(
     strip: int, model: LatentDiffusion, latents: torch.Tensor, monkeypatch: pytest.MonkeyPatch
@@ -63,6 +74,24 @@ def test_a_decoder_with_attention_gives_the_same_numbers_in_strips_of_any_size(
         assert relative_error(decode_in_strips(autoencoder, z), whole) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pictures_of_any_size_are_decoded_in_strips_where_these_are_convolved_in_c_and_do_not_tile(
+    dtype: torch.dtype, model: LatentDiffusion, latents: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Mock(wraps=decode_in_strips)
+    monkeypatch.setattr("ldm.generate.decode_in_strips", asked)
+    tiling = copy.deepcopy(model).to(dtype)
+    in_strips = decode(tiling, latents[:1].to(dtype))[0]
+    assert asked.call_count == convolves_in_c(CPU, dtype)
+    asked.reset_mock()
+    for layer in tiling.first_stage_model.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.padding_mode = "circular"
+    tiled = decode(tiling, latents[:1].to(dtype))[0]
+    assert not asked.called
+    assert np.abs(tiled.astype(int) - in_strips).max() > 2
+
+
 def test_half_precision_is_kept(model: LatentDiffusion, latents: torch.Tensor) -> None:
     half = copy.deepcopy(model.first_stage_model).bfloat16()
     whole = model.first_stage_model.decode(latents[:1])
@@ -72,6 +101,7 @@ def test_half_precision_is_kept(model: LatentDiffusion, latents: torch.Tensor) -
     assert error < 1.5 * (half.decode(latents[:1].bfloat16()).float() - whole).abs().mean()
 
 
+@pytest.mark.usefixtures("no_haste")
 def test_a_decode_that_does_not_fit_is_done_in_strips(
     model: LatentDiffusion, latents: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,6 +113,7 @@ def test_a_decode_that_does_not_fit_is_done_in_strips(
     assert np.abs(picture.astype(int) - whole[0]).max() <= 1
 
 
+@pytest.mark.usefixtures("no_haste")
 def test_large_pictures_are_decoded_in_strips(
     model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:

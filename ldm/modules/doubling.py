@@ -16,37 +16,43 @@ from ldm.modules.onednn import product
 POSITIONS = 2048  # at a time, so that what is made of them is small beside a map
 
 
-def convolved_double(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def convolved_double(
+    x: Tensor, weight: Tensor, bias: Tensor, above: int = 0, below: int = 0, y: Tensor | None = None
+) -> Tensor:
     """What a convolution that keeps height and width makes of x doubled, by oneDNN; see `is_fast`.
 
-    (B, C, H, W) and (out, C, 3, 3) to (B, out, 2H, 2W), channels last.
+    (B, C, H, W) and (out, C, 3, 3) to (B, out, 2H, 2W), channels last. As many rows of x as are `above` and
+    `below` are looked at alone, none comes out of them. What does is written to `y`, where that is given.
     """
     batch, channels, height, width = x.shape
+    inside = height - above - below
+    if y is None:
+        y = x.new_empty(batch, 2 * inside, 2 * width, len(weight)).permute(0, 3, 1, 2)
+    made = y.permute(0, 2, 3, 1).view(batch, inside, 2, width, 2, -1)
     g = weight.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)  # (out, 3, 3, C)
     whole, before, after = (
         [part.contiguous() for part in of_kernel(row)] for row in of_kernel(g)
     )  # each 3 of (out, C)
     x = x.permute(2, 0, 3, 1)  # (H, B, W, C)
-    y = x.new_empty(batch, height, 2, width, 2, len(weight))
     # A zero ahead of every row is the border to its left, and to the right of the row before.
     line = batch * (width + 1)  # positions of a row of all maps
     some = max(1, POSITIONS // line)
-    for top in range(0, height, some):
-        k = min(some, height - top)
+    for top in range(above, above + inside, some):
+        k = min(some, above + inside - top)
         first, last = max(0, top - 1), min(top + k + 1, height)
         d = x.new_zeros(1 + (k + 2) * line + 1, channels)
         rows = d[1:-1].view(k + 2, batch, width + 1, channels)
         rows[first - top + 1 : last - top + 1, :, 1:] = x[first:last]
         down = steps(d, line)  # every position less the one below
         middle = across(d[line:-line], whole, bias)  # 2 of (k * line, out)
-        above = across(down[:-line], before)
-        below = across(down[line:], after)
+        upper = across(down[:-line], before)
+        lower = across(down[line:], after)
         for j in range(2):
-            for i, rest in enumerate((above, below)):
-                made = y[:, top : top + k, i, :, j].transpose(0, 1)  # (k, B, W, out)
+            for i, rest in enumerate((upper, lower)):
+                out = made[:, top - above : top - above + k, i, :, j].transpose(0, 1)  # (k, B, W, out)
                 both = (it[j].view(k, batch, width + 1, -1)[:, :, 1:] for it in (middle, rest))
-                torch.add(*both, out=made)
-    return y.view(batch, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
+                torch.add(*both, out=out)
+    return y
 
 
 def of_kernel(g: Tensor) -> Iterator[Tensor]:

@@ -4,6 +4,8 @@ Where gradients are recorded, on other devices and under `torch.compile` everyth
 channels last; kernels may be, or lie as files have them.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,16 +67,23 @@ class Conv3x3(nn.Conv2d):
             and "_conv_forward" not in vars(self)
         )
 
+    def is_in_c(self, x: Tensor) -> bool:
+        """Whether `winograd_in_c` convolves these maps."""
+        if not (self.is_as_made() and self.stride == (1, 1) and is_fast(x, self.weight)):
+            return False
+        positions, fewest = x.numel() // self.in_channels, min(self.in_channels, self.out_channels)
+        some = positions >= SOME_POSITIONS and fewest >= SOME_CHANNELS
+        return some and has_winograd(x, self.weight, self.bias)
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.is_in_c(x):
+            return winograd_in_c(x, self.weight, self.bias)
         if not (self.is_as_made() and is_fast(x, self.weight)):
             return super().forward(x)
         batch, _, height, width = x.shape
         stride = self.stride[0]
         positions = batch * -(-height // stride) * -(-width // stride)  # of what comes out
         fewest = min(self.in_channels, self.out_channels) if stride == 1 else 0
-        some = positions >= SOME_POSITIONS and fewest >= SOME_CHANNELS
-        if some and has_winograd(x, self.weight, self.bias):
-            return winograd_in_c(x, self.weight, self.bias)
         many = positions >= MANY_POSITIONS and fewest >= MANY_CHANNELS
         last = self.weight.is_contiguous(memory_format=torch.channels_last)
         # AMX multiplies bfloat16 so fast that nothing is saved by fewer products.
@@ -100,9 +109,29 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = Conv3x3(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def is_convolved_double(self, x: Tensor) -> bool:
+        """Whether `convolved_double` doubles these maps."""
         batch, channels, height, width = x.shape
         many = batch * height * width >= MANY_DOUBLED and channels >= MANY_CHANNELS
-        if many and is_its_weights(self.conv, Conv3x3) and is_fast(x, self.conv.weight):
+        return many and is_its_weights(self.conv, Conv3x3) and is_fast(x, self.conv.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_convolved_double(x):
             return convolved_double(x, self.conv.weight, self.conv.bias)
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+def write_inside(layer: Any, x: Tensor, above: int, below: int, y: Tensor) -> None:
+    """Writes to y what a layer makes of x but for so many rows above and below, which it looks at alone.
+
+    The layer keeps height and width or doubles them, (B, C, above + H + below, W) to (B, C', H, W) or
+    (B, C', 2H, 2W), and y, channels last and dense, may be on another device.
+    """
+    if x.device == y.device and is_its_weights(layer, Conv3x3) and layer.is_in_c(x):
+        winograd_in_c(x, layer.weight, layer.bias, above, below, y)
+    elif x.device == y.device and is_its_weights(layer, Upsample) and layer.is_convolved_double(x):
+        convolved_double(x, layer.conv.weight, layer.conv.bias, above, below, y)
+    else:
+        made = layer(x)
+        scale = made.shape[2] // x.shape[2]
+        y.copy_(made[:, :, scale * above : made.shape[2] - scale * below])

@@ -79,7 +79,9 @@ class GroupNorm(nn.GroupNorm):
         """Normalises maps (B, C, H, W); where `overwrite` allows it, in their own memory."""
         sums = sums_in_c(x, self.num_groups) if self._has_c(x) else None
         if sums is not None:
-            return self._in_c(x, sums, x[0].numel() // self.num_groups, overwrite)
+            return self._in_c(
+                x, sums, x[0].numel() // self.num_groups, x if overwrite else torch.empty_like(x)
+            )
         y = super().forward(x)
         return F.silu(y, inplace=True) if self.silu else y
 
@@ -89,21 +91,21 @@ class GroupNorm(nn.GroupNorm):
             for it in (self.weight, self.bias)
         )
 
-    def _in_c(self, x: Tensor, sums: Tensor, count: int, overwrite: bool = False) -> Tensor:
+    def _in_c(self, x: Tensor, sums: Tensor, count: int, y: Tensor) -> Tensor:
         assert LIBRARY is not None
-        y = x if overwrite else torch.empty_like(x)
         told = pointer(sums), ctypes.c_double(count), pointer(self.weight), pointer(self.bias)
         how = ctypes.c_double(self.eps), self.silu, x.dtype == torch.bfloat16, torch.get_num_threads()
         LIBRARY.normalize(pointer(x), pointer(y), shape_in_c(x, self.num_groups), *told, *how)
         return y
 
-    def by_sums(self, x: Tensor, sums: Tensor, count: int) -> Tensor:
+    def by_sums(self, x: Tensor, sums: Tensor, count: int, y: Tensor | None = None) -> Tensor:
         """As `forward`, by sums as of `group_sums` over `count` numbers of each group.
 
-        They are x's own, or those of a map that x, (1, C, H, W), is a strip of.
+        They are x's own, or those of a map that x, (1, C, H, W), is a strip of. What is made may lie in y,
+        which is like x.
         """
         if self._has_c(x):
-            return self._in_c(x, sums, count)
+            return self._in_c(x, sums, count, torch.empty_like(x) if y is None else y)
         mean, squares = (
             (sums[0] / count).repeat_interleave(x.shape[1] // self.num_groups, 0).unbind(-1)
         )  # (C,)

@@ -27,10 +27,10 @@ enum {
 };
 
 /* What is convolved, and how many of all tiles and of the channels coming out are taken at a time. Channels
-   are whole numbers of lanes, and of panels. Of a kernel, channels going in lie `into` apart, and its nine
-   numbers `apart`. */
+   are whole numbers of lanes, and of panels. The height is of what comes out; above and below it go rows in
+   that are only looked at. Of a kernel, channels going in lie `into` apart, and its nine numbers `apart`. */
 struct work {
-    long height, width, in, out, into, apart, tiles, tiles_at_once, out_at_once;
+    long height, width, above, below, in, out, into, apart, tiles, tiles_at_once, out_at_once;
 };
 
 INLINE lanes get(const float *x)
@@ -132,14 +132,17 @@ INLINE void along_output(const lanes *m, lanes *y, long apart)
 
 #endif
 
-/* Where maps have the position so far from the upper left one that a tile brings; -1 outside. */
-INLINE long place(const struct work *w, long tile, long down, long right, long channels)
+/* Where maps with so many rows more have the position so far from the upper left one that a tile brings;
+   -1 outside. */
+INLINE long place(const struct work *w, long tile, long down, long right, long channels, long above,
+                  long below)
 {
     long rows = parts_of(w->height, CORE), columns = parts_of(w->width, CORE);
-    long row = CORE * (tile / columns % rows) + down, column = CORE * (tile % columns) + right;
-    if (row < 0 || row >= w->height || column < 0 || column >= w->width)
+    long row = CORE * (tile / columns % rows) + down + above, column = CORE * (tile % columns) + right;
+    long height = above + w->height + below;
+    if (row < 0 || row >= height || column < 0 || column >= w->width)
         return -1;
-    return ((tile / columns / rows * w->height + row) * w->width + column) * channels;
+    return ((tile / columns / rows * height + row) * w->width + column) * channels;
 }
 
 /* B^T d B of a tile of x. */
@@ -147,7 +150,7 @@ static void input_of_tile(const number *x, const struct work *w, long tile, numb
 {
     long from[PLANES];
     for (long k = 0; k < PLANES; k++)
-        from[k] = place(w, tile, k / TILE - 1, k % TILE - 1, w->in);
+        from[k] = place(w, tile, k / TILE - 1, k % TILE - 1, w->in, w->above, w->below);
     for (long c = 0; c < w->in; c += LANES) {
         lanes d[PLANES], half[PLANES];
         for (long k = 0; k < PLANES; k++)
@@ -239,7 +242,7 @@ static void output_of_tile(const float *m, long plane, const number *bias, const
 {
     long to[CORE * CORE];
     for (long k = 0; k < CORE * CORE; k++)
-        to[k] = place(w, tile, k / CORE, k % CORE, w->out);
+        to[k] = place(w, tile, k / CORE, k % CORE, w->out, 0, 0);
     for (long c = 0; c < out; c += LANES) {
         lanes all[PLANES], half[CORE * TILE], whole[CORE * CORE];
         for (long k = 0; k < PLANES; k++)

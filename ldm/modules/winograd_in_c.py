@@ -28,7 +28,7 @@ SOURCE = Path(__file__).with_name("winograd.c")
 LIBRARIES = libraries(SOURCE)
 
 
-def spares_layout(device: torch.device, dtype: torch.dtype) -> bool:
+def convolves_in_c(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether large convolutions are done here, where contiguous kernels are as good as channels last."""
     return dtype in LIBRARIES and device.type == "cpu"
 
@@ -43,14 +43,24 @@ def has_winograd(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     return laid_out and bias.is_contiguous()
 
 
-def winograd_in_c(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def winograd_in_c(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    above: int = 0,
+    below: int = 0,
+    y: Tensor | None = None,
+) -> Tensor:
     """What a convolution that keeps height and width makes of x, (B, C, H, W) to (B, out, H, W).
 
-    Maps are channels last; the kernels, (out, C, 3, 3), are so or contiguous.
+    Maps are channels last; the kernels, (out, C, 3, 3), are so or contiguous. As many rows as are `above` and
+    `below` are looked at alone, none comes out of them. What does is written to `y`, where that is given.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     batch, channels, height, width = x.shape
-    y = x.new_empty(batch, height, width, len(weight)).permute(0, 3, 1, 2)
+    height -= above + below
+    if y is None:
+        y = x.new_empty(batch, height, width, len(weight)).permute(0, 3, 1, 2)
     _, into, _, apart = weight.stride()
     core = CORE[x.dtype]
     planes = (core + 2) ** 2
@@ -67,7 +77,8 @@ def winograd_in_c(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             (tiles * out, torch.float),
         )
     )
-    work = (ctypes.c_long * 9)(height, width, channels, len(weight), into, apart, all_tiles, tiles, out)
+    sides = height, width, above, below, channels, len(weight)
+    work = (ctypes.c_long * 11)(*sides, into, apart, all_tiles, tiles, out)
     given, made = [pointer(it) for it in (x, weight, bias)], [pointer(it) for it in (v, u, m, y)]
     LIBRARIES[x.dtype].convolve(*given, work, *made, torch.get_num_threads())
     return y

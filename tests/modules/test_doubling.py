@@ -24,20 +24,22 @@ def doubled(x):
     out=st.integers(1, 5),
     height=st.integers(1, 9),
     width=st.integers(1, 9),
+    above=st.integers(0, 3),
+    below=st.integers(0, 3),
     positions=st.integers(1, 60),
     memory=st.sampled_from([torch.contiguous_format, torch.channels_last]),
     seed=st.integers(0, 99),
 )
 def test_any_map_is_doubled_and_convolved_as_by_the_formula(
-    kind, batch, channels, out, height, width, positions, memory, seed
+    kind, batch, channels, out, height, width, above, below, positions, memory, seed
 ):
-    x = rnd(seed, batch, channels, height, width).to(kind)
+    x = rnd(seed, batch, channels, above + height + below, width).to(kind)
     weight, bias = rnd(seed + 1, out, channels, 3, 3).to(kind), rnd(seed + 2, out).to(kind)
     weight = weight.contiguous(memory_format=memory)
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         patch.setattr(doubling, "POSITIONS", positions)
-        made = doubling.convolved_double(x, weight, bias)
-    assert_convolved(made, doubled(x), weight, bias)
+        made = doubling.convolved_double(x, weight, bias, above, below)
+    assert_convolved(made, doubled(x), weight, bias, above=2 * above, below=2 * below)
 
 
 def test_whole_numbers_come_out_exactly():

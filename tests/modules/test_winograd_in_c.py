@@ -14,9 +14,9 @@ pytestmark = only_here
 LAYOUTS = st.sampled_from([torch.contiguous_format, torch.channels_last])
 
 
-def convolved(x, weight, bias):
+def convolved(x, weight, bias, *how):
     assert has_winograd(x, weight, bias)
-    return winograd_in_c.winograd_in_c(x, weight, bias)
+    return winograd_in_c.winograd_in_c(x, weight, bias, *how)
 
 
 @pytest.fixture(params=FORM_KINDS)
@@ -56,6 +56,33 @@ def test_any_map_is_convolved_as_by_the_formula(
         made = convolved(x, weight, bias)
     # In float32 its sums weigh numbers by up to 8, and where these cancel, what they were rounded by stays.
     assert_convolved(made, x, weight, bias, close={torch.float32: 8e-6, torch.bfloat16: 8e-3}[kind])
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    batch=st.integers(1, 2),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    above=st.integers(0, 3),
+    below=st.integers(0, 3),
+    memory=LAYOUTS,
+    seed=st.integers(0, 99),
+)
+def test_rows_above_and_below_are_looked_at_and_none_comes_out_of_them(
+    kind, batch, height, width, above, below, memory, seed
+):
+    lanes, panel = winograd_in_c.LANES, winograd_in_c.PANEL
+    x = rnd(seed, batch, lanes, above + height + below, width).to(kind).contiguous(memory_format=memory)
+    weight, bias = rnd(seed + 1, panel, lanes, 3, 3).to(kind), rnd(seed + 2, panel).to(kind)
+    # Written between rows that stay as they are.
+    around = torch.full((height + 2, batch, width, panel), 7, dtype=kind)
+    y = around[1:-1].permute(1, 3, 0, 2) if batch == 1 else None
+    with torch.inference_mode():
+        made = convolved(x, weight, bias, above, below, y)
+    close = {torch.float32: 8e-6, torch.bfloat16: 8e-3}[kind]
+    assert_convolved(made, x, weight, bias, close, above, below)
+    assert y is None or made is y
+    assert (around[0] == 7).all() and (around[-1] == 7).all()
 
 
 def test_sums_known_by_hand_come_out(kind):

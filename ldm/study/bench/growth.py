@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.generate import WHOLE
 from ldm.image_io import written_whole
-from ldm.strips import decode_in_strips
+from ldm.strips import decode_in_strips, strips_pay
 from ldm.study.bench.networks import CONTEXT, made_up, our_autoencoder, our_unet
 from ldm.study.bench.rounds import Row, Work, alternate
 from ldm.study.figures.style import COLOURS, FAINT, PAGE, style
@@ -77,12 +77,12 @@ def steps(
 def decodes(
     dtype: torch.dtype, device: torch.device, rounds: int, sizes: Sequence[tuple[int, int]] = DECODES
 ) -> list[Row]:
-    """The decoder at each batch and side; large pictures in strips, as everywhere."""
+    """The decoder at each batch and side; in strips where pictures are, too."""
     autoencoder: Any = made_up(our_autoencoder, dtype, device)
 
     def work(batch: int, side: int) -> Work:
         z = torch.randn(batch, 4, side, side).to(device, dtype)
-        in_strips = (8 * side) ** 2 > WHOLE
+        in_strips = (8 * side) ** 2 > WHOLE or strips_pay(autoencoder, z)
         return lambda: decode_in_strips(autoencoder, z) if in_strips else autoencoder.decode(z)
 
     works = {f"{8 * side}x{8 * side}": work(batch, side) for batch, side in sizes}

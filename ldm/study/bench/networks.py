@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from importlib import util
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ldm.freeu import PRESETS
-from ldm.modules.winograd_in_c import spares_layout
+from ldm.modules.winograd_in_c import convolves_in_c
+from ldm.strips import decode_in_strips, strips_pay
 from ldm.study.bench.rounds import Row, Work, alternate, peak_memory, rows
 from ldm.util import instantiate_from_config, load_config
 
@@ -23,7 +25,7 @@ def made_up(build: Callable[[], nn.Module], dtype: torch.dtype, device: torch.de
     """
     with torch.device("meta"):
         network = build()
-    spares = build in (our_unet, our_autoencoder) and spares_layout(device, dtype)
+    spares = build in (our_unet, our_autoencoder) and convolves_in_c(device, dtype)
     layout = torch.contiguous_format if spares else torch.channels_last
     network = network.to_empty(device=device).to(dtype).to(memory_format=layout)
     numbers = torch.randn(2**22 + 7, generator=torch.Generator().manual_seed(0)).to(device)
@@ -120,7 +122,8 @@ def decode(dtype: torch.dtype, device: torch.device, rounds: int, side: int = 64
     """The decoder from latents of that side to a picture eight times as wide, peaks beside the weights."""
     z = torch.randn(1, 4, side, side).to(device, dtype)
     ours: Any = made_up(our_autoencoder, dtype, device)
-    works: dict[str, Work] = {"ours": lambda: ours.decode(z)}
+    decoded = partial(decode_in_strips, ours) if strips_pay(ours, z) else ours.decode
+    works: dict[str, Work] = {"ours": lambda: decoded(z)}
     if util.find_spec("diffusers"):
         theirs: Any = made_up(diffusers_autoencoder, dtype, device)
         works["diffusers"] = lambda: theirs.decode(z, return_dict=False)
