@@ -79,9 +79,8 @@ class GroupNorm(nn.GroupNorm):
         """Normalises maps (B, C, H, W); where `overwrite` allows it, in their own memory."""
         sums = sums_in_c(x, self.num_groups) if self._has_c(x) else None
         if sums is not None:
-            return self._in_c(
-                x, sums, x[0].numel() // self.num_groups, x if overwrite else torch.empty_like(x)
-            )
+            y = x if overwrite else torch.empty_like(x)
+            return self._in_c(x, sums, x[0].numel() // self.num_groups, y)
         y = super().forward(x)
         return F.silu(y, inplace=True) if self.silu else y
 
