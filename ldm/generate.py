@@ -20,10 +20,9 @@ from ldm.models.diffusion.plms import PLMSSampler
 from ldm.models.diffusion.sampling import Sampler, Step
 from ldm.modules.diffusionmodules.schedule import check_steps
 from ldm.parameterization import mix_up
-from ldm.strips import decode_in_strips, strips_pay
+from ldm.strips import decode_in_strips, goes_in_strips
 
 LARGEST = 16384  # pixels of a side
-WHOLE = 1024 * 1024  # pixels of the largest picture that is decoded whole
 SAMPLERS: dict[str, type[Sampler]] = {"ddim": DDIMSampler, "plms": PLMSSampler, "dpm": DPMSolverSampler}
 
 
@@ -157,8 +156,7 @@ def decode_one(model: LatentDiffusion, latent: Tensor) -> Tensor:
     hold the whole decode.
     """
     autoencoder, z = model.first_stage_model, latent.to(model.dtype) / model.scale_factor
-    small = latent[0, 0].numel() * autoencoder.downsampling**2 <= WHOLE
-    if small and not strips_pay(autoencoder, z):
+    if not goes_in_strips(autoencoder, z):
         try:
             return model.decode_first_stage(latent)
         except RuntimeError as fault:

@@ -21,6 +21,7 @@ from ldm.modules.layers import Conv3x3, write_inside
 from ldm.modules.norm import GroupNorm, group_sums
 from ldm.modules.winograd_in_c import convolves_in_c
 
+WHOLE = 1024 * 1024  # pixels of the largest picture that is decoded whole
 STRIP = 2**23  # numbers in a strip, or scores of attention at once: 32 MiB in float32
 
 
@@ -28,6 +29,11 @@ STRIP = 2**23  # numbers in a strip, or scores of attention at once: 32 MiB in f
 def decode_in_strips(autoencoder: AutoencoderKL, z: Tensor) -> Tensor:
     """The picture, near [-1, 1], of latents z: (1, embed_dim, h, w) to (1, 3, fh, fw) on the CPU."""
     return _Strips(z.device).decode(autoencoder, z)
+
+
+def goes_in_strips(autoencoder: AutoencoderKL, z: Tensor) -> bool:
+    """Whether latents, (1, embed_dim, h, w), are decoded in strips: those of large pictures, or all."""
+    return z[0, 0].numel() * autoencoder.downsampling**2 > WHOLE or strips_pay(autoencoder, z)
 
 
 def strips_pay(autoencoder: AutoencoderKL, z: Tensor) -> bool:
@@ -58,7 +64,7 @@ class _Strips:
                 if stage.attn:
                     h = self.attention(stage.attn[i], h)
             if stage.upsample is not None:
-                h = self.layer(stage.upsample, h, new_map(h, len(stage.upsample.conv.weight), scale=2))
+                h = self.layer(stage.upsample, h, new_map(h, h.shape[1], scale=2))
         picture = new_map(h, len(decoder.conv_out.weight))  # (1, 3, fh, fw)
         return self.layer(decoder.conv_out, h, picture, decoder.norm_out)
 

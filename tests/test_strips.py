@@ -41,7 +41,7 @@ def latents(model: LatentDiffusion) -> torch.Tensor:
 @pytest.fixture
 def no_haste(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where strips are faster they are not taken for that alone."""
-    monkeypatch.setattr("ldm.generate.strips_pay", lambda *_: False)
+    monkeypatch.setattr(strips_module, "strips_pay", lambda *_: False)
 
 
 @pytest.mark.usefixtures("no_haste")
@@ -51,7 +51,7 @@ def test_real_pictures_come_out_the_same(
 ) -> None:
     whole = decode(model, latents)
     monkeypatch.setattr(strips_module, "STRIP", strip)
-    monkeypatch.setattr("ldm.generate.WHOLE", 0)
+    monkeypatch.setattr(strips_module, "WHOLE", 0)
     for one, other in zip(whole, decode(model, latents), strict=True):
         difference = np.abs(one.astype(int) - other)
         assert difference.max() <= 1 and difference.mean() < 1e-3
@@ -117,7 +117,7 @@ def test_a_decode_that_does_not_fit_is_done_in_strips(
 def test_large_pictures_are_decoded_in_strips(
     model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ldm.generate.WHOLE", 128 * 128)
+    monkeypatch.setattr(strips_module, "WHOLE", 128 * 128)
     asked: list[int] = []
     whole = LatentDiffusion.decode_first_stage
     monkeypatch.setattr(

@@ -68,18 +68,16 @@ class Conv3x3(nn.Conv2d):
         )
 
     def is_in_c(self, x: Tensor) -> bool:
-        """Whether `winograd_in_c` convolves these maps."""
-        if not (self.is_as_made() and self.stride == (1, 1) and is_fast(x, self.weight)):
-            return False
+        """Whether `winograd_in_c` convolves these maps, where the layer is as made and `is_fast` holds."""
         positions, fewest = x.numel() // self.in_channels, min(self.in_channels, self.out_channels)
         some = positions >= SOME_POSITIONS and fewest >= SOME_CHANNELS
-        return some and has_winograd(x, self.weight, self.bias)
+        return self.stride == (1, 1) and some and has_winograd(x, self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.is_in_c(x):
-            return winograd_in_c(x, self.weight, self.bias)
         if not (self.is_as_made() and is_fast(x, self.weight)):
             return super().forward(x)
+        if self.is_in_c(x):
+            return winograd_in_c(x, self.weight, self.bias)
         batch, _, height, width = x.shape
         stride = self.stride[0]
         positions = batch * -(-height // stride) * -(-width // stride)  # of what comes out
@@ -127,9 +125,10 @@ def write_inside(layer: Any, x: Tensor, above: int, below: int, y: Tensor) -> No
     The layer keeps height and width or doubles them, (B, C, above + H + below, W) to (B, C', H, W) or
     (B, C', 2H, 2W), and y, channels last and dense, may be on another device.
     """
-    if x.device == y.device and is_its_weights(layer, Conv3x3) and layer.is_in_c(x):
+    here = x.device == y.device
+    if here and is_its_weights(layer, Conv3x3) and is_fast(x, layer.weight) and layer.is_in_c(x):
         winograd_in_c(x, layer.weight, layer.bias, above, below, y)
-    elif x.device == y.device and is_its_weights(layer, Upsample) and layer.is_convolved_double(x):
+    elif here and is_its_weights(layer, Upsample) and layer.is_convolved_double(x):
         convolved_double(x, layer.conv.weight, layer.conv.bias, above, below, y)
     else:
         made = layer(x)

@@ -13,10 +13,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm.generate import WHOLE
 from ldm.image_io import written_whole
-from ldm.strips import decode_in_strips, strips_pay
-from ldm.study.bench.networks import CONTEXT, made_up, our_autoencoder, our_unet
+from ldm.study.bench.networks import CONTEXT, decoding, made_up, our_autoencoder, our_unet
 from ldm.study.bench.rounds import Row, Work, alternate
 from ldm.study.figures.style import COLOURS, FAINT, PAGE, style
 
@@ -81,9 +79,7 @@ def decodes(
     autoencoder: Any = made_up(our_autoencoder, dtype, device)
 
     def work(batch: int, side: int) -> Work:
-        z = torch.randn(batch, 4, side, side).to(device, dtype)
-        in_strips = (8 * side) ** 2 > WHOLE or strips_pay(autoencoder, z)
-        return lambda: decode_in_strips(autoencoder, z) if in_strips else autoencoder.decode(z)
+        return decoding(autoencoder, torch.randn(batch, 4, side, side).to(device, dtype))
 
     works = {f"{8 * side}x{8 * side}": work(batch, side) for batch, side in sizes}
     flops = [decode_arithmetic(batch, side) for batch, side in sizes]

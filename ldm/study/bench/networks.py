@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ldm.freeu import PRESETS
 from ldm.modules.winograd_in_c import convolves_in_c
-from ldm.strips import decode_in_strips, strips_pay
+from ldm.strips import decode_in_strips, goes_in_strips
 from ldm.study.bench.rounds import Row, Work, alternate, peak_memory, rows
 from ldm.util import instantiate_from_config, load_config
 
@@ -118,12 +118,16 @@ def overhead(dtype: torch.dtype, device: torch.device, rounds: int, side: int = 
     return rows("FreeU on against off", dtype, alternate(works, rounds, device))
 
 
+def decoding(ours: Any, z: Tensor) -> Work:
+    """Our decode of these latents, in strips where pictures are, too."""
+    return partial(decode_in_strips, ours, z) if goes_in_strips(ours, z) else partial(ours.decode, z)
+
+
 def decode(dtype: torch.dtype, device: torch.device, rounds: int, side: int = 64) -> list[Row]:
     """The decoder from latents of that side to a picture eight times as wide, peaks beside the weights."""
     z = torch.randn(1, 4, side, side).to(device, dtype)
     ours: Any = made_up(our_autoencoder, dtype, device)
-    decoded = partial(decode_in_strips, ours) if strips_pay(ours, z) else ours.decode
-    works: dict[str, Work] = {"ours": lambda: decoded(z)}
+    works: dict[str, Work] = {"ours": decoding(ours, z)}
     if util.find_spec("diffusers"):
         theirs: Any = made_up(diffusers_autoencoder, dtype, device)
         works["diffusers"] = lambda: theirs.decode(z, return_dict=False)
