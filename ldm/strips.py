@@ -46,7 +46,10 @@ def strips_pay(autoencoder: AutoencoderKL, z: Tensor) -> bool:
 
 
 class _Strips:
-    """The decoder's layers, each from maps (1, C, H, W) in the host's memory to one there."""
+    """The decoder's layers, each from maps (1, C, H, W) in the host's memory to one there.
+
+    The map lies in one room, what a layer makes of it comes to the other.
+    """
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -55,6 +58,7 @@ class _Strips:
     def decode(self, autoencoder: AutoencoderKL, z: Tensor) -> Tensor:
         decoder: Any = autoencoder.decoder
         h = decoder.conv_in(autoencoder.post_quant_conv(z)).cpu()  # (1, C, h, w)
+        h = self.room("map", h).copy_(h)
         h = self.resnet(decoder.mid.block_1, h)
         h = self.attention(decoder.mid.attn_1, h)
         h = self.resnet(decoder.mid.block_2, h)
@@ -64,20 +68,29 @@ class _Strips:
                 if stage.attn:
                     h = self.attention(stage.attn[i], h)
             if stage.upsample is not None:
-                h = self.layer(stage.upsample, h, new_map(h, h.shape[1], scale=2))
-        picture = new_map(h, len(decoder.conv_out.weight))  # (1, 3, fh, fw)
+                h = self.layer(stage.upsample, h, self.room("made of it", h, scale=2))
+                self.rooms["map"], self.rooms["made of it"] = self.rooms["made of it"], self.rooms["map"]
+        picture = self.room("picture", h, len(decoder.conv_out.weight))  # (1, 3, fh, fw)
         return self.layer(decoder.conv_out, h, picture, decoder.norm_out)
 
     def resnet(self, block: Any, x: Tensor) -> Tensor:
-        """Written over x, where the block keeps its number of channels."""
+        """Written over x."""
         channels = block.norm2.num_channels
-        h = self.layer(block.conv1, x, self.room("between", x, channels), block.norm1)
+        h = self.layer(block.conv1, x, self.room("made of it", x, channels), block.norm1)
         if block.nin_shortcut is not None:
-            x = self.layer(block.nin_shortcut, x, new_map(x, channels))
+            x = self.shortcut(block.nin_shortcut, x, self.room("map", x, channels))
         return self.layer(block.conv2, h, x, block.norm2, add=True)
 
+    def shortcut(self, conv: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Writes to y, which may begin where x does, what a convolution of 1x1 makes of x; returns y."""
+        parts = list(strips(x))
+        # A narrower map stays behind the rows still to be read; a wider one does, from the last row upwards.
+        for top, bottom in parts if y.shape[1] < x.shape[1] else reversed(parts):
+            y[:, :, top:bottom] = conv(x[:, :, top:bottom].to(self.device))
+        return y
+
     def attention(self, block: Any, x: Tensor) -> Tensor:
-        """All positions look at all others, a strip of them at a time, as scores take the most room."""
+        """Added to x: all positions look at all others, a strip of them at a time where scores take room."""
         if isinstance(block, nn.Identity):
             return x
         on_device = x.to(self.device)
@@ -85,7 +98,8 @@ class _Strips:
         q, k, v = (rearrange(f(h), "b c h w -> b 1 (h w) c") for f in (block.q, block.k, block.v))
         at_once = q.shape[2] if h.device.type == "cpu" else max(1, STRIP // q.shape[2])
         h = torch.cat([attention(part, k, v) for part in q.split(at_once, dim=2)], dim=2)
-        return (on_device + block.proj_out(rearrange(h, "b 1 (h w) c -> b c h w", h=x.shape[2]))).cpu()
+        on_device += block.proj_out(rearrange(h, "b 1 (h w) c -> b c h w", h=x.shape[2]))
+        return x.copy_(on_device)
 
     def layer(
         self, conv: nn.Module, x: Tensor, y: Tensor, norm: GroupNorm | None = None, add: bool = False
@@ -114,22 +128,18 @@ class _Strips:
         sums = torch.stack([group_sums(part, norm.num_groups) for part in parts]).sum(0)
         return partial(norm.by_sums, sums=sums, count=x[0].numel() // norm.num_groups)
 
-    def room(self, what: str, x: Tensor, channels: int | None = None) -> Tensor:
-        """Memory for a map like x, with its own number of channels, where the last one of its kind lay."""
+    def room(self, what: str, x: Tensor, channels: int | None = None, scale: int = 1) -> Tensor:
+        """Memory for a map like x, channels last, where the last one of its kind lay.
+
+        It has its own number of channels and is so many times as high and wide.
+        """
         _, own, height, width = x.shape
-        shape = 1, height, width, channels or own
+        shape = 1, scale * height, scale * width, channels or own
         count = math.prod(shape)
         if what not in self.rooms or len(self.rooms[what]) < count:
             self.rooms.pop(what, None)
             self.rooms[what] = torch.empty(count, dtype=x.dtype, device=x.device)
         return self.rooms[what][:count].view(shape).permute(0, 3, 1, 2)
-
-
-def new_map(x: Tensor, channels: int, scale: int = 1) -> Tensor:
-    """Memory for a map of so many channels and so many times as high and wide as x, channels last."""
-    _, _, height, width = x.shape
-    shape = 1, scale * height, scale * width, channels
-    return torch.empty(shape, dtype=x.dtype, device=x.device).permute(0, 3, 1, 2)
 
 
 def strips(x: Tensor) -> Iterator[tuple[int, int]]:

@@ -58,13 +58,18 @@ def test_real_pictures_come_out_the_same(
         assert one.std() > 20
 
 
-@settings(deadline=None, max_examples=12)
-@given(height=st.integers(1, 9), width=st.integers(1, 9), strip=st.integers(1, 3000))
+@settings(deadline=None, max_examples=18)
+@given(
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    strip=st.integers(1, 3000),
+    ch_mult=st.sampled_from([[1, 2, 2], [1, 2, 1], [2, 1, 1, 32]]),  # the last widens where it has room to
+)
 def test_a_decoder_with_attention_gives_the_same_numbers_in_strips_of_any_size(
-    height: int, width: int, strip: int
+    height: int, width: int, strip: int, ch_mult: list[int]
 ) -> None:
     config = load_config("v1-inference.yaml").model.params.first_stage_config
-    config.params.ddconfig.update(ch=8, norm_groups=4, attn_resolutions=[64], ch_mult=[1, 2, 2])
+    config.params.ddconfig.update(ch=8, norm_groups=4, attn_resolutions=[64], ch_mult=ch_mult)
     autoencoder: Any = fill_by_name(instantiate_from_config(config))
     assert any("attn" in name for name, _ in autoencoder.decoder.up.named_modules())
     z = rnd(7, 1, 4, height, width)
