@@ -39,7 +39,7 @@ def goes_in_strips(autoencoder: AutoencoderKL, z: Tensor) -> bool:
 def strips_pay(autoencoder: AutoencoderKL, z: Tensor) -> bool:
     """Whether strips take less time than a decode in one piece, as they do where they are convolved in C.
 
-    Not where convolutions pad otherwise, so that pictures tile: strips have zeros beyond a picture's borders.
+    Not where convolutions pad otherwise, so that pictures tile: those are torch's own.
     """
     layers = (layer for layer in autoencoder.decoder.modules() if isinstance(layer, Conv3x3))
     return convolves_in_c(z.device, z.dtype) and all(layer.is_as_made() for layer in layers)
@@ -108,11 +108,12 @@ class _Strips:
 
         The convolution may look a row beyond those it makes, and double them.
         """
-        height, scale = x.shape[2], y.shape[2] // x.shape[2]
+        scale = y.shape[2] // x.shape[2]
         by_sums = self.by_sums(norm, x) if norm else None
+        around = any(getattr(it, "padding_mode", None) == "circular" for it in conv.modules())
         for top, bottom in strips(x):
-            above, below = min(1, top), min(1, height - bottom)
-            strip = x[:, :, top - above : bottom + below].to(self.device)
+            strip, above, below = with_neighbours(x, top, bottom, around)
+            strip = strip.to(self.device)
             if by_sums:
                 strip = by_sums(strip, y=self.room("normalised", strip))
             rows = y[:, :, scale * top : scale * bottom]
@@ -148,3 +149,15 @@ def strips(x: Tensor) -> Iterator[tuple[int, int]]:
     rows = max(1, STRIP // (channels * width))
     for top in range(0, height, rows):
         yield top, min(top + rows, height)
+
+
+def with_neighbours(x: Tensor, top: int, bottom: int, around: bool) -> tuple[Tensor, int, int]:
+    """Rows of a map with those that a convolution of 3x3 looks at besides: how many above, how many below.
+
+    Beyond the map's borders there are none, but where it pads `around`, its other end.
+    """
+    height = x.shape[2]
+    if around:
+        return x[:, :, torch.arange(top - 1, bottom + 1) % height], 1, 1
+    above, below = min(1, top), min(1, height - bottom)
+    return x[:, :, top - above : bottom + below], above, below

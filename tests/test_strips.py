@@ -58,6 +58,13 @@ def test_real_pictures_come_out_the_same(
         assert one.std() > 20
 
 
+def narrow(ch_mult: list[int]) -> Any:
+    """Stable Diffusion's autoencoder with few channels, and attention at one of its resolutions."""
+    config = load_config("v1-inference.yaml").model.params.first_stage_config
+    config.params.ddconfig.update(ch=8, norm_groups=4, attn_resolutions=[64], ch_mult=ch_mult)
+    return fill_by_name(instantiate_from_config(config))
+
+
 @settings(deadline=None, max_examples=18)
 @given(
     height=st.integers(1, 9),
@@ -68,15 +75,31 @@ def test_real_pictures_come_out_the_same(
 def test_a_decoder_with_attention_gives_the_same_numbers_in_strips_of_any_size(
     height: int, width: int, strip: int, ch_mult: list[int]
 ) -> None:
-    config = load_config("v1-inference.yaml").model.params.first_stage_config
-    config.params.ddconfig.update(ch=8, norm_groups=4, attn_resolutions=[64], ch_mult=ch_mult)
-    autoencoder: Any = fill_by_name(instantiate_from_config(config))
+    autoencoder = narrow(ch_mult)
     assert any("attn" in name for name, _ in autoencoder.decoder.up.named_modules())
     z = rnd(7, 1, 4, height, width)
     whole = autoencoder.decode(z)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(strips_module, "STRIP", strip)
         assert relative_error(decode_in_strips(autoencoder, z), whole) < 1e-5
+
+
+@pytest.mark.parametrize("strip", [1, 300, 3000, 10**6])
+def test_pictures_that_tile_do_so_in_strips(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder that pads around knows no border: what its latents are rolled by, the picture is."""
+    monkeypatch.setattr(strips_module, "STRIP", strip)
+    autoencoder, z = narrow([1, 2, 2]), rnd(7, 1, 4, 5, 6)
+    bordered = decode_in_strips(autoencoder, z)
+    for layer in autoencoder.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.padding_mode = "circular"
+    tile = decode_in_strips(autoencoder, z)
+    assert relative_error(tile, autoencoder.decode(z)) < 1e-5
+    assert (
+        relative_error(decode_in_strips(autoencoder, z.roll((2, 1), (2, 3))), tile.roll((8, 4), (2, 3)))
+        < 1e-5
+    )
+    assert relative_error(tile, bordered) > 0.01
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
