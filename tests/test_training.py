@@ -36,7 +36,7 @@ QUICK = [
     "trainer.accelerator=cpu",
     "trainer.log_every_n_steps=1",
 ]
-AUTOENCODER = [*QUICK, "params.data.crop=32", "trainer.val_check_interval=2"]
+AUTOENCODER = [*QUICK, "params.data.side=64", "params.data.crop=32", "trainer.val_check_interval=2"]
 DIFFUSION = [*QUICK, "params.side=64", "trainer.val_check_interval=2"]
 
 

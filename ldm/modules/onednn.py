@@ -1,8 +1,9 @@
 """Products on a CPU by oneDNN where it is faster, which torch takes there for bfloat16 alone.
 
 torch hands float32 products to MKL. Where there is AVX-512 that takes twice as long as oneDNN on processors
-that are not Intel's, so there they go to oneDNN; by AVX2, oneDNN takes 1.1 times as long as MKL. Weights stay
-as they lie: no second copy, so that loading, moving, copying and training a model are as they are elsewhere.
+that are not Intel's, so there they go to oneDNN, but for small ones, which MKL begins sooner; by AVX2, oneDNN
+takes 1.1 times as long as MKL. Weights stay as they lie: no second copy, so that loading, moving, copying and
+training a model are as they are elsewhere.
 """
 
 import platform
@@ -22,6 +23,7 @@ HAS_BFLOAT16 = HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 HAS_AMX = has_amx()
 CPU_VECTORS = torch.backends.cpu.get_cpu_capability().lower()  # "avx2", "avx512" or others
 HAS_AVX512 = CPU_VECTORS == "avx512"
+SMALL = 2**21  # multiplications
 
 
 def is_fast(x: Tensor, weight: Tensor) -> bool:
@@ -45,7 +47,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = 
 
     With `gelu` it is the GELU of that, taken before the numbers are rounded.
     """
-    if x.dtype == torch.float32 and not HAS_AVX512:
+    if x.dtype == torch.float32 and not (HAS_AVX512 and x.numel() * len(weight) > SMALL):
         y = F.linear(x, weight, bias)
         return torch.ops.aten.gelu_(y) if gelu else y
     exact = "none"  # the form of the GELU: no approximation
