@@ -98,6 +98,8 @@ def read_with_base(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
         text = decode(path.read_bytes())
         check_yaml(text)
         content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+    except AssertionError:  # OmegaConf's, of a number in quotes and no more
+        content = None
     except (*FAULTS, OSError) as fault:
         raise InputError(f"{path} is not a YAML config: {_reason(fault)}.") from None
     # OmegaConf takes a bare text for a key without a value.

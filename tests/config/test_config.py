@@ -212,6 +212,8 @@ def test_a_base_lies_under_a_config_and_overrides_on_top(tmp_path: Path) -> None
         ("\tmodel: 1", "not a YAML config"),
         ("- a list", "no `model:` section"),
         ("just words", "describes no U-Net"),
+        ("'0'", "describes no U-Net"),
+        ("'- a'", "describes no U-Net"),
         ("", "describes no U-Net"),
         ("base: self.yaml", "its own `base:`"),
         ("base: nowhere.yaml", "no config 'nowhere.yaml'"),

@@ -33,6 +33,7 @@ def test_the_clients_pictures_are_txt2imgs(served: Served, txt2img):
     assert told["seed"] == 3 and told["b1"] == 1.4 and told["s2"] == served.studio.config_freeu.s2
 
 
+@pytest.mark.slow
 def test_readmes_five_lines_run(served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     code = re.search(r"<!-- the page's client -->\n```python\n(.*?)```", readme, re.S)[1]
