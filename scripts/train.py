@@ -9,7 +9,7 @@ The folder gets checkpoints, the losses as CSV, sample pictures and, at the end,
 checkpoint goes on from it, and ends as if it had never been stopped. Trailing arguments change the config:
 `checkpoint_every=100` keeps a checkpoint every 100 steps, `checkpoint_every=null` one at the end alone.
 `trainer.*` are Lightning's own options: `trainer.devices=8 trainer.num_nodes=2` trains on two machines of
-eight GPUs.
+eight GPUs, `trainer.precision=bf16-mixed` in mixed precision.
 """
 
 import argparse
@@ -37,6 +37,7 @@ from ldm.training.stage import Stage
 from ldm.util import instantiate_from_config, load_config
 
 NEEDED = ("target", "params", "seed", "ema_decay", "checkpoint_every", "trainer")
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")  # in all of which the weights themselves are in float32
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -112,7 +113,7 @@ def make_trainer(config: DictConfig, outdir: Path, averaging: WeightAveraging) -
     for misfit in misfits(pl.Trainer, settings["trainer"]):
         raise InputError(f"trainer.{misfit}.")
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             max_epochs=-1,
             default_root_dir=outdir,
             logger=logger,
@@ -121,12 +122,14 @@ def make_trainer(config: DictConfig, outdir: Path, averaging: WeightAveraging) -
             use_distributed_sampler=False,  # the stages' loaders know of all processes
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
-            gradient_clip_val=1.0,
-            **settings["trainer"],
+            **({"gradient_clip_val": 1.0} | settings["trainer"]),
         )
     except (TypeError, ValueError, MisconfigurationException) as fault:
         reason = " ".join(str(fault).split())
         raise InputError(f"Lightning refuses the `trainer.` options: {reason}") from None
+    if trainer.precision not in PRECISIONS:
+        raise InputError(f"trainer.precision is {trainer.precision}: give {', '.join(PRECISIONS)}.")
+    return trainer
 
 
 def main(argv: list[str]) -> int:

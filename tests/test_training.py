@@ -98,6 +98,19 @@ def test_a_run_whose_folder_holds_a_checkpoint_goes_on_from_it(tmp_path: Path) -
     assert sorted(read_losses(tmp_path)) == [0, 1, 2]
 
 
+def test_training_in_mixed_precision_moves_the_weights_nearly_as_in_float32(tmp_path: Path) -> None:
+    def weights(name: str, *options: str) -> torch.Tensor:
+        asked = [*QUICK, "trainer.max_steps=3", "ema_decay=0", *options]
+        train("train/tiny_words.yaml", tmp_path / name, asked)
+        left = load_file(tmp_path / name / "model.safetensors")
+        return torch.cat([weight.flatten() for weight in left.values() if weight.is_floating_point()])
+
+    begun = weights("begun", "params.lr=1e-12")
+    plain = weights("plain", "params.lr=0.1")
+    mixed = weights("mixed", "params.lr=0.1", "trainer.precision=bf16-mixed")
+    assert 0 < (mixed - plain).norm() < 0.3 * (plain - begun).norm()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_training_that_is_stopped_says_how_to_go_on(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture

@@ -192,8 +192,14 @@ def test_a_checkpoint_holds_no_weights_of_a_loss_that_is_no_number_in_part_of_a_
         (
             "tiny",
             f"params.weights={CHECKPOINTS / 'judge.safetensors'}",
-            "judge.safetensors does not hold all weights of the config's model: .* params.weights=FILE",
+            "judge.safetensors does not hold all weights of the config's LatentDiffusion, .* params.weights",
         ),
+        (
+            "tiny",
+            f"params.autoencoder={CHECKPOINTS / 'judge.safetensors'}",
+            r"all weights of the config's AutoencoderKL, such as .* \(.*\): .* params.autoencoder=FILE",
+        ),
+        ("tiny_words", "trainer.precision=16-true", "trainer.precision is 16-true: give 32-true, 16-mix"),
     ],
 )
 def test_options_that_no_training_can_have_are_refused_in_a_line_before_anything_is_written(

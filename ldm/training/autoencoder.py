@@ -13,7 +13,7 @@ from ldm.data.datasets import ScenePictures
 from ldm.errors import InputError
 from ldm.generate import seeded_noise
 from ldm.models.autoencoder import AutoencoderKL
-from ldm.training.stage import SHOWN, SHOWN_SEED, Stage, read_weights
+from ldm.training.stage import SHOWN, SHOWN_SEED, Stage, load_weights
 from ldm.util import instantiate_from_config
 
 
@@ -47,7 +47,7 @@ class AutoencoderTraining(Stage):
                 "crop no larger than the side."
             )
         if weights is not None:
-            self.model.load_state_dict(read_weights(weights, "weights"))
+            load_weights(self.model, weights, "weights")
         if decoder_only:
             self.model.encoder.requires_grad_(False)
             self.model.quant_conv.requires_grad_(False)

@@ -13,9 +13,8 @@ from torch.utils.data import DataLoader
 
 from ldm.data.datasets import SceneLatents
 from ldm.data.scenes import describe, draw_scene
-from ldm.errors import InputError
 from ldm.generate import Sampling, check, generate
-from ldm.training.stage import SHOWN, SHOWN_SEED, Stage, read_weights
+from ldm.training.stage import SHOWN, SHOWN_SEED, Stage, load_weights
 from ldm.util import instantiate_from_config
 
 
@@ -57,16 +56,10 @@ class DiffusionTraining(Stage):
         # Making the latents takes long, so what does not fit is refused before.
         inspect.signature(SceneLatents).bind(cache, self.model.first_stage_model, side=side, **data)
         if weights is not None:
-            # The schedule is not among them.
-            absent = self.model.load_state_dict(read_weights(weights, "weights"), strict=False).missing_keys
-            if {name for name, _ in self.model.named_parameters()} & set(absent):
-                raise InputError(
-                    f"{weights} does not hold all weights of the config's model: name others with "
-                    "params.weights=FILE."
-                )
+            load_weights(self.model, weights, "weights")
         else:
-            self.model.first_stage_model.load_state_dict(read_weights(autoencoder, "autoencoder"))
-            self.model.cond_stage_model.load_state_dict(read_weights(text_encoder, "text_encoder"))
+            load_weights(self.model.first_stage_model, autoencoder, "autoencoder")
+            load_weights(self.model.cond_stage_model, text_encoder, "text_encoder")
         self.model.first_stage_model.requires_grad_(False)
         self.model.cond_stage_model.requires_grad_(False)
 

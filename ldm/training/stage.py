@@ -9,7 +9,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.random import default_rng
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ldm.checkpoint import read_tensors
@@ -20,14 +20,24 @@ SHOWN = 16  # pictures on a sheet of samples
 SHOWN_SEED = 2**32  # of the scenes that are shown; training's seeds lie below
 
 
-def read_weights(path: str, option: str) -> dict[str, Tensor]:
-    """The weights that a training before this one left, which the config names in `params.<option>`."""
+def load_weights(network: nn.Module, path: str, option: str) -> None:
+    """Gives a network the weights of a file, which the config names in `params.<option>`.
+
+    Raises InputError where there are none, or those of another network.
+    """
     if not Path(path).is_file():
         raise InputError(
             f"There are no weights {path}. Run first what makes them (checkpoints/README.md has the order), "
             f"or name others: params.{option}=FILE."
         )
-    return read_tensors(path)
+    given = read_tensors(path)
+    for name, weight in network.named_parameters():
+        if name not in given or given[name].shape != weight.shape:
+            raise InputError(
+                f"{path} does not hold all weights of the config's {type(network).__name__}, such as {name} "
+                f"{tuple(weight.shape)}: name others with params.{option}=FILE."
+            )
+    network.load_state_dict(given, strict=False)  # a schedule, which is computed, is not among them
 
 
 class Shuffled(DistributedSampler):
@@ -80,8 +90,10 @@ class Stage(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.parameters() if p.requires_grad]
+        # In mixed precision a fused step would scale the gradients itself, after they were to be clipped.
+        fused = None if "mixed" in self.trainer.precision else True
         optimizer = torch.optim.AdamW(
-            parameters, lr=self.lr, betas=(0.9, 0.99), weight_decay=self.weight_decay, fused=True
+            parameters, lr=self.lr, betas=(0.9, 0.99), weight_decay=self.weight_decay, fused=fused
         )
         total = self.trainer.max_steps
 
