@@ -9,18 +9,22 @@ NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory")  # as 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
     """The device of that name, if it is there; "auto" is CUDA, then MPS, then the CPU. Raises InputError."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, found in there.items() if found))
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if count(kind)))
     try:
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"there is no kind of device called {name!r}: give auto, cuda, mps or cpu") from None
-    if not there.get(device.type, True):
+    if (device.index or 0) >= count(device.type):
         raise InputError(
             f"{name} is asked for, but torch finds no such device here: give --device auto or cpu"
         )
     return device
+
+
+def count(kind: str) -> int:
+    """How many devices of a kind ("cuda", "mps", "xpu", ...) torch finds here."""
+    return getattr(getattr(torch, kind, None), "device_count", lambda: 0)()
 
 
 def pick_dtype(device: torch.device) -> torch.dtype:

@@ -1,5 +1,6 @@
 """Faults that a user can mend, and what a script makes of them."""
 
+import errno
 import io
 import signal
 import sys
@@ -67,6 +68,11 @@ def exit_code(work: Callable[[], object], stopped: str) -> int:
         work()
     except InputError as fault:
         print(f"error: {fault}", file=sys.stderr)
+        return 2
+    except OSError as fault:
+        if fault.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: {str(fault.filename)[:40]}... is too long a name of a file.", file=sys.stderr)
         return 2
     except KeyboardInterrupt as asked:
         print(f"\n{stopped}", file=sys.stderr)

@@ -112,9 +112,9 @@ def test_a_memory_that_is_too_small_is_known_however_a_device_says_it(fault, ans
 
 
 def test_a_device_that_is_missing_is_said() -> None:
-    missing = "mps" if torch.cuda.is_available() else "cuda"
-    with pytest.raises(InputError, match=missing):
-        pick_device(missing)
+    for missing in ("mps" if torch.cuda.is_available() else "cuda", "cuda:99", "cpu:1", "meta"):
+        with pytest.raises(InputError, match=f"^{missing} is asked for, but torch finds no such device here"):
+            pick_device(missing)
 
 
 # Fills a model, half of it convolutions, from a file of 200 MB and prints by how many bytes memory grew: at

@@ -8,7 +8,7 @@ from torch import nn
 from ldm.data.scenes import describe, draw_scene
 from ldm.errors import InputError
 from ldm.modules.encoders.words import WordEmbedder
-from ldm.txt2img.jobs import Job, read_prompts
+from ldm.txt2img.jobs import Job, check_number, read_prompts
 
 PAIRS = 16  # at least, unless told otherwise
 FIRST_SEED = 42
@@ -30,8 +30,9 @@ PAPER_PROMPTS = (
 def usual_prompts(text_encoder: nn.Module, count: int | None) -> list[str]:
     """The prompts a model is studied on: captions of scenes for the embedded one, else the paper's.
 
-    Raises InputError where more are asked for than the paper has.
+    Raises InputError where more are asked for than the paper has, or than anybody means.
     """
+    check_number(count or 0)
     if isinstance(text_encoder, WordEmbedder):
         return [
             describe(draw_scene(default_rng((SCENES_SEED, k))))
@@ -59,4 +60,5 @@ def plan_pairs(prompts: str | None, seeds: int | None, text_encoder: nn.Module) 
     if seeds is not None and seeds < 1:
         raise InputError(f"--seeds is {seeds}: give how many to take with each prompt, 1 or more.")
     each = -(-PAIRS // len(texts)) if seeds is None else seeds
+    check_number(len(texts) * each)
     return [Job(text, FIRST_SEED + each * i + k) for i, text in enumerate(texts) for k in range(each)]

@@ -15,6 +15,15 @@ class Job:
     seed: int
 
 
+MOST_PICTURES = 1_000_000
+
+
+def check_number(pictures: int) -> None:
+    """Raises InputError where a run is asked for more pictures than anybody means."""
+    if pictures > MOST_PICTURES:
+        raise InputError(f"That would be over {MOST_PICTURES:,} pictures: ask for fewer at a time.")
+
+
 def read_prompts(path: Path) -> list[str]:
     """The prompts in a file, one a line, blank lines left out. Raises InputError where there is none."""
     try:

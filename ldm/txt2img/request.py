@@ -12,14 +12,14 @@ from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.txt2img.jobs import Job, plan, read_prompts
+from ldm.txt2img.jobs import Job, check_number, plan, read_prompts
 from ldm.txt2img.settings_grid import Axis, Cell, grid_jobs, parse_grid
 from ldm.util import FREE_UNET, FREEU, unet_section
 
 DEFAULT_PROMPT = "a professional photograph of an astronaut riding a horse"
 DTYPES = {"full": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-MOST_PICTURES = 1_000_000
 SIZES = {name: get_type_hints(Sampling)[name] for name in ("height", "width", "steps", "scale")}
+KINDS = {int: "a whole number", float: "a number", str: "a text"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def usual_settings(config: DictConfig) -> dict[str, Any]:
         if name not in hints:
             raise InputError(f"The config's sampling section has {name!r}; it may hold {', '.join(hints)}.")
         if not fits(value, hints[name]):
-            raise InputError(f"The config's sampling.{name} is {value!r}: give a {hints[name].__name__}.")
+            raise InputError(f"The config's sampling.{name} is {value!r}: give {KINDS[hints[name]]}.")
     return dict(usual)
 
 
@@ -90,8 +90,7 @@ def read_request(arguments: Namespace, config: DictConfig) -> Request:
         times = arguments.n_samples
     else:
         lines, times = read_prompts(arguments.from_file), arguments.repeat
-    if len(lines) * times * arguments.n_iter > MOST_PICTURES:
-        raise InputError(f"That would be over {MOST_PICTURES:,} pictures: ask for fewer at a time.")
+    check_number(len(lines) * times * arguments.n_iter)
     prompts = [line for line in lines for _ in range(times)]
     texts = list(dict.fromkeys([*prompts, arguments.negative_prompt]))
     for text in texts:

@@ -34,6 +34,8 @@ def said(outcome: Outcome) -> str:
         (["--all", "--prompts", "0"], "--prompts is 0"),
         (["--all", "--prompts", "no-such-file"], "no-such-file cannot be read"),
         (["--all", "--seeds", "0"], "--seeds is 0"),
+        (["--all", "--seeds", "999999999999"], "over 1,000,000 pictures"),
+        (["--all", "--prompts", "999999999999"], "over 1,000,000 pictures"),
         (["--all", "--steps", "0"], "0"),
         (["--all", "--steps", "1001"], "1001"),
         (["--all", "--config", "no-such.yaml"], "no-such.yaml"),

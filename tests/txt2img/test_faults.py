@@ -87,7 +87,7 @@ def fault(outcome: Any, most: int = 2) -> str:
         (["--prompt", "caf\udce9"], ["not valid Unicode"]),
         (["--negative-prompt", "caf\udce9"], ["not valid Unicode"]),
         (["--colour", "red"], ["--colour"]),
-        (["sampling.steps=ten"], ["sampling.steps is 'ten'"]),
+        (["sampling.steps=ten"], ["sampling.steps is 'ten': give a whole number."]),
         (["sampling.height=1e400"], ["sampling.height is"]),
         (["sampling.step=10"], ["'step'", "steps"]),
         (["sampling=5"], ["sampling section is 5"]),

@@ -13,7 +13,7 @@ from ldm.data.scenes import Scene, describe, draw_scene
 from ldm.errors import InputError
 from ldm.modules.encoders.words import WordEmbedder
 from ldm.study.pairs import FIRST_SEED, SCENES_SEED, usual_prompts
-from ldm.txt2img.jobs import Job, read_prompts
+from ldm.txt2img.jobs import Job, check_number, read_prompts
 
 CAPTIONS = 64  # for the embedded model, unless told otherwise
 
@@ -58,6 +58,7 @@ def plan(
     if prompts is not None and from_file:
         texts = read_prompts(Path(prompts))
     elif embedded:
+        check_number((count or usual) * seeds)
         known = apart.prompts if apart else []
         drawn = (draw_scene(default_rng((SCENES_SEED, k)), held_out) for k in count_up(len(known)))
         scenes = list(islice((scene for scene in drawn if describe(scene) not in known), count or usual))
@@ -125,6 +126,7 @@ def read_seen(path: Path) -> Asked:
 
 
 def paired(texts: list[str], seeds: int, apart: Asked | None = None) -> list[list[Job]]:
-    """Each text with so many seeds, counted on from those that are `apart`: (P, S)."""
+    """Each text with so many seeds, counted on from those that are `apart`: (P, S). Raises InputError."""
+    check_number(len(texts) * seeds)
     first = FIRST_SEED + (sum(map(len, apart.pairs)) if apart else 0)
     return [[Job(text, first + seeds * i + k) for k in range(seeds)] for i, text in enumerate(texts)]
