@@ -125,9 +125,9 @@ WATCH = Watch()
 
 
 @functools.cache
-def script() -> Any:
-    """scripts/txt2img.py as a module."""
-    spec = importlib.util.spec_from_file_location("txt2img", ROOT / "scripts" / "txt2img.py")
+def script(name: str = "txt2img") -> Any:
+    """A file of scripts/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -147,8 +147,8 @@ def load_once(config: Any, ckpt: Any, *rest: Any, **options: Any) -> Any:
     return KEPT[key]
 
 
-def run(folder: Path, *argv: str, imports: bool = False) -> Ended:
-    """Runs scripts/txt2img.py in a folder of its own, and sees to it that it ends as it should.
+def run(folder: Path, *argv: str, name: str = "txt2img", imports: bool = False) -> Ended:
+    """Runs a script in a folder of its own, and sees to it that it ends as it should.
 
     With `imports` it may write elsewhere: torch 2.6 makes a temporary file as it is imported.
     """
@@ -172,7 +172,7 @@ def run(folder: Path, *argv: str, imports: bool = False) -> Ended:
             torch.no_grad(),
             WATCH.on(out),
         ):
-            code = script().main(["--outdir", str(out), "--device", "cpu", *argv])
+            code = script(name).main(["--outdir", str(out), "--device", "cpu", *argv])
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     finally:
