@@ -10,19 +10,19 @@ NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory")  # as 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
     """The device of that name, if it is there; "auto" is CUDA, then MPS, then the CPU. Raises InputError."""
     if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if count(kind)))
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if device_count(kind)))
     try:
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"there is no kind of device called {name!r}: give auto, cuda, mps or cpu") from None
-    if (device.index or 0) >= count(device.type):
+    if (device.index or 0) >= device_count(device.type):
         raise InputError(
             f"{name} is asked for, but torch finds no such device here: give --device auto or cpu"
         )
     return device
 
 
-def count(kind: str) -> int:
+def device_count(kind: str) -> int:
     """How many devices of a kind ("cuda", "mps", "xpu", ...) torch finds here."""
     return getattr(getattr(torch, kind, None), "device_count", lambda: 0)()
 

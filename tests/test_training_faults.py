@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
 from ldm.training import AutoencoderTraining, WordsTraining
-from ldm.training.stage import Stage
+from ldm.training.stage import Stage, load_weights
 from ldm.util import CHECKPOINTS
 from tests.test_training import QUICK, main, train
 
@@ -192,7 +193,8 @@ def test_a_checkpoint_holds_no_weights_of_a_loss_that_is_no_number_in_part_of_a_
         (
             "tiny",
             f"params.weights={CHECKPOINTS / 'judge.safetensors'}",
-            "judge.safetensors does not hold all weights of the config's LatentDiffusion, .* params.weights",
+            "judge.safetensors does not hold all weights of the config's LatentDiffusion, .* "
+            "params.weights=FILE",
         ),
         (
             "tiny",
@@ -213,6 +215,16 @@ def test_options_that_no_training_can_have_are_refused_in_a_line_before_anything
     assert re.search(said, line)
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
     assert (tmp_path / "config.yaml").read_text() == "as it was"
+
+
+def test_weights_that_hold_more_than_the_network_that_they_are_to_be_are_refused(tmp_path: Path) -> None:
+    given, network = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    save_file(given.state_dict() | {"more": torch.zeros(1)}, tmp_path / "more.safetensors")
+    said = r"more.safetensors holds more than the config's Linear, such as more: .* params.autoencoder=FILE"
+    with pytest.raises(InputError, match=said):
+        load_weights(network, str(tmp_path / "more.safetensors"), "autoencoder")
+    load_weights(network, str(tmp_path / "more.safetensors"), "weights", strict=False)
+    assert torch.equal(network.weight, given.weight) and torch.equal(network.bias, given.bias)
 
 
 def test_samples_that_fill_no_batch_leave_the_config_of_the_run_before(tmp_path: Path) -> None:

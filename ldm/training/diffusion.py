@@ -56,7 +56,7 @@ class DiffusionTraining(Stage):
         # Making the latents takes long, so what does not fit is refused before.
         inspect.signature(SceneLatents).bind(cache, self.model.first_stage_model, side=side, **data)
         if weights is not None:
-            load_weights(self.model, weights, "weights")
+            load_weights(self.model, weights, "weights", strict=False)  # they hold no schedule
         else:
             load_weights(self.model.first_stage_model, autoencoder, "autoencoder")
             load_weights(self.model.cond_stage_model, text_encoder, "text_encoder")

@@ -20,10 +20,11 @@ SHOWN = 16  # pictures on a sheet of samples
 SHOWN_SEED = 2**32  # of the scenes that are shown; training's seeds lie below
 
 
-def load_weights(network: nn.Module, path: str, option: str) -> None:
+def load_weights(network: nn.Module, path: str, option: str, strict: bool = True) -> None:
     """Gives a network the weights of a file, which the config names in `params.<option>`.
 
-    Raises InputError where there are none, or those of another network.
+    Raises InputError where there are none, or those of another network. Unless `strict`, what the network
+    computes by itself may be missing, and there may be more.
     """
     if not Path(path).is_file():
         raise InputError(
@@ -31,13 +32,19 @@ def load_weights(network: nn.Module, path: str, option: str) -> None:
             f"or name others: params.{option}=FILE."
         )
     given = read_tensors(path)
-    for name, weight in network.named_parameters():
+    wanted = network.state_dict() if strict else dict(network.named_parameters())
+    for name, weight in wanted.items():
         if name not in given or given[name].shape != weight.shape:
             raise InputError(
                 f"{path} does not hold all weights of the config's {type(network).__name__}, such as {name} "
                 f"{tuple(weight.shape)}: name others with params.{option}=FILE."
             )
-    network.load_state_dict(given, strict=False)  # a schedule, which is computed, is not among them
+    if strict and (foreign := given.keys() - wanted.keys()):
+        raise InputError(
+            f"{path} holds more than the config's {type(network).__name__}, such as {min(foreign)}: name "
+            f"others with params.{option}=FILE."
+        )
+    network.load_state_dict(given, strict=strict)
 
 
 class Shuffled(DistributedSampler):

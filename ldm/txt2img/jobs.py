@@ -6,6 +6,8 @@ from pathlib import Path
 from ldm.errors import InputError
 from ldm.util import decode
 
+MOST_PICTURES = 1_000_000
+
 
 @dataclass(frozen=True)
 class Job:
@@ -13,9 +15,6 @@ class Job:
 
     prompt: str
     seed: int
-
-
-MOST_PICTURES = 1_000_000
 
 
 def check_number(pictures: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from ldm.device import pick_device
+from ldm.device import device_count, pick_device
 from ldm.errors import InputError, escape_what_streams_lack, stop_when_asked
 
 T = TypeVar("T")
@@ -116,7 +116,7 @@ def in_processes(work: Work, devices: int, device: str) -> None:
         work(pick_device(device), Group())
         return
     here, found = here if external else devices, pick_device(device)
-    there = {"cuda": torch.cuda.device_count(), "cpu": here}.get(found.type, 1)
+    there = here if found.type == "cpu" else device_count(found.type)
     # SLURM may show each process one GPU alone, its own.
     own = external and "LOCAL_WORLD_SIZE" not in os.environ and there == 1
     if (here > there and not own) or found.index is not None:

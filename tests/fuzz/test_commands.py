@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fuzz.harness import FLOATS, INTEGERS, TEXTS, cases, run, script
+from tests.fuzz.harness import COUNTS, FLOATS, INTEGERS, TEXTS, cases, run, script
 
 # A download would reach for the network, other folders are for the user to choose, and several processes are
 # tested elsewhere.
@@ -40,7 +40,7 @@ def words(draw: st.DrawFn) -> list[str]:
     if name in ("--H", "--height", "--W", "--width"):
         value = SIZES
     elif name in ("--n_samples", "--n_iter", "--repeat", "--steps", "--ddim_steps"):
-        value = INTEGERS.filter(lambda number: not 3 < number < 2**31)
+        value = COUNTS
     elif flag.choices and draw(st.booleans()):
         value = st.sampled_from(list(flag.choices))
     else:

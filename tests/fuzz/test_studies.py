@@ -1,13 +1,12 @@
 """Command lines of the studies: evaluations, searches and figures with any values of their flags."""
 
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fuzz.harness import FLOATS, INTEGERS, TEXTS, cases, run
+from tests.fuzz.harness import COUNTS, FLOATS, TEXTS, cases, run
 
 SMALL = ["sampling.height=64", "sampling.width=64", "--steps=1", "--prompts=2"]
 FEWEST = {
@@ -15,7 +14,6 @@ FEWEST = {
     "search": [*SMALL, "--fresh-prompts=2", "--trials=4", "--metrics=saturation:lower"],
     "figures": [*SMALL, "--seeds=1", "--figure=3"],
 }
-COUNTS = INTEGERS.filter(lambda number: not 3 < number < 2**31)
 FACTORS = st.builds(
     "{}={}".format, st.sampled_from(["b1", "s2", "version", "stop", "channels"]), FLOATS | TEXTS
 )
@@ -57,6 +55,5 @@ def test_any_flags_of_a_study_are_followed_or_refused(
 @pytest.fixture(scope="module")
 def studied(folder: Path, tiny_checkpoint: Path) -> None:
     """Each study was made once, and so all that they import late has been imported."""
-    sys.dont_write_bytecode = True
     for name, few in FEWEST.items():
         assert run(folder, "--ckpt", str(tiny_checkpoint), *few, name=name, imports=True).code == 0
