@@ -4,7 +4,14 @@ import torch
 
 from ldm.errors import InputError
 
-NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory")  # as MPS, Linux and Windows say it
+# As MPS says it of all its memory and of one tensor, CUDA's libraries of theirs, Linux and Windows.
+NO_ROOM = (
+    "out of memory",
+    "Invalid buffer size",
+    "STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+    "not enough memory",
+)
 
 
 def pick_device(name: str | torch.device = "auto") -> torch.device:
@@ -35,8 +42,9 @@ def pick_dtype(device: torch.device) -> torch.dtype:
             return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
         case "mps":
             return torch.float16
-    # On a CPU that does not multiply bfloat16 itself it is slower than float32.
-    return torch.bfloat16 if has_amx() or has_avx512_bf16() else torch.float32
+        case "cpu" if not (has_amx() or has_avx512_bf16()):
+            return torch.float32  # one that does not multiply bfloat16 itself is slower in it
+    return torch.bfloat16
 
 
 def is_out_of_memory(fault: Exception) -> bool:

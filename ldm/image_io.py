@@ -83,14 +83,14 @@ def is_whole(path: Path) -> bool:
 
 
 def read_picture(path: Path) -> Picture:
-    """The pixels of a PNG that `save_png` wrote. Raises InputError where it can no longer be read."""
+    """The pixels of a picture, (H, W, 3). Raises InputError where it cannot be read."""
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
     except Image.DecompressionBombError as fault:
         raise InputError(f"{path} cannot be read: {fault}") from None
     except (OSError, SyntaxError, ValueError) as fault:
-        raise InputError(f"{path} is no longer a picture that can be read: {fault}") from None
+        raise InputError(f"{path} is not a picture that can be read: {fault}") from None
 
 
 def writable_folder(path: Path) -> Path:

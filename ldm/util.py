@@ -28,7 +28,8 @@ CHECKPOINTS = ROOT / "checkpoints"
 UNET = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
 FREE_UNET = "ldm.modules.diffusionmodules.openaimodel.Free_UNetModel"
 FACTORS = ("b1", "b2", "s1", "s2")
-FREEU = (*FACTORS, "version", "threshold", "match", "strength", "start", "stop", "ramp", "channels", "stages")
+FREEU_NAMES = (*FACTORS, "version", "threshold", "match", "strength", "start", "stop", "ramp", "channels")
+FREEU = (*FREEU_NAMES, "stages")
 
 # What OmegaConf and YAML raise for contents that they cannot take.
 FAULTS = (

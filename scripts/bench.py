@@ -47,15 +47,18 @@ def rows_of(arguments: argparse.Namespace) -> Iterator["Row"]:
     import torch
 
     from ldm.device import pick_device, pick_dtype
+    from ldm.errors import InputError
     from ldm.study.bench import filters, networks, start
 
     device, rounds, side = pick_device(arguments.device), arguments.rounds, 32 if arguments.quick else 64
     usual = [pick_dtype(device)] if arguments.quick else [torch.float32, torch.bfloat16]
+    if "start" in arguments.subject and device.type != "cpu":
+        raise InputError("--subject start is measured on a CPU alone: give --device cpu.")
     kinds = [getattr(torch, name) for name in arguments.dtype or ()] or usual
     for subject in arguments.subject:
         if subject == "picture":
             with TemporaryDirectory() as folder:
-                yield from start.embedded_picture(Path(folder), rounds)
+                yield from start.embedded_picture(Path(folder), rounds, arguments.device)
             continue
         for dtype in kinds:
             match subject:

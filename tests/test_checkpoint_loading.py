@@ -83,6 +83,7 @@ def test_a_cpu_computes_in_bfloat16_where_it_multiplies_that(monkeypatch, tiles,
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors, raising=False)
     assert pick_dtype(torch.device("cpu")) == kind
+    assert pick_dtype(torch.device("xpu")) == torch.bfloat16  # whatever its CPU does
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,9 @@ def test_a_card_computes_in_bfloat16_from_ampere_on(monkeypatch, capability, kin
         (RuntimeError("MPS backend out of memory (MPS allocated: 8.9 GiB, max allowed: 9.1 GiB)"), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."), True),
+        (RuntimeError("Invalid buffer size: 28.48 GiB"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
         (MemoryError(), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("out of memory"), False),

@@ -385,6 +385,16 @@ def test_each_process_takes_a_gpu_of_its_own_also_where_slurm_shows_it_no_other(
         in_processes(lambda *_: None, 1, "cuda")
 
 
+def test_processes_share_the_devices_of_any_kind_and_one_device_is_not_shared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.xpu, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.xpu, "set_device", lambda _: None)
+    assert [_device("xpu", index) for index in range(3)] == [torch.device("xpu", i) for i in (0, 1, 0)]
+    with pytest.raises(InputError, match="--device xpu:1 is one device and --devices 2: give --device xpu"):
+        in_processes(lambda *_: None, 2, "xpu:1")
+
+
 @pytest.mark.parametrize(("devices", "said"), [(0, "--devices is 0"), (-1, "--devices is -1")])
 def test_a_number_of_devices_that_is_none_is_refused(devices: int, said: str) -> None:
     with pytest.raises(InputError, match=said):

@@ -111,6 +111,34 @@ def test_training_in_mixed_precision_moves_the_weights_nearly_as_in_float32(tmp_
     assert 0 < (mixed - plain).norm() < 0.3 * (plain - begun).norm()
 
 
+@pytest.mark.parametrize(
+    ("own", "trainers", "kind"),
+    [
+        ("false", "32-true", torch.float32),
+        ("false", "bf16-mixed", torch.bfloat16),
+        ("true", "32-true", torch.bfloat16),
+    ],
+)
+def test_the_u_net_learns_in_its_own_precision_or_in_the_trainers(
+    stages: Path, tmp_path: Path, own: str, trainers: str, kind: torch.dtype
+) -> None:
+    seen = set()
+
+    def see(layer: torch.nn.Module, _: object, made: torch.Tensor) -> None:
+        if isinstance(layer, torch.nn.Conv2d):
+            seen.add(made.dtype)
+
+    given = f"params.weights={stages / 'diffusion' / 'model.safetensors'}"
+    asked = [*DIFFUSION, given, f"params.cache={stages / 'latents.npy'}", "trainer.max_steps=1"]
+    asked += [f"params.bfloat16={own}", f"trainer.precision={trainers}"]
+    hook = torch.nn.modules.module.register_module_forward_hook(see)
+    try:
+        train("train/tiny.yaml", tmp_path, asked)
+    finally:
+        hook.remove()
+    assert seen == {kind}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_training_that_is_stopped_says_how_to_go_on(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture

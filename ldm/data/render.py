@@ -37,7 +37,8 @@ def _heart() -> Array:
     return np.stack([x / 17, (y - 2) / 17], axis=-1).astype(np.float32)
 
 
-def _cross(arm: float = 0.34) -> Array:
+def _cross() -> Array:
+    arm = 0.34  # half of its width
     quarter = np.array([[-arm, -1], [arm, -1], [arm, -arm]])
     turns = [np.array([[np.cos(q), np.sin(q)], [-np.sin(q), np.cos(q)]]) for q in np.arange(4) * np.pi / 2]
     return (0.95 * np.concatenate([quarter @ turn for turn in turns])).astype(np.float32)

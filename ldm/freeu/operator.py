@@ -61,7 +61,9 @@ def waves_for(x: Tensor, make: Callable[..., Tensor], *numbers: int) -> Tensor:
     """
     if torch.compiler.is_compiling() and x.device.type != "mps":
         return make(*numbers, x.device).to(x.dtype)
-    return kept(make, numbers, x.dtype, x.device)
+    # What is made for a tensor without numbers is none for those that have them.
+    get = kept if type(x) is Tensor else kept.__wrapped__
+    return get(make, numbers, x.dtype, x.device)
 
 
 def low_frequencies_by_axes(x: Tensor, threshold: int) -> Tensor:
@@ -83,6 +85,10 @@ def _add_low_frequencies(x: Tensor, threshold: int, gain: float | Tensor, in_pla
 
     `gain` is one number or one for each sample, (B, 1, 1).
     """
+    kind = x.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):  # which rounds what is added to maps in float32
+        with torch.autocast(kind, enabled=False):
+            return _add_low_frequencies(x, threshold, gain, in_place)
     # Before macOS 15 MPS loses what a product adds in place to a part of a tensor, as the skip is.
     if threshold > 1 or min(x.shape[2:]) < 3 or x.device.type == "mps":
         low = low_frequencies_by_axes(x, threshold)

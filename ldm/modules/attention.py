@@ -37,9 +37,9 @@ class GEGLU(nn.Module):
 class FeedForward(nn.Module):
     """The transformer's per-token network, four times as wide inside."""
 
-    def __init__(self, dim: int, dropout: float):
+    def __init__(self, dim: int):
         super().__init__()
-        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Dropout(dropout), Linear(4 * dim, dim))
+        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.net.modules())
@@ -59,14 +59,14 @@ class CrossAttention(nn.Module):
     products do not overflow in half precision.
     """
 
-    def __init__(self, query_dim: int, context_dim: int | None, heads: int, dim_head: int, dropout: float):
+    def __init__(self, query_dim: int, context_dim: int | None, heads: int, dim_head: int):
         super().__init__()
         inner = heads * dim_head
         self.heads = heads
         self.to_q = Linear(query_dim, inner, bias=False)
         self.to_k = Linear(context_dim or query_dim, inner, bias=False)
         self.to_v = Linear(context_dim or query_dim, inner, bias=False)
-        self.to_out = nn.Sequential(Linear(inner, query_dim), nn.Dropout(dropout))
+        self.to_out = nn.Sequential(Linear(inner, query_dim), nn.Identity())
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         context = x if context is None else context
@@ -81,20 +81,12 @@ class CrossAttention(nn.Module):
 class BasicTransformerBlock(nn.Module):
     """Self-attention, cross-attention and feed-forward, each normalised first and added to its input."""
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        dim_head: int,
-        context_dim: int | None,
-        dropout: float,
-        disable_self_attn: bool,
-    ):
+    def __init__(self, dim: int, heads: int, dim_head: int, context_dim: int | None, disable_self_attn: bool):
         super().__init__()
         self.disable_self_attn = disable_self_attn
-        self.attn1 = CrossAttention(dim, context_dim if disable_self_attn else None, heads, dim_head, dropout)
-        self.ff = FeedForward(dim, dropout)
-        self.attn2 = CrossAttention(dim, context_dim, heads, dim_head, dropout)
+        self.attn1 = CrossAttention(dim, context_dim if disable_self_attn else None, heads, dim_head)
+        self.ff = FeedForward(dim)
+        self.attn2 = CrossAttention(dim, context_dim, heads, dim_head)
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
@@ -123,7 +115,6 @@ class SpatialTransformer(nn.Module):
         dim_head: int,
         depth: int,
         context_dim: int | None,
-        dropout: float = 0.0,
         disable_self_attn: bool = False,
         use_linear: bool = False,
         norm_groups: int = 32,
@@ -134,7 +125,7 @@ class SpatialTransformer(nn.Module):
         self.norm = GroupNorm(norm_groups, channels, eps=1e-6)
         self.proj_in = Linear(channels, inner) if use_linear else nn.Conv2d(channels, inner, 1)
         self.transformer_blocks = nn.ModuleList(
-            BasicTransformerBlock(inner, heads, dim_head, context_dim, dropout, disable_self_attn)
+            BasicTransformerBlock(inner, heads, dim_head, context_dim, disable_self_attn)
             for _ in range(depth)
         )
         self.proj_out = Linear(inner, channels) if use_linear else nn.Conv2d(inner, channels, 1)
@@ -171,6 +162,6 @@ class AttentionBlock(nn.Module):
         height = x.shape[2]
         h = self.qkv(self.norm(rearrange(x, "b c h w -> b c (h w)")))
         q, k, v = rearrange(h, "b (heads qkv d) n -> qkv b heads n d", heads=self.heads, qkv=3)
-        h = F.scaled_dot_product_attention(q, k, v)
+        h = attention(q, k, v)
         h = self.proj_out(rearrange(h, "b heads n d -> b (heads d) n"))
         return x + rearrange(h, "b c (h w) -> b c h w", h=height)

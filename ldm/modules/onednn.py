@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.device import has_amx
+from ldm.freeu.native import is_plain
 
 HAS_ONEDNN = (
     torch.backends.mkldnn.is_available()
@@ -31,14 +32,13 @@ def is_fast(x: Tensor, weight: Tensor) -> bool:
     kinds = (torch.float32, torch.bfloat16) if HAS_BFLOAT16 else (torch.float32,)
     return (
         HAS_ONEDNN
-        and x.device.type == weight.device.type == "cpu"
+        and is_plain(x)
+        and weight.device.type == "cpu"
         and x.dtype == weight.dtype
         and x.dtype in kinds
         and x.numel() > 0
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
     )
 
 

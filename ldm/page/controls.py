@@ -7,8 +7,7 @@ import gradio as gr
 from ldm.generate import SAMPLERS
 from ldm.page.settings import Settings
 from ldm.page.studio import Studio
-
-SAMPLER_NAMES = {"ddim": "DDIM", "plms": "PLMS", "dpm": "DPM++ 2M"}
+from ldm.txt2img.recipe import WEBUI_SAMPLERS
 
 
 def factor_controls(
@@ -114,7 +113,7 @@ def picture_controls(studio: Studio, first: Settings, controls: dict[str, Any]) 
             1, 20, first.scale, step=0.1, label="Guidance", info="how closely to follow the words; 1 is none"
         )
         controls["sampler"] = gr.Radio(
-            [(SAMPLER_NAMES[name], name) for name in SAMPLERS],
+            [(WEBUI_SAMPLERS[name], name) for name in SAMPLERS],
             value=first.sampler,
             label="Sampler",
             elem_id="sampler",

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ldm.errors import InputError
 from ldm.page.settings import NAMES, Settings
-from ldm.util import FREEU
+from ldm.util import FREEU_NAMES
 
 LARGEST_PICTURE = 64 << 20  # pixels, of a picture that is opened for its settings
 
@@ -87,7 +87,7 @@ def _from_record(record: dict[str, Any], defaults: Settings, config: str) -> tup
     freeu = record.get("freeu")
     given = {name: record[name] for name in NAMES if name in record}
     if isinstance(freeu, dict):
-        given |= {name: freeu[name] for name in FREEU if name in freeu and name != "stages"}
+        given |= {name: freeu[name] for name in FREEU_NAMES if name in freeu}
     settings, notes = _over(replace(defaults, n_samples=1), given)
     if isinstance(freeu, dict) and freeu.get("stages"):
         notes.append("The picture gave further stages factors of their own, for which there is no control.")
@@ -119,7 +119,7 @@ def _from_parameters(text: str, defaults: Settings) -> tuple[Settings, list[str]
         else:
             notes.append(f"There is no sampler {method:.40} here; the one chosen stays.")
     pairs = (part.partition("=") for part in entries.get("FreeU", "").split())
-    given |= {key: value for key, _, value in pairs if key in FREEU and key != "stages"}
+    given |= {key: value for key, _, value in pairs if key in FREEU_NAMES}
     settings, faults = _over(replace(defaults, n_samples=1), given)
     if model := entries.get("Model"):
         notes.append(f"It was made with the model {model:.60}.")
@@ -151,6 +151,6 @@ def _over(defaults: Settings, given: Mapping[str, Any]) -> tuple[Settings, list[
     try:
         _ = settings.freeu
     except InputError as fault:
-        settings = replace(settings, **{name: getattr(defaults, name) for name in FREEU if name != "stages"})
+        settings = replace(settings, **{name: getattr(defaults, name) for name in FREEU_NAMES})
         notes.append(f"{fault} FreeU's controls stay as they were.")
     return settings, notes

@@ -7,7 +7,7 @@ from typing import Any
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import SAMPLERS, Sampling
-from ldm.util import FREEU
+from ldm.util import FREEU_NAMES
 
 LARGEST_SEED = 2**63 - 1
 LONGEST_PROMPT = 2000  # characters; text encoders read far fewer
@@ -65,7 +65,7 @@ class Settings:
     def freeu(self) -> FreeUSettings:
         """FreeU's share of the settings. Raises InputError where they mean nothing."""
         try:
-            return FreeUSettings(**{name: getattr(self, name) for name in FREEU if name != "stages"})
+            return FreeUSettings(**{name: getattr(self, name) for name in FREEU_NAMES})
         except ValueError as fault:
             raise InputError(str(fault)) from None
 

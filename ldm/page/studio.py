@@ -24,7 +24,7 @@ from ldm.page.settings import Limits, Settings
 from ldm.txt2img.prompted import load_prompted
 from ldm.txt2img.recipe import Recipe
 from ldm.txt2img.request import DEFAULT_PROMPT, DTYPES, usual_settings
-from ldm.util import FREEU, set_freeu
+from ldm.util import FREEU, FREEU_NAMES, set_freeu
 
 KEPT_PLAIN = 64 << 20  # bytes of plain pictures that are not drawn again while only FreeU changes
 
@@ -98,7 +98,7 @@ class Studio:
 
     def defaults(self) -> Settings:
         """The settings that the page begins with: the config's, as far as the limits allow them."""
-        freeu = {name: getattr(self.config_freeu, name) for name in FREEU if name != "stages"}
+        freeu = {name: getattr(self.config_freeu, name) for name in FREEU_NAMES}
         sampling = asdict(self.usual)
         usual = Settings(self.prompt, "", seed=42, n_samples=1, **sampling, **freeu)
         return usual.clipped(self.limits, self.multiple)[0]

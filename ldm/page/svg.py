@@ -80,11 +80,11 @@ def text(x: float, y: float, content: str, anchor: str = "middle") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(content)}</text>'
 
 
-def even_ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers between two values."""
+def even_ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two values, about five."""
     span = max(high - low, 1e-9)
-    unit = 10.0 ** np.floor(np.log10(span / most))
-    step = next(unit * m for m in (1, 2, 5, 10) if span / (unit * m) <= most)
+    unit = 10.0 ** np.floor(np.log10(span / 5))
+    step = next(unit * m for m in (1, 2, 5, 10) if span / (unit * m) <= 5)
     first = int(np.ceil(low / step))
     return [round(k * step, 10) for k in range(first, int(np.floor(high / step)) + 1)]
 

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ class DiffusionTraining(Stage):
 
     `model` is a `LatentDiffusion` config. `autoencoder` and `text_encoder` are those networks' weights, or
     `weights` is a whole model's, to be trained further. `data` goes to `SceneLatents`, which keeps the
-    latents in the file `cache`. With `bfloat16` the U-Net multiplies in that precision.
+    latents in the file `cache`. With `bfloat16` the U-Net multiplies in that, else in the
+    trainer's precision.
     """
 
     def __init__(
@@ -71,7 +73,8 @@ class DiffusionTraining(Stage):
         chance = torch.cat([torch.rand(1, generator=g) for g in generators]).to(x.device)
         t = (self.model.num_timesteps * mostly_late(chance)).long()  # (B,)
         context = self.model.get_learned_conditioning(captions)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.in_bfloat16):
+        kind = x.device.type
+        with torch.autocast(kind, torch.bfloat16) if self.in_bfloat16 else nullcontext():
             output = self.model.apply_model(self.model.q_sample(x, t, noise), t, context)
         target = noise if self.model.parameterization == "eps" else self.model.get_v(x, noise, t)
         loss = (weight * (output - target).square()).mean() / self.everywhere(weight.mean())

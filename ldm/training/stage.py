@@ -115,7 +115,7 @@ class Stage(pl.LightningModule):
         raise NotImplementedError(f"{type(self).__name__} does not say which weights it leaves")
 
     def on_before_backward(self, loss: Tensor) -> None:
-        """Keeps the loss for `check_losses`: to look at each here would have every step wait for the GPU."""
+        """Keeps the loss for `check_losses`, which need not look at each."""
         self.step, self.losses = self.global_step, self.losses + loss.detach()
 
     def check_losses(self) -> None:

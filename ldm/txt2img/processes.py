@@ -119,7 +119,9 @@ def in_processes(work: Work, devices: int, device: str) -> None:
     there = here if found.type == "cpu" else device_count(found.type)
     # SLURM may show each process one GPU alone, its own.
     own = external and "LOCAL_WORLD_SIZE" not in os.environ and there == 1
-    if (here > there and not own) or found.index is not None:
+    if found.index is not None:
+        raise InputError(f"--device {device} is one device and --devices {here}: give --device {found.type}.")
+    if here > there and not own:
         raise InputError(f"{here} devices of the kind {device} are asked for; there is only {there}.")
 
     # A picture's last bits follow the number of threads, which must not follow the number of processes.
@@ -206,8 +208,8 @@ def _group(tended: bool) -> Group:
 
 def _device(kind: str, index: int) -> torch.device:
     """The device of the process with this index on its machine."""
-    if kind != "cuda":
+    if kind in ("cpu", "mps"):
         return torch.device(kind)
-    device = torch.device(kind, index % torch.cuda.device_count())
-    torch.cuda.set_device(device)
+    device = torch.device(kind, index % device_count(kind))
+    torch.get_device_module(device).set_device(device)
     return device

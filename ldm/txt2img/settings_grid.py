@@ -10,11 +10,10 @@ from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import SAMPLERS, Sampling
 from ldm.txt2img.jobs import Job
-from ldm.util import FREEU
+from ldm.util import FREEU_NAMES
 
 Value = int | float | str
 
-FREEU_NAMES = tuple(name for name in FREEU if name != "stages")
 SAMPLING_NAMES = ("steps", "scale", "sampler", "eta")
 NAMES = (*FREEU_NAMES, "seed", *SAMPLING_NAMES)
 

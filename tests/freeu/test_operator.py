@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ldm.freeu import backbone_factor, fourier_filter, free_u, native, scale_backbone
 from tests.conftest import golden, relative_error, rnd
@@ -260,3 +261,20 @@ def test_what_inference_mode_cached_serves_autograd_afterwards():
         x = rnd(13, 1, 1, 11, 19).requires_grad_()
         fourier_filter(x, 1, 0.5).sum().backward()
     assert torch.allclose(x.grad, torch.full_like(x, 0.5), atol=1e-5)  # of the sum only DC is left
+
+
+def test_a_size_that_was_planned_without_numbers_is_filtered_with_them():
+    x = rnd(14, 1, 1, 13, 17)
+    with FakeTensorMode() as mode:
+        fourier_filter(mode.from_tensor(x), 1, 0.5)
+    assert relative_error(fourier_filter(x, 1, 0.5), published_filter(x, 1, 0.5)) < 1e-6
+
+
+@each_format
+@each_version
+@pytest.mark.parametrize("threshold", [1, 2])
+def test_autocast_rounds_no_maps_in_float32(memory, version, threshold):
+    fused = rnd(15, 2, 14, 6, 5).contiguous(memory_format=memory)
+    expected = free_u(fused.clone(), 8, 1.3, 0.4, version, threshold)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(free_u(fused, 8, 1.3, 0.4, version, threshold), expected)

@@ -170,6 +170,21 @@ def test_a_picture_and_a_text_together():
     assert torch.equal(out, model.model.diffusion_model(torch.cat([X, picture], dim=1), TIMES, CONTEXT))
 
 
+def test_conditioning_of_any_kind_is_cast_to_the_precision_of_the_latents():
+    picture, vector = rnd(3, 2, 1, 8, 12), rnd(4, 2, 6)
+    both = build(CROSS | {"in_channels": 5}, conditioning_key="hybrid")
+    by_vector = build({"num_classes": "sequential", "adm_in_channels": 6}, conditioning_key="adm")
+    for model, conditioning in (
+        (both, {"c_concat": [picture], "c_crossattn": [CONTEXT]}),
+        (by_vector, vector),
+    ):
+        fill_by_name(model.model)
+        exact = model.apply_model(X, TIMES, conditioning)
+        rounded = model.bfloat16().apply_model(X.bfloat16(), TIMES, conditioning)
+        assert rounded.dtype == torch.bfloat16
+        assert relative_error(rounded.float(), exact) < 0.05
+
+
 def test_class_labels_and_no_conditioning_at_all():
     labels = torch.tensor([1, 4])
     by_class, free = build({"num_classes": 5}, conditioning_key="adm"), build({}, conditioning_key=None)

@@ -131,7 +131,7 @@ def test_clip_s_layers_are_those_asked_for(small_clip):
     first, final = (small_clip(layer="hidden", layer_idx=index)(texts) for index in (0, 12))
     assert torch.equal(first, tower.embeddings(tokens))
     assert torch.equal(tower.final_layer_norm(final), last)
-    for index in (-1, -2, -12):
+    for index in (-1, -2, -12, -13):
         negative = small_clip(layer="hidden", layer_idx=index)(texts)
         assert torch.equal(negative, small_clip(layer="hidden", layer_idx=13 + index)(texts))
 
@@ -181,7 +181,7 @@ def test_every_open_clip_arch_is_built_as_open_clip_has_it_or_refused():
     [
         (FrozenCLIPEmbedder, {"layer": "first"}, "'first'; it can be last, pooled or hidden"),
         (FrozenCLIPEmbedder, {"layer": "hidden"}, "layer_idx is None"),
-        (FrozenCLIPEmbedder, {"layer": "hidden", "layer_idx": 13}, "layer_idx is 13; .*, -12 to 12"),
+        (FrozenCLIPEmbedder, {"layer": "hidden", "layer_idx": 13}, "layer_idx is 13; .*, -13 to 12"),
         (FrozenOpenCLIPEmbedder, {"layer": "pooled"}, "'pooled'; it can be last or penultimate"),
         (FrozenOpenCLIPEmbedder, {"arch": "ViT-H14"}, "'ViT-H14' is no OpenCLIP model. Near ones: ViT-H-14"),
         (FrozenOpenCLIPEmbedder, {"arch": "hf-hub:some/model"}, "is no OpenCLIP model"),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.autograd import forward_ad
 
 from ldm.modules import layers, onednn, winograd_in_c
 from ldm.modules.attention import FeedForward
@@ -193,7 +194,7 @@ def test_many_channels_are_doubled_with_fewer_products_and_few_by_torch(monkeypa
 @each_kind
 @pytest.mark.parametrize("gradients", [False, True])
 def test_the_feed_forward_network_is_its_formula(kind, gradients):
-    network = fill_by_name(FeedForward(16, 0.0)).to(kind)
+    network = fill_by_name(FeedForward(16)).to(kind)
     x = rnd(5, 2, 1500, 16).to(kind)  # more tokens than are taken at a time
     with torch.set_grad_enabled(gradients):
         out = network(x)
@@ -255,7 +256,7 @@ def spread(layer):
 
 @pytest.mark.parametrize("changed", [Adapted, with_hook, with_pre_hook, with_another_function])
 def test_what_is_put_on_an_inner_linear_layer_acts_at_inference_too(changed):
-    network, x = fill_by_name(FeedForward(16, 0.0)), rnd(5, 2, 9, 16)
+    network, x = fill_by_name(FeedForward(16)), rnd(5, 2, 9, 16)
     before = network(x)
     network.net[0].proj = changed(network.net[0].proj)
     with torch.enable_grad():
@@ -292,7 +293,7 @@ def test_a_hook_of_all_layers_sees_the_inner_ones_at_inference_too():
     seen = []
     hook = nn.modules.module.register_module_forward_hook(lambda layer, _in, _out: seen.append(type(layer)))
     try:
-        FeedForward(16, 0.0)(rnd(5, 2, 9, 16))
+        FeedForward(16)(rnd(5, 2, 9, 16))
         Upsample(256)(rnd(6, 1, 256, 16, 16))
     finally:
         hook.remove()
@@ -300,14 +301,14 @@ def test_a_hook_of_all_layers_sees_the_inner_ones_at_inference_too():
 
 
 def test_a_hook_inside_the_feed_forward_network_sees_all_tokens_at_once():
-    network, seen = FeedForward(16, 0.0), []
+    network, seen = FeedForward(16), []
     network.net[2].register_forward_hook(lambda _layer, inputs, _out: seen.append(inputs[0].shape))
     network(rnd(5, 2, 4096, 16))
     assert seen == [(2, 4096, 64)]
 
 
 def test_a_trace_of_the_feed_forward_network_takes_any_number_of_tokens():
-    network = fill_by_name(FeedForward(16, 0.0))
+    network = fill_by_name(FeedForward(16))
     traced = torch.jit.trace(network, rnd(5, 2, 4096, 16))
     for tokens in (9, 8192):
         x = rnd(6, 2, tokens, 16)
@@ -334,6 +335,17 @@ def test_gradients_and_copies_are_torchs():
             model(x).square().sum().backward()
     for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
         assert torch.equal(mine.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("layer", [Linear(8, 8), Conv3x3(8, 8), Conv3x3(256, 256)])
+def test_forward_gradients_and_vmap_are_torchs(layer):
+    fill_by_name(layer)
+    shape = (2, 8) if isinstance(layer, Linear) else (2, layer.in_channels, 16, 16)
+    x, direction = rnd(8, *shape), rnd(9, *shape)
+    with forward_ad.dual_level():
+        made, slope = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, direction)))
+    assert relative_error(slope, layer(direction) - layer(torch.zeros_like(x))) < 1e-5
+    assert relative_error(torch.vmap(lambda it: layer(it[None])[0])(x), made) < 1e-5
 
 
 def test_autocast_is_torchs():

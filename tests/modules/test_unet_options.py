@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from ldm.errors import InputError
 from ldm.modules.attention import AttentionBlock, BasicTransformerBlock, CrossAttention
@@ -62,11 +63,22 @@ def test_attention_block_is_plain_attention(heads):
     assert relative_error(block(x), expected) < 1e-6
 
 
+def test_attention_block_attends_in_float32_under_autocast_as_training_on_a_cpu_needs_it():
+    class Heard(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is F.scaled_dot_product_attention:
+                kinds.append(args[0].dtype)
+            return function(*args, **(kwargs or {}))
+
+    kinds, block = [], fill_by_name(AttentionBlock(64, 4))
+    with torch.autocast("cpu", torch.bfloat16), Heard():
+        block(rnd(3, 1, 64, 3, 5))
+    assert kinds == [torch.float32]
+
+
 @pytest.mark.parametrize("context", [None, rnd(5, 1, 7, 24)], ids=["self", "cross"])
 def test_cross_attention_is_plain_attention(context):
-    layer = fill_by_name(
-        CrossAttention(16, None if context is None else 24, heads=2, dim_head=6, dropout=0.0)
-    )
+    layer = fill_by_name(CrossAttention(16, None if context is None else 24, heads=2, dim_head=6))
     x = rnd(4, 1, 9, 16)
     q, k, v = (
         layer.to_q(x)[0],
@@ -78,7 +90,7 @@ def test_cross_attention_is_plain_attention(context):
 
 
 def test_a_block_without_self_attention_looks_twice_at_the_context():
-    block = fill_by_name(BasicTransformerBlock(16, 2, 8, 24, 0.0, disable_self_attn=True))
+    block = fill_by_name(BasicTransformerBlock(16, 2, 8, 24, disable_self_attn=True))
     x, context = rnd(6, 2, 9, 16), rnd(7, 2, 5, 24)
     assert block.attn1.to_k.weight.shape == (16, 24)
     one_by_one = torch.cat([block(token, context) for token in x.split(1, dim=1)], dim=1)

@@ -245,7 +245,7 @@ def test_a_process_that_fails_is_told_with_its_last_words(monkeypatch, tmp_path)
     with pytest.raises(InputError, match=re.escape(damaged)):
         start.cold_start(torch.float32, tmp_path, rounds=1)
     with pytest.raises(InputError, match="code 2: error: Nothing can be written into"):
-        start.embedded_picture(Path("/dev/null/pictures"), rounds=1)
+        start.embedded_picture(Path("/dev/null/pictures"), rounds=1, device="cpu")
 
 
 def test_weights_that_the_disk_refuses_are_told_in_a_line(monkeypatch, tmp_path):

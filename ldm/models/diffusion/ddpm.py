@@ -35,12 +35,13 @@ class DiffusionWrapper(nn.Module):
             parts = c if isinstance(c, list | tuple) else [c]
             c = {"c_concat" if self.conditioning_key == "concat" else "c_crossattn": parts}
         if self.conditioning_key in ("concat", "hybrid"):
-            x = torch.cat([x, *c["c_concat"]], dim=1)  # (B, C + C', H, W)
+            x = torch.cat([x, *(part.to(x.dtype) for part in c["c_concat"])], dim=1)  # (B, C + C', H, W)
         if self.conditioning_key in ("crossattn", "hybrid"):
             context = torch.cat(list(c["c_crossattn"]), dim=1)  # (B, tokens, context_dim)
             return self.diffusion_model(x, t, context=context.to(x.dtype))
         if self.conditioning_key == "adm":
-            return self.diffusion_model(x, t, y=c["c_crossattn"][0])
+            y = c["c_crossattn"][0]  # numbers of classes, (B,), or vectors
+            return self.diffusion_model(x, t, y=y.to(x.dtype) if y.is_floating_point() else y)
         return self.diffusion_model(x, t)
 
 

@@ -69,21 +69,20 @@ class FrozenCLIPEmbedder(FrozenTextEmbedder):
         super().__init__(ClipTokenizer(transformers_ids, padding=END, length=min(max_length, 77)))
         self.transformer = nn.ModuleDict({"text_model": ClipTextTower()})
         self.layer = layer
-        self.depth = self._depth(layer, layer_idx, layers=12)
+        self.depth = self._depth(layer, layer_idx)
         if freeze:
             self.eval().requires_grad_(False)
 
     @staticmethod
-    def _depth(layer: str, layer_idx: int | None, layers: int) -> int | None:
+    def _depth(layer: str, layer_idx: int | None) -> int | None:
         if layer in ("last", "pooled"):
             return None
         if layer != "hidden":
             raise InputError(f"FrozenCLIPEmbedder: layer is {layer!r}; it can be last, pooled or hidden.")
-        if layer_idx is None or not -layers <= layer_idx <= layers:
-            raise InputError(
-                f"FrozenCLIPEmbedder: layer_idx is {layer_idx}; for layer hidden, {-layers} to {layers}."
-            )
-        return layer_idx if layer_idx >= 0 else layers + 1 + layer_idx
+        states = 13  # what goes into the 12 layers, and what comes out of each
+        if layer_idx is None or not -states <= layer_idx < states:
+            raise InputError(f"FrozenCLIPEmbedder: layer_idx is {layer_idx}; for layer hidden, -13 to 12.")
+        return layer_idx % states
 
     def embed(self, tokens: Tensor) -> Tensor:
         z = self.transformer["text_model"](tokens, self.depth)  # (B, L, C)

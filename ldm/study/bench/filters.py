@@ -71,9 +71,9 @@ CONTENDERS: dict[str, Callable[[Tensor, Tensor, float, float], Work]] = {
 }
 
 
-def measure(dtype: torch.dtype, device: torch.device, rounds: int, side: int = 64) -> list[Row]:
+def measure(dtype: torch.dtype, device: torch.device, rounds: int) -> list[Row]:
     """The ten filters of a step by each contender, then FreeU as a whole."""
-    joints = joints_of_a_step(dtype, device, side)
+    joints = joints_of_a_step(dtype, device, side=64)
     filters_alone = [(h, skip, 1.0, s) for h, skip, _, s in joints]
     return [
         *in_turns("ten filters of a step", filters_alone, rounds),

@@ -56,9 +56,7 @@ def grown(what: str, dtype: torch.dtype, flops: Sequence[int], seconds: dict[str
     ]  # fmt: skip
 
 
-def steps(
-    dtype: torch.dtype, device: torch.device, rounds: int, sizes: Sequence[tuple[int, int]] = STEPS
-) -> list[Row]:
+def steps(dtype: torch.dtype, device: torch.device, rounds: int) -> list[Row]:
     """A step of Stable Diffusion 1.4's U-Net with FreeU V1 at each batch and side."""
     unet: Any = made_up(our_unet, dtype, device)
 
@@ -67,22 +65,20 @@ def steps(
         inputs = x.to(device, dtype), t.to(device), context.to(device, dtype)
         return lambda: unet(*inputs)
 
-    works = {f"{batch} x {side}x{side}": work(batch, side) for batch, side in sizes}
-    flops = [step_arithmetic(batch, side) for batch, side in sizes]
+    works = {f"{batch} x {side}x{side}": work(batch, side) for batch, side in STEPS}
+    flops = [step_arithmetic(batch, side) for batch, side in STEPS]
     return grown(WHATS[0], dtype, flops, alternate(works, rounds, device))
 
 
-def decodes(
-    dtype: torch.dtype, device: torch.device, rounds: int, sizes: Sequence[tuple[int, int]] = DECODES
-) -> list[Row]:
+def decodes(dtype: torch.dtype, device: torch.device, rounds: int) -> list[Row]:
     """The decoder at each batch and side; in strips where pictures are, too."""
     autoencoder: Any = made_up(our_autoencoder, dtype, device)
 
     def work(batch: int, side: int) -> Work:
         return decoding(autoencoder, torch.randn(batch, 4, side, side).to(device, dtype))
 
-    works = {f"{8 * side}x{8 * side}": work(batch, side) for batch, side in sizes}
-    flops = [decode_arithmetic(batch, side) for batch, side in sizes]
+    works = {f"{8 * side}x{8 * side}": work(batch, side) for batch, side in DECODES}
+    flops = [decode_arithmetic(batch, side) for batch, side in DECODES]
     return grown(WHATS[1], dtype, flops, alternate(works, rounds, device))
 
 

@@ -101,9 +101,9 @@ def step(
     return rows(f"guided U-Net step, 2 x {side}x{side}", dtype, alternate(works, rounds, device))
 
 
-def overhead(dtype: torch.dtype, device: torch.device, rounds: int, side: int = 64) -> list[Row]:
+def overhead(dtype: torch.dtype, device: torch.device, rounds: int) -> list[Row]:
     """One step of the same U-Net with FreeU off, then by each version."""
-    x, t, context = guided_inputs(dtype, device, side)
+    x, t, context = guided_inputs(dtype, device, side=64)
     unet: Any = made_up(our_unet, dtype, device)
     first, second = PRESETS["sd14", 1], PRESETS["sd14", 2]
 

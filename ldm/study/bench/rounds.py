@@ -55,10 +55,11 @@ def taken(work: Work, device: torch.device) -> float:
         finish()
         return perf_counter() - start
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    stream = torch.cuda.current_stream(device)
     torch.cuda.synchronize(device)
-    first.record()
+    first.record(stream)
     work()
-    last.record()
+    last.record(stream)
     torch.cuda.synchronize(device)
     return first.elapsed_time(last) / 1000
 

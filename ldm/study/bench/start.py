@@ -200,7 +200,7 @@ def cold_start(dtype: torch.dtype, folder: Path, rounds: int) -> list[Row]:
     return rows("cold start to the first step", dtype, seconds, peaks)
 
 
-def embedded_picture(folder: Path, rounds: int) -> list[Row]:
+def embedded_picture(folder: Path, rounds: int, device: str) -> list[Row]:
     """A guided picture of the embedded model in 50 steps, process start to PNG, and the imports in it."""
     works = {
         "process start to PNG": [
@@ -209,6 +209,8 @@ def embedded_picture(folder: Path, rounds: int) -> list[Row]:
             str(folder),
             "--steps",
             "50",
+            "--device",
+            device,
         ],
         "its imports alone": ["-c", IMPORTS],
     }

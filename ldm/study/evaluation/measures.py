@@ -149,7 +149,9 @@ class Meter:
         """Each measure of pictures (P, S, H, W, 3), those of asked prompt p with its seeds."""
         shape, flat = pictures.shape[:2], list(pictures.reshape(-1, *pictures.shape[2:]))
         made: dict[str, Statistic] = {
-            name: Mean(of(pictures)) for name in self.names if (of := MEASURES[name].of) is not None
+            name: Mean(np.concatenate([of(its[None]) for its in pictures]))
+            for name in self.names
+            if (of := MEASURES[name].of) is not None
         }
         features: Numbers | None = None
         if self.judge is not None and asked.scenes is not None:

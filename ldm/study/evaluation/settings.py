@@ -10,7 +10,7 @@ from ldm.errors import InputError
 from ldm.freeu import FreeUSettings, find_preset
 from ldm.txt2img.request import freeu_of
 from ldm.txt2img.settings_grid import value_of
-from ldm.util import FACTORS, FREEU
+from ldm.util import FACTORS, FREEU, FREEU_NAMES
 
 # Whose published factors V1 and V2 are, by the checkpoint's file; SD1.4 is the paper's own model.
 MODELS = {
@@ -19,7 +19,6 @@ MODELS = {
     "v2-1_512-ema-pruned.safetensors": "sd21",
     "v2-1_768-ema-pruned.safetensors": "sd21",
 }
-NAMES = tuple(name for name in FREEU if name != "stages")
 
 
 def read_settings(names: Sequence[str] | None, config: DictConfig, ckpt: str) -> dict[str, FreeUSettings]:
@@ -56,8 +55,8 @@ def parse(text: str) -> FreeUSettings:
         name, equals, value = part.partition("=")
         if not equals:
             raise InputError(f"There is no setting {part!r}: give off, V1, V2, config or b1=1.2,s1=0.9.")
-        if name not in NAMES:
-            raise InputError(f"FreeU has no setting {name!r}: it has {', '.join(NAMES)}.")
+        if name not in FREEU_NAMES:
+            raise InputError(f"FreeU has no setting {name!r}: it has {', '.join(FREEU_NAMES)}.")
         values[name] = value_of(value)
     try:
         return FreeUSettings(**values)

@@ -13,7 +13,8 @@ from optuna.distributions import (
 
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
-from ldm.txt2img.settings_grid import FREEU_NAMES, Value, shown, value_of
+from ldm.txt2img.settings_grid import Value, shown, value_of
+from ldm.util import FACTORS, FREEU_NAMES
 
 # What is tried of a setting that is named without values. The factors' ranges hold all published ones.
 USUAL = {
@@ -28,7 +29,6 @@ USUAL = {
     "stop": "0.4:1",
     "ramp": "0:0.5",
 }
-FACTORS = ("b1", "b2", "s1", "s2")
 
 
 @dataclass(frozen=True)
