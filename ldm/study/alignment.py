@@ -2,8 +2,8 @@
 
 from itertools import permutations
 
+from ldm.data.judge import Findings, Found
 from ldm.data.scenes import Scene
-from ldm.study.judge import Findings, Found
 
 APART = 0.1  # how far, as a share of the side, a thing has to lie on the asked side of the other
 

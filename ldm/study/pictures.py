@@ -23,11 +23,13 @@ def energies(pictures: Pictures, radius: float = QUARTER) -> Numbers:
     Frequencies are taken by their distance from zero in the plane, in red, green and blue alike; the picture
     is taken for one tile of a periodic one. A picture of one colour has no power: its share is 0.
     """
-    maps = torch.from_numpy(pictures).movedim(-1, -3).float() / 255  # (..., 3, H, W)
-    maps = maps - maps.mean((-2, -1), keepdim=True)
-    _, high = band_split(maps, radius)
-    power = maps.square().sum((-3, -2, -1)).clamp(min=1e-9)
-    return (high.square().sum((-3, -2, -1)) / power).numpy()
+    shares = []
+    for picture in pictures.reshape(-1, *pictures.shape[-3:]):  # one at a time, as its spectrum is large
+        maps = torch.from_numpy(picture).permute(2, 0, 1).float() / 255  # (3, H, W)
+        maps = maps - maps.mean((1, 2), keepdim=True)
+        _, high = band_split(maps, radius)
+        shares.append(high.square().sum() / maps.square().sum().clamp(min=1e-9))
+    return torch.stack(shares).numpy().reshape(pictures.shape[:-3])
 
 
 def saturations(pictures: Pictures) -> Numbers:

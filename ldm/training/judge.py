@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.data.datasets import picture_tensor
+from ldm.data.judge import BEHIND, CELLS, SEEN, SIDE, Judge
 from ldm.data.render import render
 from ldm.data.scenes import COLOURS, SHAPES, TEXTURES, draw_scene
-from ldm.study.judge import BEHIND, CELLS, SEEN, SIDE, Judge
 from ldm.training.stage import Stage
 
 NOTHING = -100

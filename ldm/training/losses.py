@@ -29,7 +29,7 @@ def draw_losses(losses: Mapping[int, float], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
 
-    from ldm.study.figures.style import COLOURS, FAINT, style
+    from ldm.plots import COLOURS, FAINT, style
 
     steps, values = list(losses), list(losses.values())
     around = [median(values[max(0, i - WINDOW // 2) : i + WINDOW // 2 + 1]) for i in range(len(values))]

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from ldm.data.judge import Findings, Found
 from ldm.data.scenes import Scene, Thing
 from ldm.study.alignment import MEASURES, agreement
-from ldm.study.judge import Findings, Found
 
 STAR = Thing("star", "red", "plain", "small", 0.25, 0.5, 0.13, 0.0)
 RING = Thing("ring", "blue", "dotted", "large", 0.7, 0.4, 0.2, 0.0)

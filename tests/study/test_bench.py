@@ -257,7 +257,7 @@ def test_weights_that_the_disk_refuses_are_told_in_a_line(monkeypatch, tmp_path)
 
 
 def test_without_matplotlib_the_growth_names_the_remedy_before_any_round(rounds, monkeypatch, capsys):
-    drawing = ("matplotlib", "ldm.study.figures", "ldm.study.bench.growth")
+    drawing = ("matplotlib", "ldm.plots", "ldm.study.bench.growth")
     for name in [name for name in sys.modules if name.startswith(drawing)]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(ldm.study.bench, "growth")

@@ -17,6 +17,7 @@ from numpy.random import default_rng
 from PIL import Image
 from torch import nn
 
+from ldm.data.judge import Findings, Found
 from ldm.data.scenes import HELD_OUT, describe, draw_scene
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings, find_preset
@@ -26,7 +27,6 @@ from ldm.study.evaluation.asked import Asked, plan, plan_apart, plan_unseen, rea
 from ldm.study.evaluation.bootstrap import Mean, resamples
 from ldm.study.evaluation.measures import JUDGED, judged, read_pictures
 from ldm.study.evaluation.settings import parse, read_settings
-from ldm.study.judge import Findings, Found
 from ldm.util import ROOT, load_config
 from tests.conftest import Outcome
 

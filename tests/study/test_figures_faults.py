@@ -78,7 +78,9 @@ def test_figures_are_asked_for_one_way(figures, words):
 
 
 def test_without_matplotlib_the_remedy_is_told(figures, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith(("matplotlib", "ldm.study.figures"))]:
+    for name in [
+        name for name in sys.modules if name.startswith(("matplotlib", "ldm.plots", "ldm.study.figures"))
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert 'pip install -e ".[figures]"' in said(figures("--all"))

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.image_io import written_whole
+from ldm.plots import COLOURS, FAINT, PAGE, style
 from ldm.study.bench.networks import CONTEXT, decoding, made_up, our_autoencoder, our_unet
 from ldm.study.bench.rounds import Row, Work, alternate
-from ldm.study.figures.style import COLOURS, FAINT, PAGE, style
 
 WHATS = ("growth of the step", "growth of the decode")
 # Batch and side of the latents; the reference comes first.

@@ -10,6 +10,7 @@ import torch
 from numpy.random import default_rng
 from tqdm import tqdm
 
+from ldm.data.judge import SIDE, Judge, load_judge
 from ldm.data.render import render
 from ldm.data.scenes import Scene, draw_scene
 from ldm.errors import InputError
@@ -20,7 +21,6 @@ from ldm.study.evaluation.bootstrap import Mean, Numbers, Statistic
 from ldm.study.evaluation.clip import AestheticHead, Clip, clip_scores
 from ldm.study.evaluation.frechet import FrechetDistance, Reference
 from ldm.study.evaluation.inception import Inception
-from ldm.study.judge import SIDE, Judge, load_judge
 from ldm.study.pairs import SCENES_SEED
 from ldm.study.pictures import Pictures, clipped_shares, diversities, energies, saturations
 from ldm.util import CHECKPOINTS
@@ -149,9 +149,7 @@ class Meter:
         """Each measure of pictures (P, S, H, W, 3), those of asked prompt p with its seeds."""
         shape, flat = pictures.shape[:2], list(pictures.reshape(-1, *pictures.shape[2:]))
         made: dict[str, Statistic] = {
-            name: Mean(np.concatenate([of(its[None]) for its in pictures]))
-            for name in self.names
-            if (of := MEASURES[name].of) is not None
+            name: Mean(of(pictures)) for name in self.names if (of := MEASURES[name].of) is not None
         }
         features: Numbers | None = None
         if self.judge is not None and asked.scenes is not None:

@@ -7,21 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ldm.plots import COLOURS, DASHES, PAGE, new_sheet
 from ldm.study.claims import Check, half_width, judge, judge_all
 from ldm.study.figures.figure import Drawing, Figure, Material, Row
 from ldm.study.figures.measures import Numbers, frequencies_of, high_ends, mean_rows
 from ldm.study.figures.process import off_and_on, plain
 from ldm.study.figures.style import (
-    COLOURS,
-    DASHES,
-    PAGE,
     Grid,
     amplitude_axis,
     draw_curves,
     frequency_axis,
     in_lines,
     legend_above,
-    new_sheet,
 )
 from ldm.study.watch import MOMENTS
 

@@ -6,11 +6,10 @@ from typing import Any
 
 from matplotlib.figure import FigureBase
 
+from ldm.plots import COLOURS, DASHES
 from ldm.study.figures.figure import Material, Row
 from ldm.study.figures.measures import mean_rows, picture_curves, picture_frequencies
 from ldm.study.figures.style import (
-    COLOURS,
-    DASHES,
     Grid,
     amplitude_axis,
     draw_curves,

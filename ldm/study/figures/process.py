@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from ldm.freeu.spectrum import HIGH_END, band_split, relative_log_amplitude
+from ldm.plots import PAGE, SEQUENCE, new_sheet
 from ldm.study.claims import Check, judge, judge_all
 from ldm.study.figures.figure import Drawing, Figure, Material, Row, Setup, Variants
 from ldm.study.figures.measures import (
@@ -21,13 +22,10 @@ from ldm.study.figures.measures import (
     picture_frequencies,
 )
 from ldm.study.figures.style import (
-    PAGE,
-    SEQUENCE,
     Grid,
     amplitude_axis,
     draw_curves,
     frequency_axis,
-    new_sheet,
 )
 
 SHOWN = 8  # steps that figure 3 has pictures of

@@ -17,9 +17,9 @@ from ldm.freeu import find_preset
 from ldm.generate import check
 from ldm.image_io import writable_folder
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
+from ldm.plots import style
 from ldm.study.figures.figure import Figure, Material, Setup, save
 from ldm.study.figures.report import Drawn, write_claims, write_page
-from ldm.study.figures.style import style
 from ldm.study.pairs import plan_pairs
 from ldm.study.runs import Run, Runs
 from ldm.study.watch import total_steps

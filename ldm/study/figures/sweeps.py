@@ -7,11 +7,12 @@ from itertools import pairwise
 import numpy as np
 
 from ldm.freeu import FreeUSettings
+from ldm.plots import PAGE, SEQUENCE, new_sheet
 from ldm.study.claims import judge, judge_all
 from ldm.study.figures.figure import Drawing, Figure, Material, Setup, Variants
 from ldm.study.figures.measures import changes, measured, picture_high_ends
 from ldm.study.figures.panels import SPECTRA_HEIGHT, draw_spectra, variant_grid
-from ldm.study.figures.style import PAGE, SEQUENCE, Grid, in_lines, new_sheet
+from ldm.study.figures.style import Grid, in_lines
 
 AROUND_ONE = (0.6, 0.8, 1.0, 1.2, 1.4)  # of both factors, in figures 5 and 6
 RISING_B = (1.0, 1.2, 1.4, 1.6, 1.8)

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial
 
 from ldm.image_io import written_whole
+from ldm.plots import COLOURS, INK, PAGE, SEQUENCE, new_sheet, style
 from ldm.study.evaluation.measures import MEASURES
-from ldm.study.figures.style import COLOURS, INK, PAGE, SEQUENCE, new_sheet, style
 from ldm.study.search.goals import Goal
 from ldm.study.search.search import FOUND, Outcome, called
 from ldm.study.search.space import Choice, Range, Space

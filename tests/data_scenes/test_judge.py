@@ -4,10 +4,10 @@ from collections import defaultdict
 
 from numpy.random import default_rng
 
+from ldm.data.judge import SIDE, load_judge
 from ldm.data.render import render
 from ldm.data.scenes import HELD_OUT, draw_scene
 from ldm.study.alignment import MEASURES, agreement
-from ldm.study.judge import SIDE, load_judge
 
 SEED = 77  # training's are 0 to 4, and the evaluation's begins at SCENES_SEED
 
