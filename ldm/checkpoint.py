@@ -102,6 +102,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     The tensors are mapped from the file, in its own precision; nothing in the file is run. Raises InputError
     that says what the file is instead, or how it is damaged.
     """
+    if Path(path).is_dir():
+        raise InputError(f"{path} is a folder: give the checkpoint in one file, .safetensors or .ckpt.")
     try:
         with Path(path).open("rb") as file:
             head = file.read(512)

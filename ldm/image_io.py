@@ -68,7 +68,9 @@ def read_record(path: Path) -> Record:
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
-        raise InputError(f"{path} carries no settings: only PNGs written by this project's scripts do.")
+        raise InputError(
+            f"{path} carries no settings: this project's single pictures do, and the sheets of --grid."
+        )
     return record
 
 

@@ -239,7 +239,7 @@ def _build(target: str, params: Any) -> Any:
     except InputError:
         raise
     except ValueError as fault:
-        raise InputError(f"{target}: {fault}") from fault
+        raise InputError(f"{target.rpartition('.')[2]}: {fault}") from fault
     except (
         OmegaConfBaseException,
         TypeError,

@@ -56,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("sampling")
     add, either = group.add_argument, group.add_mutually_exclusive_group().add_argument
     add("--steps", "--ddim_steps", type=int, help="of denoising (default: the config's or 50)")
-    either("--sampler", choices=("ddim", "plms", "dpm"), default="ddim")
+    either("--sampler", type=str.lower, choices=("ddim", "plms", "dpm"), default="ddim")
     either("--plms", action="store_const", const="plms", dest="sampler", help="--sampler plms")
     either("--dpm", "--dpm_solver", action="store_const", const="dpm", dest="sampler", help="--sampler dpm")
     add("--ddim_eta", type=float, default=0.0, dest="eta", help="0 is deterministic, 1 as noisy as training")

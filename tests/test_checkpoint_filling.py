@@ -262,6 +262,11 @@ def test_other_likely_mistakes_are_recognised() -> None:
         },
         "layout of diffusers": {"unet.down_blocks.0.resnets.0.conv1.weight": (320, 320, 3, 3)},
         "Stable Diffusion XL": {"conditioner.embedders.0.transformer.weight": (2, 2)},
+        "Stable Diffusion 3, a transformer": {
+            "model.diffusion_model.joint_blocks.0.x_block.mlp.fc1.bias": (2,)
+        },
+        "Flux, a transformer": {"double_blocks.0.img_attn.proj.bias": (2,)},
+        ".VAE. alone": {"encoder.conv_in.bias": (128,), "post_quant_conv.bias": (4,)},
         "LoRA": {"lora_unet_up_blocks_0.lora_down.weight": (4, 320)},
     }
     for message, found in mistakes.items():

@@ -102,6 +102,24 @@ class FreeUSettings:
             if value != 1 and not ranges[name][0] <= value <= ranges[name][1]
         ]
 
+    @property
+    def four(self) -> tuple[float, float, float, float]:
+        return self.b1, self.b2, self.s1, self.s2
+
+    def of_the_other_version(self) -> list[str]:
+        """A line where the factors are those published for the version that is not chosen."""
+        other = 3 - self.version
+        models = [
+            model for (model, version), it in PRESETS.items() if version == other and it.four == self.four
+        ]
+        if not models:
+            return []
+        own = [" ".join(map(str, PRESETS[model, self.version].four)) + f" ({model})" for model in models]
+        return [
+            f"FreeU's factors are those published for version {other}; for version {self.version} they are "
+            f"{' or '.join(own)}"
+        ]
+
     def factors(self, stages: Sequence[DecoderStage], model_channels: int) -> list[tuple[float, float]]:
         """(b, s) for each decoder block, (1, 1) where FreeU leaves it alone.
 
@@ -199,5 +217,8 @@ def find_preset(name: str, version: int = 1) -> FreeUSettings:
     """The published factors of a model. Raises ValueError, with the names there are, for others."""
     if (name, version) not in PRESETS:
         known = ", ".join(sorted({model for model, _ in PRESETS}))
-        raise ValueError(f"There is no FreeU preset {name!r} in version {version!r}: the models are {known}.")
+        raise ValueError(
+            f"There is no FreeU preset {name!r} in version {version!r}: the models are {known}, the versions "
+            "1 and 2."
+        )
     return PRESETS[name, version]

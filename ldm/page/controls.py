@@ -5,18 +5,17 @@ from typing import Any
 import gradio as gr
 
 from ldm.generate import SAMPLERS
+from ldm.page.presets import OWN, Choices
 from ldm.page.settings import Settings
 from ldm.page.studio import Studio
 from ldm.txt2img.recipe import WEBUI_SAMPLERS
 
 
-def factor_controls(
-    first: Settings, controls: dict[str, Any], chosen: dict[str, Any]
-) -> tuple[Any, Any, Any]:
+def factor_controls(first: Settings, controls: dict[str, Any], chosen: Choices) -> tuple[Any, Any, Any]:
     """FreeU's controls; with them the presets, their source, and whether to draw at each change."""
     with gr.Group(elem_id="factors"):
         name = next(iter(chosen))
-        preset = gr.Dropdown([*chosen], value=name, label="FreeU's factors", elem_id="preset")
+        preset = gr.Dropdown([*chosen, OWN], value=name, label="FreeU's factors", elem_id="preset")
         source = gr.HTML(source_line(chosen[name][1]), apply_default_css=False)
         for factor, info in {
             "b1": "backbone, deepest stage: more structure",

@@ -174,6 +174,7 @@ def vocabulary(studio: Studio, prompt: str) -> str:
     summary = f"<summary>This small model knows {len(studio.words)} words</summary>"
     known = f"<details>{summary}<code>{' '.join(studio.words)}</code></details>"
     if unknown:
-        listed = escape(", ".join(unknown[:8])) + (" …" if len(unknown) > 8 else "")
+        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+        listed = escape(", ".join(unknown[:8])) + more
         known = f'<span class="unknown">It passes over: {listed}.</span> ' + known
     return f'<div class="words">{known}</div>'

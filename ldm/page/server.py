@@ -96,7 +96,7 @@ def serve(arguments: Namespace, config: DictConfig) -> None:
     limits = read_limits(arguments, config)
     check_address(arguments.host, arguments.port)
     studio = Studio(arguments, config, limits)
-    for line in caveats(studio.model, []):
+    for line in caveats(studio.model, [], []):
         warn(line)
     engine = Engine(limits.queue)
     page = make_page(studio, engine)

@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
 from ldm.modules.encoders.words import WordEmbedder
 from ldm.page.pair import Drawn, Progress, draw
 from ldm.page.settings import Limits, Settings
+from ldm.txt2img.caveats import too_few_steps, webui_syntax
 from ldm.txt2img.prompted import load_prompted
 from ldm.txt2img.recipe import Recipe
 from ldm.txt2img.request import DEFAULT_PROMPT, DTYPES, usual_settings
@@ -127,8 +129,14 @@ class Studio:
                 notes.append(f"This model does not know: {', '.join(unknown[:8])}{more}.")
             if cut := self.encoder.truncated(text):
                 notes.append(f"The text is too long for the model, which leaves out: {cut[:200]}.")
-        notes += [f"{line}." for line in settings.freeu.outside_published_range()]
-        return notes
+        freeu = settings.freeu
+        lines = chain(
+            webui_syntax([settings.prompt, settings.negative_prompt]),
+            too_few_steps(self.model, [settings.sampling]),
+            freeu.outside_published_range(),
+            freeu.of_the_other_version(),
+        )
+        return notes + [f"{line}." for line in lines]
 
     def pairs(self, settings: Settings, stopping: threading.Event) -> Iterator[Progress | Pair]:
         """Draws every pair of the settings; each comes as soon as it is on disk. Raises InputError."""

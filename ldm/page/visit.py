@@ -21,6 +21,7 @@ from ldm.page.tabs import AT_ONCE, WORK
 from ldm.page.words import lines, sentence
 
 REMEMBERED = 60  # pairs of a visit
+FACTORS = ("b1", "b2", "s1", "s2", "version")  # those of presets
 
 # The query becomes a whole address, which is shown, and copied where the browser lets us.
 COPY_LINK = """(query) => {
@@ -106,10 +107,15 @@ class Visit:
 
     def choose_preset(self, name: str) -> dict[Any, Any]:
         """Puts a preset's factors into the controls."""
-        freeu, source = self.presets[name]
-        values = {name: getattr(freeu, name) for name in ("b1", "b2", "s1", "s2", "version")}
-        factors = {self.parts.controls[name]: value for name, value in values.items()}
-        return factors | {self.parts.preset_source: controls.source_line(source)}
+        if name == presets.OWN:
+            return {self.parts.shown: gr.skip()}
+        values = presets.factors(self.presets[name][0])
+        return {self.parts.controls[name]: value for name, value in zip(FACTORS, values, strict=True)}
+
+    def name_preset(self, chosen: str, *values: Any) -> tuple[str, str]:
+        """Says which preset the factors are now, and where it comes from."""
+        name, source = presets.named(chosen, values, self.presets)
+        return name, controls.source_line(source)
 
     def new_seed(self) -> str:
         return str(secrets.randbelow(2**32))
@@ -192,10 +198,10 @@ class Visit:
         parts.stop.click(self.stop, **AT_ONCE)
         page.unload(self.leave)
 
-        factor_outputs = [control[name] for name in ("b1", "b2", "s1", "s2", "version")]
-        chosen = parts.preset.input(
-            self.choose_preset, parts.preset, [*factor_outputs, parts.preset_source], **AT_ONCE
-        )
+        of_preset = [control[name] for name in FACTORS]
+        chosen = parts.preset.input(self.choose_preset, parts.preset, [*of_preset, parts.shown], **AT_ONCE)
+        names = {"inputs": [parts.preset, *of_preset], "outputs": [parts.preset, parts.preset_source]}
+        gr.on([it.change for it in of_preset], self.name_preset, **names, **AT_ONCE)
         chosen.then(self.draw_live, **(drawing | {"inputs": [parts.live, *drawing["inputs"]]}))
         parts.dice.click(self.new_seed, None, control["seed"], **AT_ONCE)
         parts.reuse.click(self.last_seed, [parts.pairs, control["seed"]], control["seed"], **AT_ONCE)

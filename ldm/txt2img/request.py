@@ -90,7 +90,12 @@ def read_request(arguments: Namespace, config: DictConfig) -> Request:
         times = arguments.n_samples
     else:
         lines, times = read_prompts(arguments.from_file), arguments.repeat
-    check_number(len(lines) * times * arguments.n_iter)
+    number = len(lines) * times * arguments.n_iter
+    check_number(number)
+    if arguments.seed + number > 2**63:
+        raise InputError(
+            f"--seed is {arguments.seed}: give one from which {number} pictures find seeds below 2**63."
+        )
     prompts = [line for line in lines for _ in range(times)]
     texts = list(dict.fromkeys([*prompts, arguments.negative_prompt]))
     for text in texts:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ldm.checkpoint import fingerprint
 from ldm.device import pick_dtype
 from ldm.errors import InputError
-from ldm.generate import check
+from ldm.generate import Sampling, check
 from ldm.image_io import Picture
 from ldm.txt2img.caveats import caveats, too_large, warn
 from ldm.txt2img.gallery import Gallery, PlainSheets, Sheets
@@ -56,12 +56,14 @@ class Run:
         self.gallery = Gallery(arguments, jobs, self.recipe, sheets)
         self.settings = self._settings(config)
 
+    def sampling(self, job: Job) -> Sampling:
+        """How a picture is sampled."""
+        return job.cell.sampling if isinstance(job, CellJob) else self.request.sampling
+
     def recipe(self, job: Job) -> Recipe:
         """All that a picture depends on."""
-        arguments, painter = self.arguments, self.painter
-        sampling, freeu = self.request.sampling, painter.freeu
+        arguments, painter, freeu = self.arguments, self.painter, self.painter.freeu
         if isinstance(job, CellJob):
-            sampling = job.cell.sampling
             freeu = None if job.cell.freeu is None else painter.active(job.cell.freeu)
         return Recipe(
             prompt=job.prompt,
@@ -73,7 +75,7 @@ class Run:
             overrides=arguments.overrides,
             freeu=freeu,
             compare=arguments.compare,
-            **asdict(sampling),
+            **asdict(self.sampling(job)),
         )
 
     def compared(self, job: Job, off: Picture, on: Picture) -> Picture:
@@ -105,7 +107,9 @@ class Run:
         group.agree(lambda: self.gallery.take_over(opened, group.rank))
         if group.rank == 0:
             model = self.painter.model
-            for line in (*caveats(model, self.request.texts), *too_large(model, self.request.sampling)):
+            samplings = [self.sampling(job) for job in self.request.jobs]
+            told = caveats(model, self.request.texts, samplings)
+            for line in (*told, *too_large(model, self.request.sampling)):
                 warn(line)
             print(self.painter.unet.describe() if self.painter.freeu else "FreeU is off")
             if opened.resumed:
@@ -142,7 +146,9 @@ class Run:
 
         # Whoever finished the last file says so.
         if closes if gallery.had_to_write else group.rank == 0:
-            kept = f"in {self.arguments.outdir}" if gallery.files.names() else "not kept"
+            files, outdir = gallery.files, self.arguments.outdir
+            place = outdir / files.picture(0) if total == 1 == files.pictures else outdir
+            kept = f"in {place}" if files.names() else "not kept"
             print(f"{total} {'picture' if total == 1 else 'pictures'} {kept}")
 
 

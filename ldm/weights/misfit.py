@@ -15,15 +15,19 @@ PARTS: Final = {
 # What a file is that has such keys.
 FOREIGN: Final = {
     "down_blocks.": "a U-Net in the layout of diffusers: give the single-file checkpoint instead",
-    "conditioner.embedders.": "a Stable Diffusion XL, which is not supported",
+    "conditioner.embedders.": "a Stable Diffusion XL, for which FreeU is in ldm.freeu.diffusers alone",
+    "joint_blocks.": "a Stable Diffusion 3, a transformer, which has no skips for FreeU",
+    "double_blocks.": "a Flux, a transformer, which has no skips for FreeU",
     "lora_": "a LoRA, which changes a model and is none",
 }
 
 # Stable Diffusion by the width of the text it attends to.
 FAMILIES: Final = {
-    768: "Stable Diffusion 1 (v1-inference.yaml)",
-    1024: "Stable Diffusion 2 (v2-inference.yaml, v2-inference-v.yaml)",
+    768: "Stable Diffusion 1 (--config freeu_sd14.yaml, freeu_sd15.yaml)",
+    1024: "Stable Diffusion 2 (--config freeu_sd21.yaml, or for 512 pixels freeu_sd21_base.yaml)",
 }
+
+VAE: Final = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "loss.")
 
 State = Mapping[str, Tensor]
 
@@ -60,6 +64,8 @@ def likely_nature(slots: State, tensors: State) -> str:
     plain = any(key.startswith(PARTS["U-Net"]) for key in tensors)
     if not plain and any(key.startswith("model_ema.") for key in tensors):
         return ": it holds only averaged (EMA) weights, under model_ema.*, and not the plain ones"
+    if all(key.startswith(VAE) for key in tensors):
+        return ": it is an autoencoder (VAE) alone: give a checkpoint of all three networks"
     for mark, nature in FOREIGN.items():
         if any(mark in key for key in tensors):
             return f": it is {nature}"

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pytest
@@ -194,7 +194,16 @@ def test_factors_outside_the_published_ranges_are_told():
 
 @pytest.mark.parametrize("settings", [*PRESETS.values(), SD14.off()], ids=str)
 def test_nothing_is_told_of_published_factors_nor_of_ones(settings):
-    assert settings.outside_published_range() == []
+    assert settings.outside_published_range() == settings.of_the_other_version() == []
+
+
+def test_factors_published_for_the_other_version_are_told_with_those_for_this_one():
+    told = "FreeU's factors are those published for version {}; for version {} they are {}"
+    sd15 = replace(PRESETS["sd15", 2], version=1)
+    assert sd15.of_the_other_version() == [told.format(2, 1, "1.2 1.4 0.9 0.2 (sd15)")]
+    sd21 = replace(PRESETS["sd21", 1], version=2, strength=0.5)
+    assert sd21.of_the_other_version() == [told.format(1, 2, "1.4 1.6 0.9 0.2 (sd21)")]
+    assert replace(sd21, b1=1.11).of_the_other_version() == []
 
 
 def test_off_keeps_everything_but_the_factors():

@@ -45,6 +45,26 @@ def test_moving_b1_draws_freeus_picture_anew_and_leaves_the_plain_one(tab: Tab, 
     assert (tab.pixels("freeu", tmp_path) != before["freeu"]).any()
 
 
+def test_the_factors_source_follows_the_controls(tab: Tab):
+    tab.open(prompt=PROMPT)
+    assert "the factors in freeu_tiny.yaml" in tab.page.inner_text("#factors")
+    tab.page.fill("#b1 input[type=number]", "1.73")
+    tab.page.keyboard.press("Tab")
+    tab.page.wait_for_function("/set by hand/.test(document.querySelector('#factors').innerText)")
+    assert tab.value("preset") == "Your own"
+    tab.page.click("#preset input")
+    tab.page.get_by_role("option", name="Stable Diffusion 2.1, version 2").click()
+    tab.page.wait_for_function(
+        "/published by FreeU's authors/.test(document.querySelector('#factors').innerText)"
+    )
+    assert (tab.value("preset"), float(tab.value("b1"))) == ("Stable Diffusion 2.1, version 2", 1.4)
+    tab.page.click("#preset input")
+    tab.page.get_by_role("option", name="Your own").click()
+    tab.page.wait_for_timeout(500)
+    assert float(tab.value("b1")) == 1.4
+    assert not tab.errors
+
+
 def test_a_dropped_picture_sets_the_controls(tab: Tab, txt2img):
     [path] = txt2img(
         "--prompt", "a white cross", "--seed", 99, "--b1", 1.33, "--dpm", "--scale", 4.5

@@ -14,7 +14,7 @@ from ldm.freeu import PRESETS
 from ldm.image_io import read_record
 from ldm.page.controls import picture_controls
 from ldm.page.pair import Previews, Progress
-from ldm.page.presets import choices
+from ldm.page.presets import AUTHORS, OWN, choices, factors, named
 from ldm.page.settings import Limits, Settings
 from ldm.page.stage import finished
 from ldm.page.studio import Pair, Studio
@@ -191,6 +191,16 @@ def test_a_plain_config_begins_with_every_factor_one(tiny_checkpoint, tmp_path, 
     assert (pixels(pair.files["plain"]) != pixels(pair.files["freeu"])).any()
     _, source = next(iter(choices("tiny.yaml", plain.config_freeu).values()))
     assert source == "tiny.yaml has none, so they are one"
+
+
+def test_factors_are_named_after_the_preset_that_has_them_and_are_else_ones_own(studio: Studio):
+    found = choices("freeu_tiny.yaml", studio.config_freeu)
+    for name, (freeu, source) in found.items():
+        assert named(name, factors(freeu), found) == (name, source)
+    sd21 = factors(PRESETS["sd21", 2])
+    assert named("This model (freeu_tiny)", sd21, found) == ("Stable Diffusion 2.1, version 2", AUTHORS)
+    assert named(OWN, sd21, found)[0] == "Stable Diffusion 2.1, version 2"
+    assert named("Stable Diffusion 2.1, version 2", (*sd21[:3], 0.21, 2), found)[0] == OWN
 
 
 def test_every_preset_has_a_source_and_fits_the_model(studio: Studio):

@@ -75,6 +75,7 @@ def fault(outcome: Any, most: int = 2) -> str:
         (["--sampler", "euler"], ["euler"]),
         (["--seed", "-1"], ["--seed is -1"]),
         (["--seed", str(2**63)], ["--seed is"]),
+        (["--seed", str(2**63 - 3), "--n_samples", "4"], ["--seed is", "4 pictures", "2**63"]),
         (["--n_samples", "0"], ["--n_samples is 0"]),
         (["--n_iter", "-2"], ["--n_iter is -2"]),
         (["--n_rows", "-1"], ["--n_rows is -1"]),
@@ -209,6 +210,43 @@ def test_factors_outside_the_published_range_are_warned_of_and_drawn(txt2img: Ru
     ]
     assert txt2img("--b1", 2, "--freeu-version", 2).err == ""
     assert txt2img("--b1", 2, "--no-freeu").err == ""
+
+
+def test_factors_of_the_other_version_are_told_with_those_of_this_one(txt2img: Run) -> None:
+    sd14 = ("--b1", 1.2, "--b2", 1.4, "--s1", 0.9, "--s2", 0.2)
+    assert txt2img(*sd14).err == ""
+    [line] = txt2img(*sd14, "--freeu-version", 2).err.splitlines()
+    assert line == (
+        "warning: FreeU's factors are those published for version 1; for version 2 they are "
+        "1.3 1.4 0.9 0.2 (sd14) or 1.5 1.6 0.9 0.2 (sd15)"
+    )
+
+
+def test_plms_in_few_steps_is_warned_of(txt2img: Run) -> None:
+    [line] = txt2img("--plms", "--steps", 5).err.splitlines()
+    assert line.startswith("warning: PLMS draws wrong colours in 5 steps with this model")
+    [line] = txt2img("--grid", "sampler=ddim,plms", "steps=3,7").err.splitlines()
+    assert "in 3 steps" in line
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("a (red:1.4) star", "(red:1.4) is"),
+        (
+            "a star <lora:ink:0.8> BREAK a __colour__ {ring|heart}",
+            "<lora:ink:0.8>, BREAK, __colour__, {ring|heart} are",
+        ),
+        ("a star (red), [blue]: 1.4 <3 breaks a_b", None),
+    ],
+)
+def test_what_webuis_do_not_read_as_words_is_told(txt2img: Run, prompt: str, told: str | None) -> None:
+    lines = [line for line in txt2img("--prompt", prompt).err.splitlines() if "read as words" in line]
+    assert lines == (
+        [f"warning: {told} read as words: prompts have no weights, LoRAs, breaks or choices here"]
+        if told
+        else []
+    )
 
 
 def test_what_of_a_long_prompt_is_cut_off_is_said(txt2img: Run) -> None:

@@ -62,9 +62,9 @@ def test_steps_samplers_and_eta_are_the_ones_asked_for(txt2img: Run, monkeypatch
     assert drawn("--ddim_steps", 5)[1] == [2] * 5
     assert drawn("--scale", 1)[1] == [1] * 4
     assert drawn("--scale", 0)[1] == [2] * 4
-    plms, batches = drawn("--plms")
-    assert batches == [2] * 5  # its first step asks the network twice
-    assert np.array_equal(plms, drawn("--sampler", "plms")[0])
+    plms, batches = drawn("--plms", "--steps", 40)
+    assert batches == [2] * 41  # its first step asks the network twice
+    assert np.array_equal(plms, drawn("--sampler", "PLMS", "--steps", 40)[0])
     dpm, batches = drawn("--dpm")
     assert batches == [2] * 4
     assert np.array_equal(dpm, drawn("--dpm_solver")[0]) and np.array_equal(dpm, drawn("--sampler", "dpm")[0])

@@ -84,7 +84,7 @@ def test_a_run_from_the_root_is_quiet_and_imports_nothing_it_does_not_need(
     )
     answer = python("-c", code, cwd=ROOT)
     assert (answer.returncode, answer.stderr) == (0, "")
-    assert answer.stdout.splitlines()[-1] == f"1 picture in {tmp_path}"
+    assert answer.stdout.splitlines()[-1] == f"1 picture in {tmp_path / 'samples' / '00000.png'}"
     assert [path.name for path in tmp_path.glob("*/*")] == ["00000.png"]
 
 
