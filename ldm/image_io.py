@@ -69,7 +69,7 @@ def read_record(path: Path) -> Record:
         record = None
     if not isinstance(record, dict):
         raise InputError(
-            f"{path} carries no settings: this project's single pictures do, and the sheets of --grid."
+            f"{path} carries no settings: this project's pictures do, and sheets but those of many prompts."
         )
     return record
 

@@ -84,10 +84,14 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     sort_out_overrides(arguments, "grid")
     recorded, written = None, arguments.overrides
     if arguments.from_image is not None:
+        from ldm.txt2img.gallery import read_layout
         from ldm.txt2img.grid_sheets import read_grid
         from ldm.txt2img.recipe import read_recipe
 
-        recipe = dict(vars(read_recipe(arguments.from_image)), grid=read_grid(arguments.from_image))
+        path = arguments.from_image
+        recipe = dict(vars(read_recipe(path)), grid=read_grid(path))
+        if not (arguments.grid or arguments.from_file):
+            recipe |= read_layout(path)
         recorded, under = recipe.pop("freeu"), recipe.pop("overrides")
         if arguments.grid or arguments.no_freeu:
             recipe["compare"] = False  # which neither goes together with

@@ -151,7 +151,7 @@ def test_what_is_no_checkpoint_is_called_by_its_name(kind: str, tmp_path: Path) 
 
 
 def test_a_folder_and_a_whole_module_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="directory"):
+    with pytest.raises(InputError, match="is a folder: give the checkpoint in one file"):
         read_tensors(tmp_path)
     torch.save(Tiny(), tmp_path / "whole.pt")
     with pytest.raises(InputError, match="no state dict"):

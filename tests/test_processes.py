@@ -239,10 +239,13 @@ class Recipe:
 
 def galleries(folder: Path, count: int, pictures: int, **flags: Any) -> list[Gallery]:
     """One run's galleries in several processes, as they stand when it begins."""
-    usual = {"compare": False, "skip_save": False, "skip_grid": False, "resume": True, "n_samples": 1}
-    arguments = Namespace(outdir=folder, n_rows=0, **(usual | flags))
+    usual = {"compare": False, "skip_save": False, "skip_grid": False, "resume": True}
+    run = {"from_file": folder / "prompts.txt", "n_samples": 1, "n_iter": 1, "n_rows": 0, "fixed_code": False}
+    arguments = Namespace(outdir=folder, **(usual | run | flags))
     jobs = [Job("a star", k) for k in range(pictures)]
-    made = [Gallery(arguments, jobs, lambda _: Recipe(), PlainSheets(0, 1)) for _ in range(count)]  # type: ignore[arg-type,return-value]
+    made = [
+        Gallery(arguments, jobs, lambda _: Recipe(), PlainSheets(arguments, Recipe())) for _ in range(count)
+    ]  # type: ignore[arg-type,return-value]
     opened = pickle.dumps(made[0].open({"seed": 1}))
     for gallery in made:
         gallery.take_over(pickle.loads(opened))

@@ -25,7 +25,7 @@ from ldm.page.settings import Limits, Settings
 from ldm.txt2img.caveats import too_few_steps, webui_syntax
 from ldm.txt2img.prompted import load_prompted
 from ldm.txt2img.recipe import Recipe
-from ldm.txt2img.request import DEFAULT_PROMPT, DTYPES, usual_settings
+from ldm.txt2img.request import DEFAULT_PROMPT, DTYPES, PRECISIONS, usual_settings
 from ldm.util import FREEU, FREEU_NAMES, set_freeu
 
 KEPT_PLAIN = 64 << 20  # bytes of plain pictures that are not drawn again while only FreeU changes
@@ -69,7 +69,7 @@ class Studio:
         set_freeu(config, {})
         device = pick_device(arguments.device)
         dtype = DTYPES.get(arguments.precision) or pick_dtype(device)
-        self.precision = {dtype: name for name, dtype in DTYPES.items()}[dtype]
+        self.precision = PRECISIONS[dtype]
         model = load_prompted(
             config, arguments.ckpt, device, dtype, arguments.download, arguments.trust_config
         )

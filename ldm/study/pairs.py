@@ -45,20 +45,30 @@ def usual_prompts(text_encoder: nn.Module, count: int | None) -> list[str]:
     return list(PAPER_PROMPTS[:count])
 
 
+def file_or_count(prompts: str | None) -> tuple[Path | None, int | None]:
+    """What `--prompts` is, a file or how many of the usual ones to take. Raises InputError for none."""
+    if prompts is None or not prompts.isdecimal():
+        return (None if prompts is None else Path(prompts)), None
+    if int(prompts) == 0:
+        raise InputError("--prompts is 0: give a number from 1 up, or a file with a prompt a line.")
+    return None, int(prompts)
+
+
+def check_seeds(seeds: int | None) -> None:
+    """Raises InputError where no seeds are asked for."""
+    if seeds is not None and seeds < 1:
+        raise InputError(f"--seeds is {seeds}: give how many to take with each prompt, 1 or more.")
+
+
 def plan_pairs(prompts: str | None, seeds: int | None, text_encoder: nn.Module) -> list[Job]:
     """The pairs of a study: each prompt with `seeds` seeds, no seed twice, so that pairs are independent.
 
     `prompts` is a file with a prompt a line, or how many of the usual ones to take. Without `seeds` there are
     as many as it takes to have 16 pairs. Raises InputError where there are none.
     """
-    if prompts is not None and not prompts.isdecimal():
-        texts = read_prompts(Path(prompts))
-    elif prompts is not None and int(prompts) == 0:
-        raise InputError("--prompts is 0: give a number from 1 up, or a file with a prompt a line.")
-    else:
-        texts = usual_prompts(text_encoder, None if prompts is None else int(prompts))
-    if seeds is not None and seeds < 1:
-        raise InputError(f"--seeds is {seeds}: give how many to take with each prompt, 1 or more.")
+    file, count = file_or_count(prompts)
+    texts = read_prompts(file) if file else usual_prompts(text_encoder, count)
+    check_seeds(seeds)
     each = -(-PAIRS // len(texts)) if seeds is None else seeds
     check_number(len(texts) * each)
     return [Job(text, FIRST_SEED + each * i + k) for i, text in enumerate(texts) for k in range(each)]

@@ -16,7 +16,7 @@ from ldm.parameterization import mix_up
 
 NAMED = 10  # prompts or words that a warning names; the rest it counts
 # What webuis do not take for words: weights, LoRAs, breaks, wildcards and choices.
-WEBUI = re.compile(r"\([^()]+:\s*[\d.]+\)|<\w+:[^<>]+>|\bBREAK\b|__\w+__|\{[^{}]*\|[^{}]*\}")
+WEBUI = re.compile(r"\([^()]+:\s*[\d.]+\)|<\w+:[^<>]+>|\bBREAK\b|__\w+__|\{[^{}|]*\|[^{}]*\}")
 # The noise at which PLMS begins, by how much of a picture it leaves, and the steps that it then needs: each
 # estimate is divided by it. On the embedded model (0.015) it draws other colours in up to 30 steps.
 LITTLE_LEFT, ENOUGH_STEPS = 0.03, 40

@@ -2,17 +2,20 @@
 
 import math
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ldm.config.annotations import fits
 from ldm.errors import InputError
-from ldm.image_io import Picture, grid, read_picture, save_png, writable_folder
+from ldm.image_io import Picture, grid, read_picture, read_record, save_png, writable_folder
 from ldm.txt2img.claim import Claim
 from ldm.txt2img.jobs import Job
 from ldm.txt2img.manifest import Files, Manifest
 from ldm.txt2img.recipe import Recipe
+
+LAYOUT: Mapping[str, type] = {"n_samples": int, "n_iter": int, "n_rows": int, "fixed_code": bool}
 
 
 class Sheets(Protocol):
@@ -27,15 +30,30 @@ class Sheets(Protocol):
 
 
 class PlainSheets:
-    """Pictures in rows of `n_rows`, or of `n_samples`, or in about as many rows as columns."""
+    """Pictures in rows of `n_rows`, or of `n_samples`, or in about as many rows as columns.
+
+    The sheet of a whole run of one prompt carries the settings of its first picture and the run's layout.
+    """
 
     size, least = 64, 2
 
-    def __init__(self, n_rows: int, n_samples: int):
-        self.columns = n_rows or (n_samples if n_samples > 1 else 0)
+    def __init__(self, arguments: Namespace, first: Recipe):
+        self.columns = arguments.n_rows or (arguments.n_samples if arguments.n_samples > 1 else 0)
+        self.is_whole = arguments.from_file is None and arguments.n_samples * arguments.n_iter <= self.size
+        self.first, self.layout = first, {name: getattr(arguments, name) for name in LAYOUT}
 
     def save(self, path: Path, i: int, pictures: Sequence[Picture]) -> None:
-        save_png(path, grid(pictures, self.columns or math.ceil(math.sqrt(len(pictures)))))
+        sheet = grid(pictures, self.columns or math.ceil(math.sqrt(len(pictures))))
+        if self.is_whole:
+            save_png(path, sheet, self.first.parameters(), asdict(self.first) | self.layout)
+        else:
+            save_png(path, sheet)
+
+
+def read_layout(path: Path) -> dict[str, int]:
+    """The layout of the run that a sheet shows, by txt2img's arguments; empty for other pictures."""
+    record = read_record(path)
+    return {name: record[name] for name, kind in LAYOUT.items() if fits(record.get(name), kind)}
 
 
 @dataclass(frozen=True)

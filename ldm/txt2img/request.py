@@ -18,6 +18,7 @@ from ldm.util import FREE_UNET, FREEU, unet_section
 
 DEFAULT_PROMPT = "a professional photograph of an astronaut riding a horse"
 DTYPES = {"full": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = {dtype: name for name, dtype in DTYPES.items()}
 SIZES = {name: get_type_hints(Sampling)[name] for name in ("height", "width", "steps", "scale")}
 KINDS = {int: "a whole number", float: "a number", str: "a text"}
 

@@ -25,7 +25,7 @@ from ldm.txt2img.painter import Painter
 from ldm.txt2img.processes import Group
 from ldm.txt2img.prompted import load_prompted
 from ldm.txt2img.recipe import Recipe
-from ldm.txt2img.request import DTYPES, check_latents, freeu_of, read_request
+from ldm.txt2img.request import DTYPES, PRECISIONS, check_latents, freeu_of, read_request
 from ldm.txt2img.settings_grid import CellJob
 
 GRID_AT_ONCE = 16  # pictures of a grid on a GPU, if its memory holds them
@@ -38,7 +38,7 @@ class Run:
         self.arguments = arguments
         self.request = read_request(arguments, config)
         dtype = DTYPES.get(arguments.precision) or pick_dtype(device)
-        self.precision = {dtype: name for name, dtype in DTYPES.items()}[dtype]
+        self.precision = PRECISIONS[dtype]
         model = load_prompted(
             config, arguments.ckpt, device, dtype, arguments.download, arguments.trust_config
         )
@@ -50,7 +50,7 @@ class Run:
         at_once = min(len(jobs), GRID_AT_ONCE) if axes else arguments.n_samples
         self.painter = Painter(model, sampling, arguments.negative_prompt, compare, at_once)
         self.painter.check(jobs)
-        sheets: Sheets = PlainSheets(arguments.n_rows, arguments.n_samples)
+        sheets: Sheets = PlainSheets(arguments, self.recipe(jobs[0]))
         if axes:
             sheets = GridSheets(axes, self.recipe(Job(jobs[0].prompt, arguments.seed)), freeu_of(config))
         self.gallery = Gallery(arguments, jobs, self.recipe, sheets)

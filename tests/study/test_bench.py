@@ -249,7 +249,7 @@ def test_a_process_that_fails_is_told_with_its_last_words(monkeypatch, tmp_path)
 
 
 def test_weights_that_the_disk_refuses_are_told_in_a_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(start, "numbers", lambda shapes: {"a": torch.ones(10_000)})
+    monkeypatch.setattr(start, "random_weights", lambda slots: {"a": torch.ones(10_000)})
     monkeypatch.setattr(start, "build_on_meta", lambda config: torch.nn.Identity())
     with largest_file(5000), pytest.raises(InputError, match=r"sd14\.safetensors cannot be written"):
         start.cold_start(torch.float32, tmp_path, rounds=1)

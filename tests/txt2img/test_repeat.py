@@ -165,6 +165,52 @@ def test_from_image_repeats_a_picture_out_of_the_middle_of_a_run(txt2img: Run) -
         assert path.read_bytes() == again.read_bytes()
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--n_samples", 3],
+        ["--n_iter", 3, "--ddim_eta", 0.5],
+        ["--n_samples", 2, "--n_iter", 2, "--fixed_code", "--n_rows", 3, "--no-freeu"],
+        ["--n_samples", 2, "--compare"],
+        ["--n_samples", 2, "--skip_save"],
+    ],
+    ids=lambda flags: " ".join(map(str, flags)),
+)
+def test_from_image_repeats_a_sheet_and_all_its_pictures_to_the_byte(
+    flags: list[object], txt2img: Run
+) -> None:
+    made = txt2img(*flags, "--seed", 5)
+    again = txt2img(
+        "--from-image",
+        made.folder / "grid-0000.png",
+        *[it for it in flags if it == "--skip_save"],
+        defaults=CPU,
+    )
+    files = [{path.name: path.read_bytes() for path in it.folder.rglob("*.png")} for it in (made, again)]
+    assert files[0] == files[1] and "grid-0000.png" in files[0]
+
+
+@pytest.mark.usefixtures("small_sheets")
+def test_a_sheet_of_many_prompts_or_sheets_carries_no_settings_and_that_is_told(
+    txt2img: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a red star\na blue ring")
+    for flags in (["--from-file", tmp_path / "prompts.txt"], ["--n_iter", 6]):  # here a sheet holds 4
+        sheet = txt2img(*flags).folder / "grid-0000.png"
+        assert not texts(sheet)
+        refused = txt2img("--from-image", sheet, defaults=CPU)
+        assert refused.code == 2 and "sheets but those of many" in refused.err
+
+
+def test_a_grid_of_what_a_sheet_shows_is_drawn_from_its_first_picture(txt2img: Run) -> None:
+    sheet = txt2img("--n_samples", 2, "--seed", 5).folder / "grid-0000.png"
+    grid = ("--grid", "b1=1,1.2")
+    varied = txt2img("--from-image", sheet, *grid, defaults=CPU)
+    assert varied.code == 0, varied.err
+    afresh = txt2img("--seed", 5, *grid)
+    assert [it.read_bytes() for it in varied.pictures()] == [it.read_bytes() for it in afresh.pictures()]
+
+
 def test_flags_beside_from_image_win(txt2img: Run) -> None:
     threshold = "model.params.unet_config.params.threshold"
     made = [

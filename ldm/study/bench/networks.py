@@ -1,7 +1,7 @@
 """A step of Stable Diffusion 1.4's U-Net and its decoder, beside those of diffusers on the same shapes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib import util
 from typing import Any
@@ -19,7 +19,7 @@ CONTEXT = (77, 768)
 
 
 def made_up(build: Callable[[], nn.Module], dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The network with small random weights that keep its maps at a size of about one.
+    """The network with `random_weights`.
 
     Its kernels are channels last, and as `load_model` has them if it is ours.
     """
@@ -28,16 +28,24 @@ def made_up(build: Callable[[], nn.Module], dtype: torch.dtype, device: torch.de
     spares = build in (our_unet, our_autoencoder) and convolves_in_c(device, dtype)
     layout = torch.contiguous_format if spares else torch.channels_last
     network = network.to_empty(device=device).to(dtype).to(memory_format=layout)
-    numbers = torch.randn(2**22 + 7, generator=torch.Generator().manual_seed(0)).to(device)
-    for i, (name, weight) in enumerate(network.named_parameters()):
-        count = weight.numel()
-        drawn = numbers.roll(1009 * i).repeat(-(-count // len(numbers)))[:count].view(weight.shape)
-        if weight.ndim > 1:
-            drawn = drawn / math.prod(weight.shape[1:]) ** 0.5
-        else:
-            drawn = 0.05 * drawn + name.endswith("weight")
-        weight.data.copy_(drawn)
+    parameters = dict(network.named_parameters())
+    for name, weight in random_weights(parameters, device):
+        parameters[name].data.copy_(weight)
     return network.eval().requires_grad_(False)
+
+
+def random_weights(
+    slots: Mapping[str, Tensor], device: str | torch.device = "cpu"
+) -> Iterator[tuple[str, Tensor]]:
+    """Small weights of these shapes, by name, in float32; maps keep a size of about one by them."""
+    numbers = torch.randn(2**22 + 7, generator=torch.Generator().manual_seed(0)).to(device)
+    for i, (name, slot) in enumerate(slots.items()):
+        count = slot.numel()
+        weight = numbers.roll(1009 * i).repeat(-(-count // len(numbers)))[:count].view(slot.shape)
+        if slot.ndim > 1:
+            yield name, weight / math.prod(slot.shape[1:]) ** 0.5
+        else:
+            yield name, 0.05 * weight + name.endswith("weight")
 
 
 def our_unet() -> nn.Module:

@@ -4,7 +4,6 @@ Stable Diffusion 1.4's weights are made up and written once: 4.3 GB in float32 f
 own layout.
 """
 
-import math
 import os
 import subprocess
 import sys
@@ -18,11 +17,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from ldm.checkpoint import build_on_meta
 from ldm.errors import InputError
-from ldm.study.bench.networks import diffusers_autoencoder, diffusers_unet
+from ldm.study.bench.networks import diffusers_autoencoder, diffusers_unet, random_weights
 from ldm.study.bench.rounds import Row, rows
 from ldm.util import ROOT, load_config
 
@@ -80,24 +79,10 @@ with torch.no_grad():
 """
 
 
-def numbers(shapes: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Small random weights of these shapes, in float32."""
-    drawn = torch.randn(2**22 + 7, generator=torch.Generator().manual_seed(0))
-    state = {}
-    for i, (name, slot) in enumerate(shapes.items()):
-        count = slot.numel()
-        weight = drawn.roll(1009 * i).repeat(-(-count // len(drawn)))[:count].view(slot.shape)
-        if slot.ndim > 1:
-            state[name] = weight / math.prod(slot.shape[1:]) ** 0.5
-        else:
-            state[name] = 0.05 * weight + name.endswith("weight")
-    return state
-
-
 def write_ours(path: Path) -> None:
     """The whole model in one file."""
     model = build_on_meta(load_config("freeu_sd14.yaml").model)
-    save_file(numbers(dict(model.named_parameters())), path)
+    save_file(dict(random_weights(dict(model.named_parameters()))), path)
 
 
 def write_diffusers(folder: Path) -> None:
@@ -113,7 +98,7 @@ def write_diffusers(folder: Path) -> None:
         }  # fmt: skip
     for name, part in parts.items():
         made: Any = part.to_empty(device="cpu")
-        made.load_state_dict(numbers(dict(made.named_parameters())), strict=False)
+        made.load_state_dict(dict(random_weights(dict(made.named_parameters()))), strict=False)
         made.save_pretrained(folder / name)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from ldm.data.scenes import Scene, describe, draw_scene
 from ldm.errors import InputError
 from ldm.modules.encoders.words import WordEmbedder
-from ldm.study.pairs import FIRST_SEED, SCENES_SEED, usual_prompts
+from ldm.study.pairs import FIRST_SEED, SCENES_SEED, check_seeds, file_or_count, usual_prompts
 from ldm.txt2img.jobs import Job, check_number, read_prompts
 
 CAPTIONS = 64  # for the embedded model, unless told otherwise
@@ -44,19 +44,15 @@ def plan(
     `held_out` those of shape and colour pairs that training never showed, and the paper's prompts for others.
     No seed is one of those that are `apart`, and no caption. Raises InputError where there are none.
     """
-    if seeds < 1:
-        raise InputError(f"--seeds is {seeds}: give how many to take with each prompt, 1 or more.")
-    count = int(prompts) if prompts is not None and prompts.isdecimal() else None
-    if count == 0:
-        raise InputError("--prompts is 0: give a number from 1 up, or a file with a prompt a line.")
-    from_file = prompts is not None and count is None
+    check_seeds(seeds)
+    file, count = file_or_count(prompts)
     embedded = isinstance(text_encoder, WordEmbedder)
-    if held_out and (from_file or not embedded):
+    if held_out and (file or not embedded):
         raise InputError("--held-out chooses among the embedded model's captions; these prompts are none.")
 
     scenes = None
-    if prompts is not None and from_file:
-        texts = read_prompts(Path(prompts))
+    if file:
+        texts = read_prompts(file)
     elif embedded:
         check_number((count or usual) * seeds)
         known = apart.prompts if apart else []
