@@ -351,6 +351,7 @@ def test_image_to_image_scripts_find_what_they_call():
     assert torch.allclose(noised[0], low.alpha * x0[0] + low.sigma * z[0], atol=1e-6)
     assert torch.allclose(noised[1], high.alpha * x0[1] + high.sigma * z[1], atol=1e-6)
 
+    sampler.make_schedule(20)  # without fresh noise, unless told otherwise
     samples, _ = sampler.sample(20, 2, SHAPE, x_T=z)
     assert torch.equal(sampler.decode(z, None, 20), samples)
     assert relative_error(sampler.decode(z, None, 13), model.exact(z, sampler.ddim_timesteps[12])) < 0.1
