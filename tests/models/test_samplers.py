@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, PNDMScheduler
 
 from ldm.errors import InputError
-from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.models.diffusion.ddim import DDIMSampler, ddim_step
 from ldm.models.diffusion.dpm_solver import DPMSolverSampler
 from ldm.models.diffusion.plms import PLMSSampler
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -123,6 +123,16 @@ def test_the_higher_orders_gain_more_from_more_steps():
 def test_the_higher_orders_are_closer_in_few_steps():
     assert error(PLMSSampler, 14) < error(DDIMSampler, 14) / 5
     assert error(DPMSolverSampler, 14) < error(DDIMSampler, 14)
+
+
+@pytest.mark.parametrize(("S", "order"), [(14, 1), (15, 2)])
+def test_dpm_ends_with_a_step_of_order_1_in_fewer_than_15(S, order):
+    model = GaussianModel()
+    samples, _ = DPMSolverSampler(model).sample(S, 2, SHAPE, x_T=rnd(0, 2, *SHAPE))
+    x, t = model.calls[-1]
+    now, after = levels(model.alphas_cumprod, [t[0].item(), 0])
+    first_order, _ = ddim_step(x, model.apply_model(x, t, None), now, after)
+    assert (relative_error(samples, first_order) < 1e-5) == (order == 1)
 
 
 def test_fresh_noise_keeps_the_distribution():
