@@ -1,15 +1,17 @@
 """A checkpoint read into the system's cache while its reader is still busy with something else."""
 
+import ctypes
 import os
 from contextlib import suppress
+from mmap import ACCESS_COPY, PAGESIZE, mmap
 from pathlib import Path
 from threading import Thread
+from typing import BinaryIO
 
 from ldm.errors import InputError
 from ldm.weights.place import find_checkpoint
 
 AT_ONCE = 2**17  # bytes: what Linux reads ahead by default; it leaves out what is beyond its limit
-STRETCH = 2**24  # bytes: taken to be in the cache where the first ones are
 
 
 def read_ahead(name: str | Path | None) -> Thread | None:
@@ -30,23 +32,30 @@ def read_ahead(name: str | Path | None) -> Thread | None:
 
 
 def _ask(path: Path) -> None:
-    with suppress(OSError), path.open("rb") as file:
+    with suppress(OSError, ValueError), path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2:
             return
         # Each request takes Python from its importing thread for a while, so that none is made in vain.
-        for stretch in range(0, size, STRETCH):
-            if not _is_cached(file.fileno(), stretch):
-                for start in range(stretch, min(stretch + STRETCH, size), AT_ONCE):
-                    os.posix_fadvise(file.fileno(), start, AT_ONCE, os.POSIX_FADV_WILLNEED)
+        cached = _cached_pages(file)
+        for start in range(0, size, AT_ONCE):
+            first, last = start // PAGESIZE, -(-min(start + AT_ONCE, size) // PAGESIZE)
+            if cached is None or cached.count(1, first, last) < last - first:
+                os.posix_fadvise(file.fileno(), start, AT_ONCE, os.POSIX_FADV_WILLNEED)
 
 
-def _is_cached(file: int, at: int) -> bool:
-    """Whether what is there can be read without waiting; no, where the system does not tell.
+def _cached_pages(file: BinaryIO) -> bytes | None:
+    """A byte for each page of a file, 1 where the system's cache holds it.
 
-    Linux begins to read what it is asked for so, and a fast disk may have a few bytes at once.
+    None where the system does not tell, as Linux does not of files that are another user's alone.
     """
-    try:
-        return os.preadv(file, [bytearray(AT_ONCE)], at, os.RWF_NOWAIT) > AT_ONCE // 2
-    except (OSError, AttributeError):
-        return False
+    owner = os.fstat(file.fileno()).st_uid == os.geteuid()
+    mincore = getattr(ctypes.CDLL(None), "mincore", None)
+    if mincore is None or not (owner or os.access(file.name, os.W_OK)):
+        return None
+    with mmap(file.fileno(), 0, access=ACCESS_COPY) as mapped:
+        start = ctypes.c_char.from_buffer(mapped)  # to be gone before the mapping is
+        told = (ctypes.c_ubyte * -(-len(mapped) // PAGESIZE))()
+        failed = mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(len(mapped)), told)
+        del start
+    return None if failed else bytes(told)

@@ -64,12 +64,25 @@ def test_what_the_cache_holds_is_not_asked_for(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "weights"
     path.write_bytes(os.urandom(SIZE))
     with path.open("rb") as file:
-        if not module._is_cached(file.fileno(), 0):
-            pytest.skip("the file system does not tell what is in the cache")
+        if module._cached_pages(file) is None:
+            pytest.skip("the system does not tell what is in its cache")
     asked: list[int] = []
     monkeypatch.setattr(module.os, "posix_fadvise", lambda _, start, *__: asked.append(start))
     read(path, until=lambda _: True)
     assert not asked
+
+
+def test_another_user_s_file_of_which_the_system_does_not_tell_is_asked_for_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(os.urandom(2**18 + 5))
+    monkeypatch.setattr(module.os, "geteuid", lambda: os.getuid() + 1)
+    monkeypatch.setattr(module.os, "access", lambda *_: False)
+    asked: list[int] = []
+    monkeypatch.setattr(module.os, "posix_fadvise", lambda _, start, *__: asked.append(start))
+    read(path, until=lambda _: True)
+    assert asked == [0, 2**17, 2**18]
 
 
 def test_a_file_of_more_than_half_of_the_memory_is_left_on_the_disk(
