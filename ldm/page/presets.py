@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ldm.freeu import PRESETS, FreeUSettings
+from ldm.util import FACTORS
 
 Choices = Mapping[str, tuple[FreeUSettings, str]]  # with their sources
 
@@ -14,6 +15,7 @@ MODELS = {
     "sdxl": "Stable Diffusion XL",
 }
 AUTHORS = "published by FreeU's authors"
+SET = (*FACTORS, "version")  # what a preset sets of FreeU
 OWN = "Your own"
 OTHERS = {
     ("sd15", 1): "from diffusers' documentation of its first release with FreeU",
@@ -32,8 +34,8 @@ def choices(config: str, own: FreeUSettings) -> Choices:
 
 
 def factors(freeu: FreeUSettings) -> tuple[float, ...]:
-    """What a preset sets of FreeU: b1, b2, s1, s2 and the version."""
-    return *freeu.four, freeu.version
+    """The values of `SET`."""
+    return tuple(getattr(freeu, name) for name in SET)
 
 
 def named(chosen: str, values: Sequence[float], found: Choices) -> tuple[str, str]:

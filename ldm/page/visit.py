@@ -21,7 +21,6 @@ from ldm.page.tabs import AT_ONCE, WORK
 from ldm.page.words import lines, sentence
 
 REMEMBERED = 60  # pairs of a visit
-FACTORS = ("b1", "b2", "s1", "s2", "version")  # those of presets
 
 # The query becomes a whole address, which is shown, and copied where the browser lets us.
 COPY_LINK = """(query) => {
@@ -110,7 +109,7 @@ class Visit:
         if name == presets.OWN:
             return {self.parts.shown: gr.skip()}
         values = presets.factors(self.presets[name][0])
-        return {self.parts.controls[name]: value for name, value in zip(FACTORS, values, strict=True)}
+        return {self.parts.controls[name]: value for name, value in zip(presets.SET, values, strict=True)}
 
     def name_preset(self, chosen: str, *values: Any) -> tuple[str, str]:
         """Says which preset the factors are now, and where it comes from."""
@@ -198,7 +197,7 @@ class Visit:
         parts.stop.click(self.stop, **AT_ONCE)
         page.unload(self.leave)
 
-        of_preset = [control[name] for name in FACTORS]
+        of_preset = [control[name] for name in presets.SET]
         chosen = parts.preset.input(self.choose_preset, parts.preset, [*of_preset, parts.shown], **AT_ONCE)
         names = {"inputs": [parts.preset, *of_preset], "outputs": [parts.preset, parts.preset_source]}
         gr.on([it.change for it in of_preset], self.name_preset, **names, **AT_ONCE)

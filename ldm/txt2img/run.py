@@ -107,8 +107,7 @@ class Run:
         group.agree(lambda: self.gallery.take_over(opened, group.rank))
         if group.rank == 0:
             model = self.painter.model
-            samplings = [self.sampling(job) for job in self.request.jobs]
-            told = caveats(model, self.request.texts, samplings)
+            told = caveats(model, self.request.texts, map(self.sampling, self.request.jobs))
             for line in (*told, *too_large(model, self.request.sampling)):
                 warn(line)
             print(self.painter.unet.describe() if self.painter.freeu else "FreeU is off")
