@@ -66,6 +66,12 @@ def test_contenders_take_turns_and_the_first_round_does_not_count():
     assert heard == ["a", "a", "b", "b", "b", "b", "a", "a"]
 
 
+def test_short_works_have_as_long_a_turn_as_asked_for_and_their_mean_counts(monkeypatch):
+    clock = {"a": iter([9.0, 1.0, 2.0, 3.0]), "b": iter([9.0, 7.0])}
+    monkeypatch.setattr("ldm.study.bench.rounds.taken", lambda work, _device: next(clock[work()]))
+    assert alternate({"a": lambda: "a", "b": lambda: "b"}, 1, CPU, least=5.0) == {"a": [2.0], "b": [7.0]}
+
+
 def test_mps_is_timed_from_rest_to_rest(monkeypatch):
     heard = []
     monkeypatch.setattr(torch.mps, "synchronize", lambda: heard.append("rest"))

@@ -22,6 +22,7 @@ WHATS = ("growth of the step", "growth of the decode")
 # Batch and side of the latents; the reference comes first.
 STEPS = ((2, 64), (2, 32), (2, 96), (2, 128), (1, 64), (4, 64), (8, 64))
 DECODES = ((1, 64), (1, 32), (1, 128), (1, 256))
+TURN = 15.0  # seconds at least that a size has in a round, as one takes a hundred times as long as another
 
 
 def step_inputs(batch: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,7 +68,7 @@ def steps(dtype: torch.dtype, device: torch.device, rounds: int) -> list[Row]:
 
     works = {f"{batch} x {side}x{side}": work(batch, side) for batch, side in STEPS}
     flops = [step_arithmetic(batch, side) for batch, side in STEPS]
-    return grown(WHATS[0], dtype, flops, alternate(works, rounds, device))
+    return grown(WHATS[0], dtype, flops, alternate(works, rounds, device, least=TURN))
 
 
 def decodes(dtype: torch.dtype, device: torch.device, rounds: int) -> list[Row]:
@@ -79,7 +80,7 @@ def decodes(dtype: torch.dtype, device: torch.device, rounds: int) -> list[Row]:
 
     works = {f"{8 * side}x{8 * side}": work(batch, side) for batch, side in DECODES}
     flops = [decode_arithmetic(batch, side) for batch, side in DECODES]
-    return grown(WHATS[1], dtype, flops, alternate(works, rounds, device))
+    return grown(WHATS[1], dtype, flops, alternate(works, rounds, device, least=TURN))
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

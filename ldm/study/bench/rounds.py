@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import mean, median, quantiles
 from time import perf_counter
 from typing import Any
 
@@ -66,12 +66,17 @@ def taken(work: Work, device: torch.device) -> float:
 
 @torch.inference_mode()
 def alternate(
-    works: Mapping[str, Work], rounds: int, device: torch.device, warm: bool = False
+    works: Mapping[str, Work],
+    rounds: int,
+    device: torch.device,
+    warm: bool = False,
+    least: float = 0.0,
 ) -> dict[str, list[float]]:
     """Seconds of each work in each round, after a round that is not counted.
 
     Every round begins with another work. With `warm` each is done once more ahead of its time, so that what
-    it reads lies in the cache.
+    it reads lies in the cache. In a round that counts a work is done again until it has taken `least`
+    seconds, and their mean is told: what disturbs the machine for a while meets short works as long ones.
     """
     names = list(works)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -80,7 +85,10 @@ def alternate(
             name = names[(i + k) % len(names)]
             if warm:
                 works[name]()
-            seconds[name].append(taken(works[name], device))
+            turn = [taken(works[name], device)]
+            while i and sum(turn) < least:
+                turn.append(taken(works[name], device))
+            seconds[name].append(mean(turn))
     return {name: counted[1:] for name, counted in seconds.items()}
 
 
