@@ -35,7 +35,7 @@ def _register(model: Any, class_name: str, settings: FreeUSettings) -> None:
         return any(base.__name__ == class_name for base in type(block).__mro__)
 
     unet: Any = unet_of(model)
-    refuse_diffusers_own(unet)
+    refuse_diffusers_own(*unet.up_blocks)
     if not any(concerns(block) for block in unet.up_blocks):
         found = ", ".join(sorted({type(block).__name__ for block in unet.up_blocks}))
         warnings.warn(f"FreeU meets no {class_name}: this U-Net's blocks are {found}.", stacklevel=3)

@@ -9,7 +9,9 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from types import NoneType
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +33,8 @@ def enable(model: Any, preset: str | None = None, version: int = 1, **settings: 
     Raises ValueError for a model without a U-Net that concatenates skips, for a U-Net none of whose blocks
     are met (with the widths found), for one with diffusers' own FreeU on, and for settings that mean nothing.
     """
-    unet = unet_of(model)
-    refuse_diffusers_own(unet)
+    unet: Any = unet_of(model)
+    refuse_diffusers_own(*unet.up_blocks)
     if preset is None and not settings.keys() & {"b1", "b2", "s1", "s2"}:
         names = ", ".join(sorted({name for name, _ in PRESETS}))
         raise ValueError(f"FreeU needs factors: give a preset ({names}), or b1, b2, s1 and s2.")
@@ -71,13 +73,10 @@ def unet_of(model: Any) -> nn.Module:
     raise ValueError(f"FreeU cannot act on {type(model).__name__}: {reason}.")
 
 
-def refuse_diffusers_own(unet: Any) -> None:
-    """Raises ValueError where `enable_freeu` has given factors to a U-Net's up-blocks.
-
-    `disable_freeu` makes them None.
-    """
+def refuse_diffusers_own(*blocks: Any) -> None:
+    """Raises ValueError where `enable_freeu` gave factors to up-blocks; `disable_freeu` makes them None."""
     factors = ("b1", "b2", "s1", "s2")
-    if any(getattr(block, name, None) is not None for block in unet.up_blocks for name in factors):
+    if any(getattr(block, name, None) is not None for block in blocks for name in factors):
         raise ValueError("diffusers' own FreeU is on, and both would act: call disable_freeu() first.")
 
 
@@ -96,14 +95,14 @@ def decoder(unet: Any) -> list[Joint]:
     backbone = 0
     for block, level in zip(unet.up_blocks, reversed(range(len(unet.up_blocks))), strict=True):
         for resnet in getattr(block, "resnets", ()):
-            conv = next((layer for layer in resnet.modules() if isinstance(layer, nn.Conv2d)), None)
-            if conv is None:
+            convs = [layer for layer in resnet.modules() if isinstance(layer, nn.Conv2d)]
+            if not convs:
                 return []  # of sequences, not of pictures
-            backbone = backbone or conv.out_channels  # the decoder's first resnet keeps the width
-            if conv.in_channels > backbone:
-                stage = DecoderStage(backbone, conv.in_channels - backbone, 2**level)
-                joints.append(Joint(block, resnet, stage))
-            backbone = conv.out_channels
+            given, made = convs[0].in_channels, convs[-1].out_channels
+            backbone = backbone or made  # the decoder's first resnet keeps the width
+            if given > backbone:
+                joints.append(Joint(block, resnet, DecoderStage(backbone, given - backbone, 2**level)))
+            backbone = made
     return joints
 
 
@@ -122,45 +121,43 @@ def attach(
     joints = [joint for joint in joints if concerns(joint.block)]
     factors = settings.factors([joint.stage for joint in joints], model_channels)
     for joint, (b, s) in zip(joints, factors, strict=True):
-        hook = Reweighting(joint.stage.width, b, s, settings, clock)
+        hook = Reweighting(joint.block, joint.stage.width, b, s, settings, clock)
         _set_hook(joint.resnet, hook if (b, s) != (1, 1) else None)
 
 
 class Clock:
-    """A hook on the U-Net that reads its timesteps and says how much of FreeU each sample gets."""
+    """A hook on the U-Net that reads its timesteps and says how much of FreeU each sample gets.
+
+    Pipelines give their scheduler timesteps anew for each run, and a run that begins with a picture goes
+    through the last of them alone: it begins where the U-Net is first asked. A U-Net alone may come by all
+    timesteps of the training.
+    """
 
     def __init__(self, settings: FreeUSettings, model: Any):
         self.settings = settings
-        self.model = model
+        self.model = ref(model)  # weakly: a U-Net that is copied or outlives its pipeline carries none along
+        self.scheduler = getattr(model, "scheduler", None)
         self.weight = torch.ones(1)
+        self.run, self.begin = torch.arange(TRAINING_STEPS), torch.tensor(TRAINING_STEPS)
 
     def __call__(self, unet: nn.Module, args: Args, kwargs: Kwargs) -> None:
         t = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1]).reshape(-1)
-        self.weight = self.settings.weight(
-            t, run_of(self.model).to(t.device)
-        )  # (B,), or (1,) for all samples
+        # Asked for at each step, since pipelines exchange their schedulers.
+        self.scheduler = getattr(self.model(), "scheduler", self.scheduler)
+        if self.scheduler is not None and self.scheduler.timesteps is not self.run:
+            self.run, self.begin = self.scheduler.timesteps, t.max()
+        run, begin = self.run.to(t.device), self.begin.to(t.device)
+        self.weight = self.settings.weight(t, run, begin)  # (B,), or (1,) for all samples
 
-
-def run_of(model: Any) -> Tensor:
-    """The timesteps (T,) that a pipeline's run goes through; a U-Net alone may come by all of the training's.
-
-    They are asked for at each step, since pipelines exchange their schedulers. A run that begins with a
-    picture goes through the last of the scheduler's timesteps; not all schedulers know where it begins, but
-    pipelines know how many these are.
-    """
-    scheduler = getattr(model, "scheduler", None)
-    if scheduler is None:
-        return torch.arange(TRAINING_STEPS)
-    timesteps: Tensor = scheduler.timesteps
-    if hasattr(scheduler, "begin_index"):
-        return timesteps[scheduler.begin_index or 0 :]
-    return timesteps[len(timesteps) - getattr(model, "num_timesteps", len(timesteps)) :]
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "model": NoneType}  # which, called as a weak reference is, says that it is gone
 
 
 @dataclass(frozen=True)
 class Reweighting:
-    """A hook on a resnet: FreeU on its first argument, the concatenation."""
+    """A hook on a resnet of an up-block: FreeU on its first argument, the concatenation."""
 
+    block: nn.Module
     width: int
     b: float
     s: float
@@ -168,6 +165,7 @@ class Reweighting:
     clock: Clock | None
 
     def __call__(self, resnet: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+        refuse_diffusers_own(self.block)
         if args:
             return (self.apply(args[0]), *args[1:]), kwargs
         name, fused = next(iter(kwargs.items()))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from ldm.freeu.operator import Channels
@@ -152,13 +153,18 @@ class FreeUSettings:
         """Whether `weight` is one at every timestep."""
         return self.start == 0 and self.stop == 1
 
-    def weight(self, t: Tensor, run: Tensor) -> Tensor:
+    def weight(self, t: Tensor, run: Tensor, begin: Tensor | None = None) -> Tensor:
         """How much of FreeU samples at timesteps t, (B,), get: (B,), from 0 to 1; see `free_u`.
 
-        `run`, (T,), holds the timesteps of the denoising run. A sample is as far into it as the share of
-        steps that are noisier: at 0 in the first step, at 1 - 1/T in the last.
+        `run`, (T,), holds the timesteps of the denoising run, which may leave out those noisier than `begin`.
+        A sample is as far into it as the share of steps that are noisier: at 0 in the first step, at 1 - 1/T
+        in the last.
         """
-        fraction = (run > t[:, None]).sum(1).clamp(max=len(run) - 1) / len(run)
+        taken = torch.ones_like(run, dtype=torch.bool) if begin is None else run <= begin  # (T,)
+        count = taken.sum().clamp(min=1)
+        before = (taken & (run > t[:, None])).sum(1).minimum(count - 1)  # (B,)
+        # A GPU divides by a number as it multiplies by its inverse, and 40 of 50 come to less than 0.8.
+        fraction = before / count
         if self.ramp == 0:
             return ((self.start <= fraction) & (fraction < self.stop)).float()
         distance = (self.start - fraction).maximum(fraction - self.stop)  # below zero from start to stop
@@ -189,7 +195,7 @@ def read_stages(stages: Any) -> dict[int, tuple[float, float]]:
     """`stages` as a config or a picture's JSON holds them, where keys are texts. Raises ValueError."""
     try:
         read = {int(key): (b, s) for key, (b, s) in dict(stages).items()}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(
             f"FreeU's stages are {stages!r}: give a pair of b and s for each width, as {{320: [1.1, 0.9]}}."
         ) from None

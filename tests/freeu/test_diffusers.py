@@ -9,9 +9,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet1DModel, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from torch import nn
 
 from ldm.freeu import PRESETS, FreeUSettings
-from ldm.freeu.diffusers import disable, enable
+from ldm.freeu.diffusers import decoder, disable, enable
+from ldm.freeu.settings import DecoderStage
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
 from tests.conftest import fill_by_name, golden_parameters, relative_error, rnd
 from tests.freeu.unets import UNETS, inputs, plain, published_free_u, run, sd1, text_to_video
@@ -251,6 +253,35 @@ def test_free_u_is_not_put_on_top_of_diffusers_own(given):
     unet.disable_freeu()
     with enable(unet, **FACTORS):
         assert torch.equal(run(unet, given), expected)
+
+
+def test_diffusers_own_put_on_top_of_free_u_is_told(given):
+    unet = sd1()
+    enable(unet, **FACTORS)
+    unet.enable_freeu(**FACTORS)
+    with pytest.raises(ValueError, match=r"diffusers' own FreeU is on.*call disable_freeu\(\) first"):
+        run(unet, given)
+    disable(unet)
+    run(unet, given)
+
+
+class OfParts(nn.Module):
+    """A decoder whose resnets are convolutions by channel and then over channels, and narrow at their end."""
+
+    def __init__(self):
+        super().__init__()
+        widths = ((8, 4), 4, 4), ((4, 4), 4, 2), ((2, 2), 2, 2)  # backbone and skip, inside, what comes out
+        self.up_blocks = nn.ModuleList(nn.Module() for _ in widths)
+        for block, ((h, skip), inside, out) in zip(self.up_blocks, widths, strict=True):
+            by_channel = nn.Conv2d(h + skip, h + skip, 3, padding=1, groups=h + skip)
+            block.resnets = nn.ModuleList(
+                [nn.Sequential(by_channel, nn.Conv2d(h + skip, inside, 1), nn.Conv2d(inside, out, 1))]
+            )
+
+
+def test_a_resnet_is_as_wide_as_its_first_convolution_takes_and_its_last_makes():
+    stages = [joint.stage for joint in decoder(OfParts())]
+    assert stages[1:] == [DecoderStage(4, 4, 2), DecoderStage(2, 2, 1)]
 
 
 def test_a_unet_whose_blocks_are_not_met_is_told_its_widths():

@@ -1,5 +1,7 @@
 """FreeU in diffusers' pipelines, built small and run as they are."""
 
+from weakref import ref
+
 import pytest
 import torch
 from diffusers import (
@@ -252,6 +254,43 @@ def test_a_run_that_begins_with_a_picture_counts_the_steps_that_it_takes(schedul
     expected, seen = with_free_u_in_the_first_steps(1, pipe, sample)
     assert seen in (4, 5)  # of the 8, and PNDM's one more
     assert relative_error(out, expected) < 1e-5
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
+@pytest.mark.parametrize("before", [0, 2, 20])
+def test_a_pipeline_of_the_same_parts_counts_its_own_steps(scheduler, before):
+    pipe, arguments = stable_diffusion_1()
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    sample = sampler(other, TEXT | {"image": IMAGE, "strength": 0.5, "num_inference_steps": 8})
+    with enable(pipe, **FACTORS, stop=0.5):
+        if before:
+            sampler(pipe, arguments)(num_inference_steps=before)
+        out = sample()
+    expected, seen = with_free_u_in_the_first_steps(2, pipe, sample)
+    assert seen == 4
+    assert relative_error(out, expected) < 1e-5
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler])
+def test_a_run_that_leaves_its_end_to_a_refiner_counts_all_steps(scheduler):
+    pipe, arguments = sdxl()
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    sample = sampler(pipe, arguments | {"num_inference_steps": 10, "denoising_end": 0.8})
+    with enable(pipe, **FACTORS, stop=0.2):
+        out = sample()
+    expected, seen = with_free_u_in_the_first_steps(2, pipe, sample)
+    assert seen == 8
+    assert relative_error(out, expected) < 1e-5
+
+
+def test_a_unet_with_a_schedule_carries_no_pipeline_along():
+    pipe, _ = stable_diffusion_1()
+    enable(pipe, **FACTORS, stop=0.5)
+    unet, parts = pipe.unet, ref(pipe.vae)
+    del pipe
+    assert parts() is None
+    disable(unet)
 
 
 def with_free_u_in_the_first_steps(acting, pipe, sample):

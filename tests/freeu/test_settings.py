@@ -57,7 +57,10 @@ def test_channels_that_mean_nothing_are_named(channels):
         FreeUSettings(1.2, 1.4, 0.9, 0.2, channels=channels)
 
 
-@pytest.mark.parametrize("stages", [3, "320", {320: 1.1}, {320: [1.1]}, {320: [1, 1, 1]}, {"wide": [1, 1]}])
+@pytest.mark.parametrize(
+    "stages",
+    [3, "320", {320: 1.1}, {320: [1.1]}, {320: [1, 1, 1]}, {"wide": [1, 1]}, {float("inf"): [1, 1]}],
+)
 def test_stages_that_are_no_pairs_by_width_are_shown_how(stages):
     with pytest.raises(ValueError, match=r"stages are .*\{320: \[1.1, 0.9\]\}"):
         FreeUSettings(1.2, 1.4, 0.9, 0.2, stages=stages)
