@@ -74,7 +74,7 @@ class Conv3x3(nn.Conv2d):
         return self.stride == (1, 1) and some and has_winograd(x, self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.is_as_made() and is_fast(x, self.weight)):
+        if not (x.ndim == 4 and self.is_as_made() and is_fast(x, self.weight)):
             return super().forward(x)
         if self.is_in_c(x):
             return winograd_in_c(x, self.weight, self.bias)

@@ -6,11 +6,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* One form for each generation of processors, of which the loader of the library takes the newest. */
-#if defined(__x86_64__)
+/* One form for each generation of processors, of which the loader of the library takes the newest. Compilers
+   older than gcc 12 know generations by their vectors alone. */
+#if !defined(__x86_64__)
+#define FOR_EACH_CPU
+#elif __GNUC__ >= 12
 #define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
-#define FOR_EACH_CPU
+#define FOR_EACH_CPU __attribute__((target_clones("avx512f", "avx2", "default")))
 #endif
 #define INLINE static inline __attribute__((always_inline))
 

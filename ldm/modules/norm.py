@@ -85,9 +85,13 @@ class GroupNorm(nn.GroupNorm):
         return F.silu(y, inplace=True) if self.silu else y
 
     def _has_c(self, x: Tensor) -> bool:
-        return has_norm(x) and all(
-            it is not None and is_plain(it.detach()) and it.dtype == x.dtype and it.is_contiguous()
-            for it in (self.weight, self.bias)
+        return (
+            has_norm(x)
+            and x.shape[1] == self.num_channels
+            and all(
+                it is not None and is_plain(it.detach()) and it.dtype == x.dtype and it.is_contiguous()
+                for it in (self.weight, self.bias)
+            )
         )
 
     def _in_c(self, x: Tensor, sums: Tensor, count: int, y: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import platform
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.device import has_amx
 from ldm.freeu.native import is_plain
@@ -33,6 +33,8 @@ def is_fast(x: Tensor, weight: Tensor) -> bool:
     return (
         HAS_ONEDNN
         and is_plain(x)
+        and type(weight) in (Tensor, nn.Parameter)  # quantised ones are of other kinds
+        and not torch._C._functorch.is_functorch_wrapped_tensor(weight)
         and weight.device.type == "cpu"
         and x.dtype == weight.dtype
         and x.dtype in kinds

@@ -4,6 +4,7 @@
    their maximum, their weights and the sum of these, stays in its lane of a vector. */
 
 #include <math.h>
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -172,39 +173,62 @@ static void pack(number *to, const number *from, const struct strides *strides, 
             to[(i / together * d + k) * together + i % together] = from[i * strides->token + k];
 }
 
+static void pack_keys(number *to, const number *k, const struct layout *l, long head)
+{
+    pack(to, k + head / l->heads * l->k.batch + head % l->heads * l->k.head, &l->k, l->m, l->d, 1);
+}
+
+static void pack_values(number *to, const number *v, const struct layout *l, long head)
+{
+    pack(to, v + head / l->heads * l->v.batch + head % l->heads * l->v.head, &l->v, l->m, l->d, TOGETHER);
+}
+
 /* softmax(scale q k^T) v for (batch, heads, n, d) queries and (batch, heads, m, d) keys and values; d is a
    whole number of DOWN. 0, or 1 where there is no memory and `out` is not that. */
 int attention(const number *q, const number *k, const number *v, number *out, const struct layout *l,
               float scale, int threads)
 {
-    /* Threads take whole heads if these come out even, and else parts, for each of which keys are packed
-       anew. */
+    /* Threads take whole heads if these come out even, and pack the keys of each as they come to it; else they
+       take parts of heads, whose keys are packed before. */
     long heads = l->batch * l->heads, parts = heads % threads ? parts_of(3 * threads, heads) : 1;
     long part = parts_of(parts_of(l->n, parts), QUERIES) * QUERIES;
+    int before = parts > 1;
     parts = parts_of(l->n, part);
 
-    long tokens = (l->m + DOWN) * l->d, room = BLOCKS * 2 * l->d * QUERIES;
-    int failed = 0;
-#pragma omp parallel num_threads(threads) reduction(max : failed)
+    long room = BLOCKS * 2 * l->d * QUERIES; /* for a thread's blocks */
+    long tokens = (l->m + DOWN + TOGETHER - 1) * l->d, packed = before ? heads : threads;
+    long bytes = threads * room * sizeof(float) + packed * 2 * tokens * sizeof(number);
+    float *memory = aligned_alloc(64, parts_of(bytes, 64) * 64);
+    if (!memory)
+        return 1;
+    number *all = (number *)(memory + threads * room);
+#pragma omp parallel num_threads(threads)
     {
-        float *memory = aligned_alloc(64, parts_of(4 * (room + 2 * tokens), 64) * 64);
-        number *keys = (number *)(memory + room), *values = keys + tokens;
-        failed = !memory;
+        if (before) {
+#pragma omp for schedule(dynamic)
+            for (long i = 0; i < 2 * heads; i++)
+                if (i % 2)
+                    pack_values(all + i * tokens, v, l, i / 2);
+                else
+                    pack_keys(all + i * tokens, k, l, i / 2);
+        }
 #pragma omp for schedule(dynamic)
         for (long i = 0; i < heads * parts; i++) {
-            if (!memory)
-                continue;
-            long batch = i / parts / l->heads, head = i / parts % l->heads;
+            long thread = omp_get_thread_num(), batch = i / parts / l->heads, head = i / parts % l->heads;
             long start = i % parts * part, end = min(start + part, l->n);
-            pack(keys, k + batch * l->k.batch + head * l->k.head, &l->k, l->m, l->d, 1);
-            pack(values, v + batch * l->v.batch + head * l->v.head, &l->v, l->m, l->d, TOGETHER);
+            number *keys = all + (before ? i / parts : thread) * 2 * tokens, *values = keys + tokens;
+            if (!before) {
+                pack_keys(keys, k, l, i);
+                pack_values(values, v, l, i);
+            }
             for (long j = start; j < end; j += BLOCKS * QUERIES)
                 attend(l, q + batch * l->q.batch + head * l->q.head + j * l->q.token, (factor *)keys,
                        (factor *)values,
                        out + batch * l->out.batch + head * l->out.head + j * l->out.token,
-                       min(end - j, BLOCKS * QUERIES), scale * 1.44269504f /* log2(e) */, (lanes *)memory);
+                       min(end - j, BLOCKS * QUERIES), scale * 1.44269504f /* log2(e) */,
+                       (lanes *)(memory + thread * room));
         }
-        free(memory);
     }
-    return failed;
+    free(memory);
+    return 0;
 }

@@ -35,7 +35,9 @@ def convolves_in_c(device: torch.device, dtype: torch.dtype) -> bool:
 
 def has_winograd(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     """Whether `winograd_in_c` is there for these maps and kernels."""
-    if x.dtype not in LIBRARIES or len(weight) % PANEL or weight.shape[1] % LANES:
+    if x.dtype not in LIBRARIES or x.ndim != 4 or x.shape[1] != weight.shape[1]:
+        return False
+    if len(weight) % PANEL or weight.shape[1] % LANES:
         return False
     if not all(it.dtype == x.dtype and is_plain(it.detach()) for it in (x, weight, bias)):
         return False

@@ -61,7 +61,10 @@ def blurred(picture: Tensor, sigma: float) -> Tensor:
 
 
 class JudgeTraining(Stage):
-    """The judge learns on true renders what is where. `data` goes to `JudgedScenes`."""
+    """The judge learns on true renders what is where. `data` goes to `JudgedScenes`.
+
+    Of several processes each normalises by its own share of a batch.
+    """
 
     def __init__(self, data: Mapping[str, Any], batch_size: int, lr: float):
         super().__init__(lr, weight_decay=0.01, batch_size=batch_size)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.freeu import TRAINING_STEPS, FreeUSettings, free_u
+from ldm.freeu import FreeUSettings, free_u
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
 
 
@@ -25,7 +25,7 @@ def freeu_of_each(unet: Free_UNetModel, settings: Sequence[FreeUSettings]) -> It
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         timesteps = kwargs["timesteps"] if "timesteps" in kwargs else args[1]  # (n,) or (2n,)
-        run = torch.arange(TRAINING_STEPS, device=timesteps.device)
+        run = torch.arange(unet.training_steps, device=timesteps.device)
         weights[:] = [
             None if one.acts_throughout() else one.weight(timesteps[k::n], run)
             for k, one in enumerate(settings)

@@ -25,6 +25,7 @@ UNET = {
         "num_heads": 4,
     },
 }
+FREE = "ldm.modules.diffusionmodules.openaimodel.Free_UNetModel"
 CROSS = {"use_spatial_transformer": True, "context_dim": 24}
 FIRST_STAGE = {
     "target": "ldm.models.autoencoder.AutoencoderKL",
@@ -50,9 +51,9 @@ COND_STAGE = {
 X, TIMES, CONTEXT = rnd(1, 2, 4, 8, 12), torch.tensor([981, 41]), rnd(2, 2, 5, 24)
 
 
-def build(unet=CROSS, **options):
+def build(unet=CROSS, target=UNET["target"], **options):
     defaults = {"linear_start": 0.00085, "linear_end": 0.012, "scale_factor": 0.18215}
-    unet_config = UNET | {"params": UNET["params"] | unet}
+    unet_config = {"target": target, "params": UNET["params"] | unet}
     return LatentDiffusion(unet_config, FIRST_STAGE, COND_STAGE, **defaults | options).eval()
 
 
@@ -67,6 +68,19 @@ def model():
 
 def test_the_schedule_is_the_originals(model):
     np.testing.assert_allclose(model.alphas_cumprod, golden("schedule")["alphas_cumprod"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("timesteps", [200, 1000, 4000])
+def test_free_us_stop_is_a_fraction_of_the_models_own_timesteps(timesteps):
+    factors = {"b1": 1.2, "b2": 1.4, "s1": 0.9, "s2": 0.2, "match": "resolution"}
+    both = [
+        build(CROSS | factors | more, FREE, timesteps=timesteps).model.diffusion_model
+        for more in ({"stop": 0.5}, {"strength": 0.0})
+    ]
+    on, off = map(fill_by_name, both)
+    for fraction, acts in ((0.9, True), (0.51, True), (0.49, False), (0.1, False)):
+        t = torch.full((2,), int(fraction * timesteps))
+        assert torch.equal(on(X, t, CONTEXT), off(X, t, CONTEXT)) != acts
 
 
 def test_the_schedules_entries_belong_together(model):

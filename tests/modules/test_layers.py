@@ -11,10 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import forward_ad
+from torch.func import functional_call, stack_module_state
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.modules import layers, onednn, winograd_in_c
 from ldm.modules.attention import FeedForward
 from ldm.modules.layers import Conv3x3, Linear, Upsample, write_inside
+from ldm.modules.norm import GroupNorm
 from ldm.modules.onednn import is_fast, product
 from tests.conftest import fill_by_name, relative_error, rnd
 from tests.modules.kinds import FORM_KINDS, KINDS, each_kind, library, only_here
@@ -346,6 +350,68 @@ def test_forward_gradients_and_vmap_are_torchs(layer):
         made, slope = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, direction)))
     assert relative_error(slope, layer(direction) - layer(torch.zeros_like(x))) < 1e-5
     assert relative_error(torch.vmap(lambda it: layer(it[None])[0])(x), made) < 1e-5
+
+
+@pytest.mark.parametrize("layer", [Linear(8, 8), Conv3x3(8, 8), Conv3x3(64, 64)])
+def test_weights_under_vmap_are_torchs(layer):
+    shape = (2, 8) if isinstance(layer, Linear) else (2, layer.in_channels, 16, 16)
+    x, several = rnd(8, *shape), [fill_by_name(copy.deepcopy(layer)) for _ in range(2)]
+    several[1].weight.mul_(2)
+    parameters, _ = stack_module_state(several)
+    made = torch.vmap(lambda its: functional_call(layer, its, (x,)))(parameters)
+    for mine, alone in zip(made, several, strict=True):
+        assert relative_error(mine, alone(x)) < 1e-5
+
+
+class Kept(torch.Tensor):
+    """Weights in a form of which `linear` alone knows, as those are that torchao makes."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is F.linear:
+            x, weight, bias = args
+            return F.linear(x, weight.as_subclass(torch.Tensor), bias)
+        if func.__name__.startswith("_linear"):
+            raise NotImplementedError(func)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+@pytest.mark.parametrize("rows", [1, 2000])
+def test_weights_of_another_kind_are_multiplied_as_they_ask(rows):
+    layer, x = fill_by_name(Linear(64, 64)), rnd(10, rows, 64)
+    expected = layer(x)
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Kept), requires_grad=False)
+    assert type(layer.weight) is Kept
+    assert relative_error(layer(x), expected) < 1e-5
+
+
+@pytest.mark.parametrize("layer", [Linear(256, 256), Conv3x3(64, 64), GroupNorm(8, 64, silu=True)])
+def test_whoever_notes_operations_is_told_of_them(layer):
+    fill_by_name(layer)
+    shape = (300, 256) if isinstance(layer, Linear) else (1, 64, 16, 16)
+    x, other = (
+        rnd(seed, *shape).to(
+            memory_format=torch.channels_last if len(shape) == 4 else torch.contiguous_format
+        )
+        for seed in (11, 12)
+    )
+    assert relative_error(make_fx(layer)(x)(other), layer(other)) < 1e-5
+    if not isinstance(layer, GroupNorm):
+        with FlopCounterMode(display=False) as counter:
+            layer(x)
+        assert counter.get_total_flops() == 2 * layer.weight.numel() * x[:, 0].numel()
+
+
+@pytest.mark.parametrize("layer", [Conv3x3(64, 64), GroupNorm(32, 64, silu=True)])
+@pytest.mark.parametrize("channels", [32, 128, 4096])
+def test_maps_of_another_width_are_refused_as_by_torch(layer, channels):
+    with pytest.raises(RuntimeError, match=r"to have 64 channels|weight to be a vector of size"):
+        layer(rnd(13, 1, channels, 32, 32).to(memory_format=torch.channels_last))
+
+
+def test_a_map_without_a_batch_is_convolved_as_by_torch():
+    layer, x = fill_by_name(Conv3x3(64, 64)), rnd(14, 64, 16, 16)
+    assert relative_error(layer(x), layer(x[None])[0]) < 1e-5
 
 
 def test_autocast_is_torchs():

@@ -1,5 +1,7 @@
 """Attention by a processor's vectors, against its formula in float64, in each form that runs here."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,9 @@ from hypothesis import strategies as st
 
 from ldm.modules import vectors
 from ldm.modules.dot_product import attention
+from ldm.modules.onednn import HAS_AVX512
 from ldm.modules.vectors import by_vectors
+from ldm.study.bench.rounds import peak_memory
 from tests.conftest import on_threads, rnd
 from tests.modules.kinds import FORM_KINDS, attended, library, only_here
 
@@ -67,6 +71,18 @@ def test_attention_of_a_network_is_about_as_near_to_the_formula_as_torchs(kind, 
     made, torchs, expected = attention(q, k, v), F.scaled_dot_product_attention(q, k, v), attended(q, k, v)
     assert (made.double() - expected).norm() < times * (torchs.double() - expected).norm()
     assert not torch.equal(made, torchs)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux counts peaks anew")
+@pytest.mark.skipif(not HAS_AVX512, reason="AVX2 leaves heads of 512 to torch")
+def test_a_wide_heads_keys_lie_in_memory_once_however_many_threads_there_are(kind):
+    q, k, v = (rnd(seed, 1, 1, length, 512).to(kind) for seed, length in enumerate((400, 8192, 8192)))
+    peaks = []
+    for threads in (1, 16):
+        with on_threads(threads):
+            peaks.append(peak_memory(lambda: by_vectors(q, k, v), torch.device("cpu")))
+    blocks = 4 * 2 * 512 * 48 * 4  # bytes: queries and sums of four blocks of 48, which each thread has
+    assert peaks[1] - peaks[0] < 16 * blocks + k.nbytes / 2
 
 
 def test_wide_heads_and_uneven_ones_are_torchs(kind, monkeypatch):

@@ -119,6 +119,7 @@ class LatentDiffusion(nn.Module):
         for name, values in self._schedule.items():
             self.register_buffer(name, values)
         self.model = DiffusionWrapper(unet_config, conditioning_key)
+        self.model.diffusion_model.training_steps = timesteps  # FreeU's start and stop are fractions of them
         self.first_stage_model: AutoencoderKL = instantiate_from_config(first_stage_config)
         # Unconditional models have a word where others have a text encoder.
         self.cond_stage_model: nn.Module = nn.Identity()

@@ -203,8 +203,11 @@ class Free_UNetModel(UNetModel):
     """A `UNetModel` with FreeU at each decoder concatenation; loads the same checkpoints.
 
     b1 to s2 and version to stages are those of `FreeUSettings`, everything else is `UNetModel`'s. `freeu`
-    holds the settings and may be set at any time. How far a sample is into its run is told from its timestep.
+    holds the settings and may be set at any time. How far a sample is into its run is told from its timestep,
+    of as many as the training had.
     """
+
+    training_steps = TRAINING_STEPS
 
     def __init__(
         self,
@@ -259,7 +262,7 @@ class Free_UNetModel(UNetModel):
         how = self.freeu
         weight = None
         if not how.acts_throughout():
-            run = torch.arange(TRAINING_STEPS, device=timesteps.device)
+            run = torch.arange(self.training_steps, device=timesteps.device)
             weight = how.weight(timesteps, run)  # (B,)
         emb = self.embed(timesteps, y)
         h, skips = self.encode(x, emb, context)
