@@ -1,6 +1,7 @@
 """Checkpoints: read without running anything in them, renamed here and nowhere else, put into a model."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from itertools import chain
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from ldm.config.trust import trusting
-from ldm.device import pick_device, pick_dtype
+from ldm.device import pick_device, pick_dtype, room_for_the_model
 from ldm.errors import InputError
 from ldm.memory import forget, keep_freed
 from ldm.modules.winograd_in_c import convolves_in_c
@@ -40,6 +41,8 @@ HARMLESS: Final = {
     r"cond_stage_model\.model\.visual\..*": "the image tower, which no prompt passes through",
     r"cond_stage_model\.((model|transformer)\.)?(text_projection(\.weight)?|logit_scale)": "for comparisons",
 }
+# The numbers in safetensors that every torch has and can turn into those that a model computes in.
+NUMBERS: Final = re.compile("BF16|F(16|32|64)|F8_E[45]M[23](FNUZ)?|[IU](8|16|32|64)|BOOL")
 MOST_LAYERS: Final = 20_000  # Stable Diffusion 2 has about 2,500
 AT_ONCE: Final = 2**21  # numbers of kernels that are cast ahead of being laid out, and stay in a cache
 HARMLESS_KEY: Final = re.compile("|".join(f"(?:{pattern})" for pattern in HARMLESS))
@@ -70,8 +73,8 @@ def load_model(
         trust_config: build what the config names from any package, and so run its code.
 
     Raises:
-        InputError: something is not there, damaged, or does not fit the config, or the config names a class
-            that only a trusted one may.
+        InputError: something is not there, damaged, or does not fit the config or the device's memory, or the
+            config names a class that only a trusted one may.
     """
     config = resolved(config, overrides) if isinstance(config, DictConfig) else load_config(config, overrides)
     if "model" not in config:
@@ -87,10 +90,11 @@ def load_model(
     with trusting(trust_config):
         model = build_on_meta(config.model)
     put_cast(path, tensors, wanted=dtype == torch.bfloat16 and device.type == "cpu")
-    try:
-        fill(model, tensors, dtype, device)
-    except InputError as error:
-        raise InputError(f"{path} {error}") from None
+    with room_for_the_model(device):
+        try:
+            fill(model, tensors, dtype, device)
+        except InputError as error:
+            raise InputError(f"{path} {error}") from None
     if device.type == "cpu":
         keep_freed()
     return model.eval()
@@ -115,7 +119,18 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             raise InputError(_nature(head))
         if int.from_bytes(head[:8], "little") > most_described(Path(path).stat().st_size):
             raise InputError("has a header that is long beside its tensors: download or save it again")
+        if os.fsencode(path).decode(errors="replace") != str(path):
+            raise InputError(
+                "has a name that is not UTF-8, as safetensors needs it: rename the file or its folder"
+            )
         with safe_open(path, framework="pt") as handle:
+            for key in handle.keys():  # noqa: SIM118
+                kind = handle.get_slice(key).get_dtype()
+                if not NUMBERS.fullmatch(kind):
+                    raise InputError(
+                        f"has the tensor {key[:99]!r} in {kind}, which is not read: "
+                        "convert the file to float16 or float32"
+                    )
             return Mapped({key: handle.get_tensor(key) for key in handle.keys()})  # noqa: SIM118
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -1,5 +1,8 @@
 """The device to compute on, the precision it computes in, and how it says that its memory is too small."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from ldm.errors import InputError
@@ -30,8 +33,12 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def device_count(kind: str) -> int:
-    """How many devices of a kind ("cuda", "mps", "xpu", ...) torch finds here."""
-    return getattr(getattr(torch, kind, None), "device_count", lambda: 0)()
+    """How many devices of a kind ("cuda", "mps", "xpu", ...) torch can use here."""
+    module = getattr(torch, kind, None)
+    # CUDA counts a card even where its driver is too old for torch.
+    if not getattr(module, "is_available", lambda: True)():
+        return 0
+    return getattr(module, "device_count", lambda: 0)()
 
 
 def pick_dtype(device: torch.device) -> torch.dtype:
@@ -55,6 +62,20 @@ def is_out_of_memory(fault: Exception) -> bool:
     if isinstance(fault, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(fault, RuntimeError) and any(words in str(fault) for words in NO_ROOM)
+
+
+@contextmanager
+def room_for_the_model(device: torch.device) -> Iterator[None]:
+    """Raises InputError where what is done inside with a model finds too little of a device's memory."""
+    try:
+        yield
+    except RuntimeError as fault:
+        if not is_out_of_memory(fault):
+            raise
+        raise InputError(
+            f"The memory of {device} does not hold the model: free it of other programs, "
+            "or give --precision fp16 or --device cpu."
+        ) from None
 
 
 def has_amx() -> bool:

@@ -1,5 +1,7 @@
 """Reading checkpoints of every layout, and naming what is none."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -122,6 +124,59 @@ def test_writing_to_a_tensor_changes_no_file(layout: str, tmp_path: Path) -> Non
     before = path.read_bytes()
     read_tensors(path)["w"].zero_()
     assert path.read_bytes() == before
+
+
+def safetensors_of(kind: str, size: int) -> bytes:
+    """A file of one tensor of four numbers of this kind, in so many bytes."""
+    header = json.dumps({"w": {"dtype": kind, "shape": [4], "data_offsets": [0, size]}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(size)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("C64", 32), ("F4", 2), ("F6_E2M3", 3), ("F8_E8M0", 4)])
+def test_numbers_that_no_weights_are_made_of_are_told_by_their_kind(
+    kind: str, size: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(safetensors_of(kind, size))
+    with pytest.raises(InputError) as refused:
+        read_tensors(path)
+    assert str(refused.value) == (
+        f"{path} has the tensor 'w' in {kind}, which is not read: convert the file to float16 or float32"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("F64", torch.float64), ("F32", torch.float32), ("F16", torch.float16), ("BF16", torch.bfloat16),
+        ("F8_E4M3", torch.float8_e4m3fn), ("F8_E5M2", torch.float8_e5m2), ("BOOL", torch.bool),
+        ("F8_E4M3FNUZ", torch.float8_e4m3fnuz), ("F8_E5M2FNUZ", torch.float8_e5m2fnuz),
+        ("I64", torch.int64), ("I32", torch.int32), ("I16", torch.int16), ("I8", torch.int8),
+        ("U64", torch.uint64), ("U32", torch.uint32), ("U16", torch.uint16), ("U8", torch.uint8),
+    ],
+)  # fmt: skip
+def test_numbers_of_every_other_kind_are_read(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(safetensors_of(kind, 4 * dtype.itemsize))
+    tensor = read_tensors(tmp_path / "a.safetensors")["w"]
+    assert tensor.dtype == dtype
+    assert torch.equal(tensor.float(), torch.zeros(4))
+
+
+@pytest.mark.parametrize("names", [(b"a\xff.safetensors",), (b"folder\xff", b"a.safetensors")])
+def test_a_path_that_is_not_utf_8_is_told_from_a_damaged_file(
+    names: tuple[bytes, ...], tmp_path: Path
+) -> None:
+    path = tmp_path.joinpath(*map(os.fsdecode, names))
+    try:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(safetensors_of("F32", 16))
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    with pytest.raises(InputError) as refused:
+        read_tensors(path)
+    assert str(refused.value) == (
+        f"{path} has a name that is not UTF-8, as safetensors needs it: rename the file or its folder"
+    )
 
 
 OTHERS = {

@@ -241,6 +241,11 @@ def test_keys_of_a_hostile_file_cannot_fill_or_steer_the_terminal() -> None:
     assert "\x1b" not in str(refused.value)
 
 
+def test_a_file_without_tensors_is_called_that_and_no_autoencoder() -> None:
+    with pytest.raises(InputError, match=r"^does not fit the config: it holds no tensors\n"):
+        fill(on_meta(contract(1)), {}, torch.float32, CPU)
+
+
 @pytest.mark.parametrize(("file", "config"), [(1, 2), (2, 1)])
 def test_the_other_stable_diffusion_is_recognised(file: int, config: int) -> None:
     with pytest.raises(

@@ -121,6 +121,37 @@ def test_a_device_that_is_missing_is_said() -> None:
             pick_device(missing)
 
 
+def test_a_card_that_cuda_counts_but_cannot_use_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As under a driver that is too old for torch.
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto").type != "cuda"
+    with pytest.raises(InputError, match=r"^cuda is asked for, but torch finds no such device here"):
+        pick_device("cuda")
+
+
+def test_a_memory_that_does_not_hold_the_model_is_said_and_no_other_fault_is_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(nn.Linear(6, 4).state_dict(), tmp_path / "linear.safetensors")
+    faults: list[Exception] = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")]
+
+    def full(*_: object, **__: object) -> None:
+        raise faults[-1]
+
+    monkeypatch.setattr(nn.Linear, "load_state_dict", full)
+    config = OmegaConf.create({"model": LINEAR})
+    with pytest.raises(InputError) as refused:
+        load_model(config, tmp_path / "linear.safetensors", "cpu")
+    assert str(refused.value) == (
+        "The memory of cpu does not hold the model: free it of other programs, "
+        "or give --precision fp16 or --device cpu."
+    )
+    faults.append(RuntimeError("an illegal instruction"))
+    with pytest.raises(RuntimeError, match="an illegal instruction"):
+        load_model(config, tmp_path / "linear.safetensors", "cpu")
+
+
 # Fills a model, half of it convolutions, from a file of 200 MB and prints by how many bytes memory grew: at
 # its peak, and of memory of its own.
 MEASURE = """

@@ -23,7 +23,8 @@ from ldm.errors import InputError
 from ldm.txt2img.gallery import Gallery, PlainSheets
 from ldm.txt2img.jobs import Job
 from ldm.txt2img.manifest import Manifest
-from ldm.txt2img.processes import Group, _device, in_processes, launched
+from ldm.txt2img.processes import Group, _device, _start, in_processes, launched
+from ldm.txt2img.run import Run as TxtToImg
 from ldm.util import ROOT
 from tests.forks import ended, fork, tree
 
@@ -132,25 +133,41 @@ def test_torchrun_shares_a_run(txt2img: Run, command: list[str], tmp_path: Path)
     assert tree(folder) == tree(txt2img(*FEW).folder)
 
 
-@pytest.mark.slow
-def test_slurm_shares_a_run(txt2img: Run, command: list[str], tmp_path: Path) -> None:
-    """With the variables that `srun --nodes 2 --ntasks-per-node 1` sets."""
-    folder = tmp_path / "shared"
-    tasks = [
+def srun(command: list[str], *outdirs: Path) -> list[subprocess.Popen[str]]:
+    """A task on each of two machines, with the variables that `srun --nodes 2 --ntasks-per-node 1` sets."""
+    port = str(free_port())
+    return [
         start(
-            [*command, *FEW, "--outdir", str(folder)],
+            [*command, "--outdir", str(outdir)],
             **{"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS_PER_NODE": "1"},
             **{"SLURM_NNODES": "2", "SLURM_NODEID": rank, "SLURM_PROCID": rank, "SLURM_LOCALID": "0"},
             **{"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "draw", "SLURM_NODELIST": "127.0.0.1"},
-            MASTER_PORT=str(port),
+            MASTER_PORT=port,
         )
-        for port in [free_port()]
-        for rank in "01"
+        for rank, outdir in zip("01", outdirs, strict=True)
     ]
-    codes, outs, errs = zip(*map(end, tasks), strict=True)
+
+
+@pytest.mark.slow
+def test_slurm_shares_a_run(txt2img: Run, command: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    codes, outs, errs = zip(*map(end, srun([*command, *FEW], folder, folder)), strict=True)
     assert codes == (0, 0) and errs == ("", "")
     assert "".join(outs).count(f"6 pictures in {folder}") == 1
     assert tree(folder) == tree(txt2img(*FEW).folder)
+
+
+@pytest.mark.slow
+def test_machines_that_see_different_folders_end_with_code_2_and_one_line(
+    txt2img: Run, command: list[str], tmp_path: Path
+) -> None:
+    own, other = tmp_path / "own", tmp_path / "other"
+    assert txt2img("--n_samples", 3, into=other).code == 0
+    had = tree(other)
+    codes, outs, errs = zip(*map(end, srun([*command, *FEW], own, other)), strict=True)
+    assert codes == (2, 2) and outs == ("", "")
+    assert "".join(errs) == f"error: The machines do not share {other}: give an --outdir that all see.\n"
+    assert tree(other) == had and not list(own.rglob("*.png"))
 
 
 @pytest.mark.slow
@@ -237,18 +254,21 @@ class Recipe:
         return True
 
 
-def galleries(folder: Path, count: int, pictures: int, **flags: Any) -> list[Gallery]:
-    """One run's galleries in several processes, as they stand when it begins."""
+def gallery(folder: Path, pictures: int, **flags: Any) -> Gallery:
     usual = {"compare": False, "skip_save": False, "skip_grid": False, "resume": True}
     run = {"from_file": folder / "prompts.txt", "n_samples": 1, "n_iter": 1, "n_rows": 0, "fixed_code": False}
     arguments = Namespace(outdir=folder, **(usual | run | flags))
     jobs = [Job("a star", k) for k in range(pictures)]
-    made = [
-        Gallery(arguments, jobs, lambda _: Recipe(), PlainSheets(arguments, Recipe())) for _ in range(count)
-    ]  # type: ignore[arg-type,return-value]
+    sheets = PlainSheets(arguments, Recipe())  # type: ignore[arg-type]
+    return Gallery(arguments, jobs, lambda _: Recipe(), sheets)  # type: ignore[arg-type,return-value]
+
+
+def galleries(folder: Path, count: int, pictures: int, **flags: Any) -> list[Gallery]:
+    """One run's galleries in several processes, as they stand when it begins."""
+    made = [gallery(folder, pictures, **flags) for _ in range(count)]
     opened = pickle.dumps(made[0].open({"seed": 1}))
-    for gallery in made:
-        gallery.take_over(pickle.loads(opened))
+    for member in made:
+        member.take_over(pickle.loads(opened))
     return made
 
 
@@ -277,6 +297,90 @@ def test_a_sheet_is_made_once_by_whoever_finishes_its_last_picture(
     members = galleries(tmp_path, 2, 10)
     assert [member.units(1) for member in members] == [[], []]
     assert [Group(rank, 2).share(member.ready_sheets()) for rank, member in enumerate(members)] == [[1], []]
+
+
+def test_machines_may_see_one_folder_under_different_names_and_others_may_write_there(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "other").symlink_to("own")
+    first, other = gallery(tmp_path / "own", 3), gallery(tmp_path / "other", 3)
+    opened = pickle.dumps(first.open({"seed": 1}))
+    Manifest(tmp_path / "own").begin("samples", 1, 0, {"seed": 2})
+    other.take_over(pickle.loads(opened), rank=1)
+    other.keep(0, np.zeros((8, 8, 3), np.uint8))
+    assert other.done == 1
+    other.leave()
+
+
+class Count(dict[str, int]):
+    """Stands for the store of a group whose processes work in turn."""
+
+    def add(self, name: str, more: int) -> int:
+        self[name] = self.get(name, 0) + more
+        return self[name]
+
+
+def draw(member: Gallery, group: Group) -> None:
+    """One process's share of a run, in black pictures."""
+    painter = Namespace(at_once=1, paint=lambda jobs: [np.zeros((8, 8, 3), np.uint8)] * len(jobs))
+    request = Namespace(jobs=member.jobs)
+    run = Namespace(gallery=member, painter=painter, request=request, arguments=member.arguments)
+    TxtToImg.draw(run, group)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("before", [0, 3, 5], ids=["nothing", "the same", "another"])
+def test_a_machine_that_sees_another_folder_is_found_out_whatever_was_drawn_there(
+    before: int, tmp_path: Path
+) -> None:
+    own, other = tmp_path / "own", tmp_path / "other"
+    if before:
+        [member] = galleries(other, 1, before)
+        draw(member, Group())
+        member.leave()
+    first, second = gallery(own, 3), gallery(other, 3)
+    opened = pickle.dumps(first.open({"seed": 1}))
+    had = tree(other)
+    with pytest.raises(InputError, match=r"do not share .*other: give an --outdir that all see"):
+        second.take_over(pickle.loads(opened), rank=1)
+    assert tree(other) == had
+    first.leave()
+
+
+def test_what_a_resumed_run_lacks_is_drawn_once_whoever_makes_the_sheets_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PlainSheets, "size", 4)
+    [alone] = galleries(tmp_path, 1, 19)
+    draw(alone, Group())
+    alone.leave()
+    whole = tree(tmp_path)
+    for name in ("grid-0000", "grid-0001", *(f"samples/{k:05}" for k in range(8, 19))):
+        (tmp_path / f"{name}.png").unlink()
+    before = len((tmp_path / "manifest.jsonl").read_text().splitlines())
+    members, store = galleries(tmp_path, 2, 19), Count()
+    # The first is slow: it makes its sheet when the other is through.
+    for rank in (1, 0):
+        draw(members[rank], Group(rank, 2, store, tended=True))
+    lines = (tmp_path / "manifest.jsonl").read_text().splitlines()
+    added = [json.loads(line)["file"] for line in lines[before:]]
+    assert len(added) == 11 + 2 and len(set(added)) == len(added)
+    members[0].leave()
+    del whole["manifest.jsonl"]
+    assert whole.items() <= tree(tmp_path).items()
+
+
+def test_the_last_process_says_what_is_missing_in_the_end(tmp_path: Path) -> None:
+    class Removed(Recipe):
+        """Stands for somebody who removes a picture as soon as it is there."""
+
+        def save(self, path: Path, picture: np.ndarray) -> None:
+            if path.name != "00003.png":
+                super().save(path, picture)
+
+    members, store = galleries(tmp_path, 2, 6), Count()
+    members[1].recipe = lambda _: Removed()  # type: ignore[assignment,return-value]
+    draw(members[1], Group(1, 2, store, tended=True))  # which cannot know what the other will do
+    with pytest.raises(InputError, match=r"^2 of 7 files are missing, such as samples/00003.png: .*--resume"):
+        draw(members[0], Group(0, 2, store, tended=True))
 
 
 def test_pictures_for_a_sheet_alone_are_one_process_s_work(
@@ -377,6 +481,7 @@ def test_each_process_takes_a_gpu_of_its_own_also_where_slurm_shows_it_no_other(
         monkeypatch.setenv(name, os.environ.get(name, ""))
     for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.setenv(name, "4")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for there in (4, 1):
         monkeypatch.setattr(torch.cuda, "device_count", lambda there=there: there)
         in_processes(lambda *_: None, 1, "cuda")
@@ -386,6 +491,34 @@ def test_each_process_takes_a_gpu_of_its_own_also_where_slurm_shows_it_no_other(
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(InputError, match="there is only 1"):
         in_processes(lambda *_: None, 1, "cuda")
+
+
+def test_on_windows_processes_count_without_libuv_which_torch_lacks_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, joined = torch.distributed.TCPStore, []
+
+    def windows_store(*arguments: Any, use_libuv: bool = True, **options: Any) -> Any:
+        if use_libuv:
+            raise RuntimeError("use_libuv was requested but PyTorch was built without libuv support")
+        return store(*arguments, use_libuv=use_libuv, **options)
+
+    def join(*_: Any, store: Any, **__: Any) -> None:
+        joined.append(store.add("joined", 1))
+        raise SystemExit(0)
+
+    def spawn(work: Callable[..., None], arguments: tuple[Any, ...], count: int) -> None:
+        for rank in range(count):
+            with pytest.raises(SystemExit):
+                work(rank, *arguments)
+
+    monkeypatch.setattr(torch.distributed, "TCPStore", windows_store)
+    monkeypatch.setattr(torch.distributed, "init_process_group", join)
+    monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
+    monkeypatch.setattr("ldm.txt2img.processes.stop_when_asked", lambda: None)
+    monkeypatch.setattr(sys, "platform", "win32")
+    _start(lambda *_: None, "cpu", 2)
+    assert joined == [1, 2]
 
 
 def test_processes_share_the_devices_of_any_kind_and_one_device_is_not_shared(

@@ -64,6 +64,7 @@ class Opened:
     files: Files
     missing: set[str]
     resumed: bool
+    mark: str  # of the manifest's lines, by which others know that they see the same
 
 
 class Gallery:
@@ -107,7 +108,7 @@ class Gallery:
             *(files.picture(k) for k in pictures if not (broken and self._is_there(k, manifest, files))),
             *(files.sheet(i) for i in self.shares if not (broken and manifest.holds(files.sheet(i)))),
         }
-        return Opened(manifest, files, missing, resumed=broken is not None)
+        return Opened(manifest, files, missing, broken is not None, manifest.mark())
 
     def _claim(self, files: Files, rank: int) -> None:
         if files.names():
@@ -121,7 +122,15 @@ class Gallery:
             self.claim.give_back()
 
     def take_over(self, opened: Opened, rank: int = 0) -> None:
-        """Goes on from what `open` found, here or, with its number, in another process."""
+        """Goes on from what `open` found, here or, with its number, in another process.
+
+        Raises InputError where this process sees another folder than that of `open`.
+        """
+        opened.manifest.folder = self.outdir
+        same = opened.manifest.mark() == opened.mark
+        # Another folder may begin with the same lines, and go on with files that the first process lacks.
+        if not same or not opened.missing.isdisjoint(opened.manifest.catch_up()):
+            raise InputError(f"The machines do not share {self.outdir}: give an --outdir that all see.")
         if rank:
             self._claim(opened.files, rank)
         self.manifest, self.files, self.resumed = opened.manifest, opened.files, opened.resumed

@@ -55,22 +55,19 @@ class Manifest:
     """The manifest of a folder; nothing is written before a run begins. Raises InputError on a sick disk."""
 
     def __init__(self, folder: Path):
-        self.folder, self.path = folder, folder / NAME
+        self.folder = folder
         self.runs: list[tuple[Files, Settings]] = []
         self.known: dict[str, str] = {}  # the sha256 of each finished file
         self.end = 0  # of the lines that were read
         self.catch_up()
 
+    @property
+    def path(self) -> Path:
+        return self.folder / NAME
+
     def catch_up(self) -> list[str]:
         """Reads the lines that were added since, here or by others: the names of the files they tell of."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.end)
-                content = file.read()
-        except FileNotFoundError:
-            content = b""
-        except OSError as fault:
-            raise InputError(f"{self.path} cannot be read: {fault.strerror or fault}.") from None
+        content = self._read(self.end)
         *lines, torn = content.split(b"\n")
         self.end += len(content) - len(torn)
         names = []
@@ -114,6 +111,7 @@ class Manifest:
                 sheets,
             )
             self._append({"run": asdict(files), "settings": settings})
+            self.catch_up()
         return files
 
     def find(self, settings: Settings) -> Files | None:
@@ -133,6 +131,10 @@ class Manifest:
             f"--resume: {self.path} is of a run with other settings: {named}. "
             "Give the same again, or another --outdir."
         )
+
+    def mark(self) -> str:
+        """The sha256 of the lines that were read, as they stand there now. Another folder's is another."""
+        return hashlib.sha256(self._read(0, self.end)).hexdigest()
 
     def holds(self, name: str) -> bool:
         """Whether the file is there as it was finished: neither removed nor changed since."""
@@ -159,6 +161,17 @@ class Manifest:
                 yield
         except OSError as fault:
             raise InputError(f"{self.path} cannot be written: {fault.strerror or fault}.") from None
+
+    def _read(self, start: int, count: int = -1) -> bytes:
+        """So many bytes, or all, from there on; none where there is no manifest."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(start)
+                return file.read(count)
+        except FileNotFoundError:
+            return b""
+        except OSError as fault:
+            raise InputError(f"{self.path} cannot be read: {fault.strerror or fault}.") from None
 
     def _append(self, entry: dict[str, Any]) -> None:
         """Puts a line behind those read, whole or not at all, and onto the disk; the lock has to be held."""

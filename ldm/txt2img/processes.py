@@ -79,10 +79,9 @@ class Group:
         except RuntimeError:
             return True  # the process that counted is gone
 
-    def ends(self) -> None:
-        """Lets the others know that this process has done its share."""
-        if self.tended:
-            self.store.add("ended", 1)
+    def ends(self) -> bool:
+        """Lets the others know that this process has done its share. Whether it is sure to be the last."""
+        return self.store.add("ended", 1) == self.size if self.tended else self.size == 1
 
     def others_work(self) -> bool:
         """Whether others have not done their share yet; only where this is sure to come to an end."""
@@ -166,7 +165,7 @@ def _join_launched(work: Work, kind: str) -> None:
 
 def _start(work: Work, kind: str, count: int) -> None:
     """The whole work in so many new processes, whose store lives in this one and so outlives each of them."""
-    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = _store()
     try:
         torch.multiprocessing.spawn(_started, (store.port, work, kind, count), count)
     except torch.multiprocessing.ProcessExitedException as ended:
@@ -187,7 +186,7 @@ def _started(rank: int, port: int, work: Work, kind: str, count: int) -> None:
     """What each new process does; one of them tells of a fault, and who started them of a stop."""
     stop_when_asked()
     escape_what_streams_lack()
-    store = distributed.TCPStore("127.0.0.1", port, is_master=False, timeout=PATIENCE)
+    store = _store(port)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE)
     group = _group(tended=True)
     try:
@@ -198,6 +197,18 @@ def _started(rank: int, port: int, work: Work, kind: str, count: int) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt as asked:
         raise SystemExit(128 + asked.args[0]) from None
+
+
+def _store(port: int = 0) -> distributed.TCPStore:
+    """What the processes of one machine count in: a new store, or the one that is at this port."""
+    return distributed.TCPStore(
+        "127.0.0.1",
+        port,
+        is_master=port == 0,
+        timeout=PATIENCE,
+        wait_for_workers=False,
+        use_libuv=sys.platform != "win32",  # torch for Windows is built without it
+    )
 
 
 def _group(tended: bool) -> Group:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from ldm.checkpoint import fingerprint
-from ldm.device import pick_dtype
+from ldm.device import pick_dtype, room_for_the_model
 from ldm.errors import InputError
 from ldm.generate import Sampling, check
 from ldm.image_io import Picture
@@ -20,7 +20,7 @@ from ldm.txt2img.caveats import caveats, too_large, warn
 from ldm.txt2img.gallery import Gallery, PlainSheets, Sheets
 from ldm.txt2img.grid_sheets import GridSheets, side_by_side
 from ldm.txt2img.jobs import Job
-from ldm.txt2img.manifest import Manifest, differences
+from ldm.txt2img.manifest import differences
 from ldm.txt2img.painter import Painter
 from ldm.txt2img.processes import Group
 from ldm.txt2img.prompted import load_prompted
@@ -102,46 +102,59 @@ class Run:
 
     def begin(self, group: Group) -> None:
         """Settles with the other processes which files there will be, and says what the user should know."""
+        told = group.agree(lambda: self._caveats() if group.rank == 0 else [])
         first, opened = group.from_first(lambda: (self.settings, self.gallery.open(self.settings)))
-        group.agree(lambda: self._check_same(first, opened.manifest))
+        group.agree(lambda: self._check_same(first))
         group.agree(lambda: self.gallery.take_over(opened, group.rank))
         if group.rank == 0:
-            model = self.painter.model
-            told = caveats(model, self.request.texts, map(self.sampling, self.request.jobs))
-            for line in (*told, *too_large(model, self.request.sampling)):
+            for line in (*told, *too_large(self.painter.model, self.request.sampling)):
                 warn(line)
             print(self.painter.unet.describe() if self.painter.freeu else "FreeU is off")
             if opened.resumed:
                 print(f"{self.gallery.done} of {len(self.request.jobs)} pictures are there already")
 
-    def _check_same(self, first: dict[str, Any], manifest: Manifest) -> None:
-        """Raises InputError where this process would draw, or write, elsewhere than the first one."""
+    def _caveats(self) -> list[str]:
+        """Warnings, for which the model is run once. Raises InputError where the memory is too small."""
+        model = self.painter.model
+        with room_for_the_model(model.device):
+            return [*caveats(model, self.request.texts, map(self.sampling, self.request.jobs))]
+
+    def _check_same(self, first: dict[str, Any]) -> None:
+        """Raises InputError where this process would draw something else than the first one."""
         for difference in differences(first, self.settings):
             raise InputError(f"The machines have not the same to draw: {difference}.")
-        if manifest.end and not manifest.path.exists():
-            raise InputError(f"The machines do not share {manifest.folder}: give an --outdir that all see.")
 
     def draw(self, group: Group) -> None:
         """Makes this process's share of what is missing, and writes each picture as soon as it is done."""
         gallery, painter, jobs = self.gallery, self.painter, self.request.jobs
         total = len(jobs)
+        # All shares are dealt before the first file, with which comes word of what others have finished.
+        units = group.share(gallery.units(painter.at_once))
         for i in group.share(gallery.ready_sheets()):
             gallery.make_sheet(i)
 
         # Bars show on a terminal only, and count what all processes do.
         hidden = True if group.rank else None
         with tqdm(total=total, initial=gallery.done, unit="picture", disable=hidden) as bar:
-            for unit in group.share(gallery.units(painter.at_once)):
+            for unit in units:
                 pictures = painter.paint([jobs[k] for k in unit])
                 for k, picture in zip(unit, pictures, strict=True):
                     gallery.keep(k, picture)
                     bar.update(gallery.done - bar.n)
-            group.ends()
+            is_last = group.ends()
             closes = gallery.closes
             while group.rank == 0 and not bar.disable and group.others_work():
                 time.sleep(0.5)
                 gallery.catch_up()
                 bar.update(gallery.done - bar.n)
+
+        if is_last:
+            gallery.catch_up()
+            if left := [*gallery.left, *gallery.sheets_left]:
+                raise InputError(
+                    f"{len(left)} of {len(gallery.files.names())} files are missing, such as {left[0]}: "
+                    "give the same command again with --resume."
+                )
 
         # Whoever finished the last file says so.
         if closes if gallery.had_to_write else group.rank == 0:

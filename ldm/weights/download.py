@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -51,8 +53,9 @@ def download(name: str, into: Path) -> Path:
     """Fetches a file of `KNOWN_FILES` from the hub and returns its path, `into / name`.
 
     It appears there only once its hash was found right. Until then it is `NAME.VERSION.part` beside, and a
-    download that broke off or was killed goes on from there. Raises InputError, also for a file whose hash is
-    not known: from an unofficial mirror, that would be trust in whoever holds the name today.
+    download that broke off or was killed goes on from there. Of several processes that ask for the file, one
+    fetches it and the others wait. Raises InputError, also for a file whose hash is not known: from an
+    unofficial mirror, that would be trust in whoever holds the name today.
     """
     known = KNOWN_FILES.get(name)
     if known is None:
@@ -67,37 +70,57 @@ def download(name: str, into: Path) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HTTPError
 
-    # The hub tells a large file's sha256 beforehand. Asking once also finds a missing network without long
-    # retries.
-    url = hf_hub_url(known.repo, name)
+    url, path = hf_hub_url(known.repo, name), into / name
     try:
-        there = get_hf_file_metadata(url)
-        told = there.etag or ""
-        if len(told) == 64 and told != known.sha256:
-            raise InputError(
-                f"{name} in {known.repo} is not the published file: its sha256 is {told}, not {known.sha256}."
-            )
-        part = _part(into / name, f"{told} {there.size}")
-        _fetch(url, part, name, there.size)
-        digest = sha256(part)
+        with _alone_at(path):
+            if path.is_file() and sha256(path) == known.sha256:
+                return path
+            # The hub tells a large file's sha256 beforehand. Asking once also finds a missing network without
+            # long retries.
+            there = get_hf_file_metadata(url)
+            told = there.etag or ""
+            if len(told) == 64 and told != known.sha256:
+                raise InputError(
+                    f"{name} in {known.repo} is not the published file: "
+                    f"its sha256 is {told}, not {known.sha256}."
+                )
+            part = _part(path, f"{told} {there.size}")
+            _fetch(url, part, name, there.size)
+            digest = sha256(part)
+            # A wrong file is kept under a name that nothing looks up, for it may have taken hours to come.
+            right = digest == known.sha256
+            came = path if right else path.with_name(f"{name}.wrong-hash")
+            part.replace(came)
     except (OSError, HTTPError) as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
-        kept = any(part.stat().st_size for part in _parts(into / name))
+        kept = any(part.stat().st_size for part in _parts(path))
         hint = "\nWhat has come is kept, and the same command goes on from there." if kept else ""
         raise InputError(
             f"{name} could not be downloaded from {known.repo} on the hub: {reason}.{hint}"
         ) from None
-
-    # A wrong file is kept under a name that nothing looks up, for it may have taken hours to come.
-    right = digest == known.sha256
-    path = into / (name if right else f"{name}.wrong-hash")
-    part.replace(path)
     if not right:
         raise InputError(
             f"{name} came damaged, or is another file: its sha256 is {digest}, not {known.sha256}.\n"
-            f"It is set aside as {path}; the next try starts anew."
+            f"It is set aside as {came}; the next try starts anew."
         )
-    return path
+    return came
+
+
+@contextmanager
+def _alone_at(path: Path) -> Iterator[None]:
+    """Lets one process at a time be at work on a file; the others wait. A process that dies lets go of it."""
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f"{path.name}.lock")
+    with FileLock(lock):
+        try:
+            yield
+        finally:
+            # While it is held, so that who waits for it finds it gone and makes another. Windows removes no
+            # file that is open.
+            with suppress(PermissionError):
+                lock.unlink(missing_ok=True)
 
 
 def _part(path: Path, version: str) -> Path:
@@ -120,9 +143,7 @@ def _fetch(url: str, part: Path, name: str, size: int | None) -> None:
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    part.parent.mkdir(parents=True, exist_ok=True)
     part.touch()
-    # Not opened for appending: two downloads at once put the same bytes into the same places.
     with part.open("r+b") as file:
         done = file.seek(0, os.SEEK_END)
         if size is not None and done > size:

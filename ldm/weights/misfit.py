@@ -61,6 +61,8 @@ def misfit(slots: State, given: State) -> list[str]:
 
 def likely_nature(slots: State, tensors: State) -> str:
     """What the file seems to be instead, when its keys or shapes give it away; else empty."""
+    if not tensors:
+        return ": it holds no tensors"
     plain = any(key.startswith(PARTS["U-Net"]) for key in tensors)
     if not plain and any(key.startswith("model_ema.") for key in tensors):
         return ": it holds only averaged (EMA) weights, under model_ema.*, and not the plain ones"

@@ -1,5 +1,6 @@
 """Batches of pictures: what does not fit the memory is made smaller."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 from ldm.checkpoint import load_model
 from ldm.errors import InputError
 from ldm.generate import Sampling, denoise
+from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.txt2img.jobs import Job
 from ldm.txt2img.painter import Painter
 from tests.memory import LittleMemory
 
+Run = Callable[..., "Outcome"]  # noqa: F821 (see conftest)
 SAMPLING = Sampling(128, 128, steps=1, scale=3.0)
 JOBS = [Job("a red star", seed) for seed in range(4)]
 
@@ -56,3 +59,22 @@ def test_one_picture_that_does_not_fit_is_an_error_with_the_remedy(model: Any) -
     with LittleMemory(1000), pytest.raises(InputError, match="one picture of 128x128: give a smaller --W"):
         next(painter(model, 4).paint(JOBS))
     assert model.model.diffusion_model.freeu.b1 != 1
+
+
+def test_a_model_that_the_memory_does_not_hold_is_said_before_any_file_is_written(
+    txt2img: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply_model = LatentDiffusion.apply_model
+
+    def in_little_memory(*arguments: Any) -> torch.Tensor:
+        with LittleMemory(1000):
+            return apply_model(*arguments)
+
+    monkeypatch.setattr(LatentDiffusion, "apply_model", in_little_memory)
+    outcome = txt2img()
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == (
+        "error: The memory of cpu does not hold the model: free it of other programs, "
+        "or give --precision fp16 or --device cpu.\n"
+    )
+    assert not [path for path in outcome.folder.rglob("*") if path.is_file()]

@@ -159,6 +159,36 @@ def test_a_broken_connection_is_resumed_where_it_broke(hub: Hub, tmp_path: Path)
     assert second is not None and start(second) == CHUNK
 
 
+def test_of_two_at_once_one_fetches_and_both_have_the_file(hub: Hub, tmp_path: Path) -> None:
+    hub.stalls.set()
+    processes = [begin(hub.url, tmp_path)]
+    deadline = time.monotonic() + 60
+    while not hub.served:
+        assert processes[0].poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    processes.append(begin(hub.url, tmp_path))
+    with pytest.raises(subprocess.TimeoutExpired):
+        processes[1].wait(timeout=3)  # by when it has long begun
+    hub.stalls.clear()
+    for process in processes:
+        output, errors = process.communicate(timeout=120)
+        assert (process.returncode, output.strip()) == (0, str(tmp_path / NAME)), errors
+    assert [wanted for _, wanted in hub.served] == [None, f"bytes={CHUNK}-"]  # one, after its stall
+    assert (tmp_path / NAME).read_bytes() == CONTENT
+    assert [it.name for it in tmp_path.iterdir() if it.name != "home"] == [NAME]
+
+
+def test_a_file_that_cannot_take_its_place_is_said_in_one_line_and_kept(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / NAME).mkdir()
+    done = fetch(hub.url, tmp_path)
+    assert done.returncode == 1
+    line, hint = done.stderr.strip().splitlines()
+    assert line.startswith(f"refused: {NAME} could not be downloaded from someone/somewhere on the hub: ")
+    assert "is kept" in hint
+    (part,) = tmp_path.glob("*.part")
+    assert part.read_bytes() == CONTENT
+
+
 def test_a_killed_download_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
     part = fetch_and_kill(hub, tmp_path)
     assert part.name.startswith(f"{NAME}.")
