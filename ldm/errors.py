@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -61,14 +62,24 @@ def escape_what_streams_lack() -> None:
 def exit_code(work: Callable[[], object], stopped: str) -> int:
     """Does a script's work and returns what the script exits with; `stopped` is said after Ctrl-C.
 
-    0, or 2 on bad input, or 128 and the number of the signal that stopped it.
+    0, or 2 on bad input, or 128 and the number of the signal that stopped it, which is SIGPIPE's where
+    nobody reads on what it prints.
     """
     escape_what_streams_lack()
     try:
         work()
+        print(end="", flush=True)
     except InputError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        try:
+            print(flush=True)
+        except BrokenPipeError:
+            # What is still to be written goes nowhere, or Python would speak of it as it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + 13
+        raise
     except OSError as fault:
         if fault.errno != errno.ENAMETOOLONG:
             raise

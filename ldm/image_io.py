@@ -79,7 +79,7 @@ def is_whole(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             image.verify()
-    except (OSError, SyntaxError, ValueError):
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError):
         return False
     return True
 

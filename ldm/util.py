@@ -139,13 +139,21 @@ def _reason(fault: Exception) -> str:
 def set_freeu(config: DictConfig, settings: Mapping[str, Any]) -> None:
     """Puts FreeU's `settings` (b1, b2, s1, s2, version, ...) into a model config, on top of those it has.
 
-    A plain U-Net becomes a `Free_UNetModel`; factors that neither names are one.
+    A plain U-Net becomes a `Free_UNetModel`; factors that neither names are one. Raises InputError.
     """
     unet = unet_section(config)
     if unet.get("target") == UNET:
         unet.target = FREE_UNET
         unet.params = OmegaConf.merge(dict.fromkeys(FACTORS, 1.0), unet.params)
-    unet.params = OmegaConf.merge(unet.params, settings)
+    try:
+        parts = [unet.params, OmegaConf.create(dict(settings))]
+        for part in parts:
+            # JSON and `stages.64=` have texts for keys, which OmegaConf takes for others than the numbers.
+            if isinstance(stages := part.get("stages"), DictConfig):
+                part.stages = {int(str(key)) if str(key).isdecimal() else key: stages[key] for key in stages}
+        unet.params = OmegaConf.merge(*parts)
+    except FAULTS as fault:
+        raise InputError(f"The config cannot take FreeU's settings: {_reason(fault)}.") from None
 
 
 def remove_freeu(config: DictConfig) -> None:
@@ -153,7 +161,8 @@ def remove_freeu(config: DictConfig) -> None:
     unet = unet_section(config)
     if unet.get("target") == FREE_UNET:
         unet.target = UNET
-        unet.params = {key: value for key, value in unet.params.items() if key not in FREEU}
+        for name in FREEU:
+            unet.params.pop(name, None)
 
 
 def unet_section(config: DictConfig) -> DictConfig:

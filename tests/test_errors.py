@@ -1,6 +1,7 @@
 """What becomes of a script's words and faults."""
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -43,6 +44,30 @@ def test_a_script_without_streams_does_its_work(monkeypatch: pytest.MonkeyPatch)
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
     assert exit_code(lambda: print(MINUS), "stopped") == 0
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_gone_ends_a_script_quietly(unbuffered: str) -> None:
+    script = "import sys; from ldm.errors import exit_code; sys.exit(exit_code(lambda: print(5), 'stopped'))"
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        timeout=50,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (128 + 13, b"")
+
+
+def test_a_pipe_that_breaks_elsewhere_is_no_reader_that_has_gone() -> None:
+    def work() -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        exit_code(work, "stopped")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

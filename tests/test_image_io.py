@@ -19,6 +19,7 @@ from ldm.image_io import (
     PAPER,
     Picture,
     grid,
+    is_whole,
     next_number,
     read_record,
     save_png,
@@ -127,6 +128,7 @@ def test_a_picture_of_a_hundred_billion_pixels_is_not_opened(tmp_path: Path) -> 
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(InputError, match="not a picture that can be read"):
         read_record(tmp_path / "a.png")
+    assert not is_whole(tmp_path / "a.png")
 
 
 @settings(max_examples=300, deadline=None)

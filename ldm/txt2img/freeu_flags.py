@@ -1,12 +1,15 @@
 """FreeU on the command line: its flags, and what they make of a config. Imports no torch."""
 
 import argparse
+import re
 from typing import TYPE_CHECKING
 
 from ldm.errors import InputError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+SETTING = re.compile(r"model\.params\.unet_config\.params\.(\w+)")
 
 
 def add_freeu_flags(parser: argparse.ArgumentParser) -> None:
@@ -41,9 +44,9 @@ def make_config(arguments: argparse.Namespace) -> "DictConfig":
     """The config that parsed arguments ask for. Raises InputError.
 
     FreeU as a picture records it (`recorded`) lies under what the command line itself overrides (`written`),
-    and both under FreeU's flags.
+    and both under FreeU's flags. A plain picture stays one where neither of these two sets anything of FreeU.
     """
-    from ldm.util import FREEU, load_config, remove_freeu, set_freeu
+    from ldm.util import FREEU, load_config, remove_freeu, resolved, set_freeu
 
     config = load_config(arguments.config, arguments.overrides)
     factors = {name: value for name in FREEU if (value := getattr(arguments, name)) is not None}
@@ -53,12 +56,18 @@ def make_config(arguments: argparse.Namespace) -> "DictConfig":
                 raise InputError(f"--stage {width:g}: its width is a whole number of channels, such as 320.")
         factors["stages"] = {int(width): [b, s] for width, b, s in arguments.stages}
     was_plain = arguments.from_image is not None and not arguments.recorded
-    if arguments.no_freeu or (was_plain and not factors):
+    overridden = any((key := SETTING.match(it)) and key[1] in FREEU for it in arguments.written)
+    if arguments.no_freeu or (was_plain and not (factors or overridden)):
         remove_freeu(config)
     else:
         if arguments.recorded:
+            if "${" in str(arguments.recorded):
+                raise InputError(
+                    f"The settings in {arguments.from_image} are damaged: freeu holds a reference, "
+                    f"{arguments.recorded!r:.99}."
+                )
             set_freeu(config, arguments.recorded)
-            config.merge_with_dotlist(arguments.written)
+            config = resolved(config, arguments.written)
         if factors:
             set_freeu(config, factors)
     if any(word.partition("=")[0] in FREEU for word in arguments.grid or []):

@@ -42,7 +42,8 @@ class Recipe:
             "CFG scale": self.scale,
             "Seed": self.seed,
             "Size": f"{self.width}x{self.height}",
-            "Model": Path(self.ckpt or self.config).stem,
+            # A file's name need not be UTF-8, and a PNG's text has to be.
+            "Model": Path(self.ckpt or self.config).stem.encode(errors="backslashreplace").decode(),
         }
         if self.eta:
             entries["Eta DDIM"] = self.eta

@@ -35,16 +35,17 @@ class Request:
 
 def usual_settings(config: DictConfig) -> dict[str, Any]:
     """The `sampling:` section of a config: height, width, steps, scale and prompt. Raises InputError."""
-    usual = config.get("sampling") or {}
+    whole: Any = OmegaConf.to_container(config)
+    usual = whole.get("sampling") or {}
     hints = SIZES | {"prompt": str}
-    if not isinstance(usual, DictConfig | dict):
+    if not isinstance(usual, dict):
         raise InputError(f"The config's sampling section is {usual!r}; it may hold {', '.join(hints)}.")
     for name, value in usual.items():
         if name not in hints:
             raise InputError(f"The config's sampling section has {name!r}; it may hold {', '.join(hints)}.")
-        if not fits(value, hints[name]):
+        if value == "???" or not fits(value, hints[name]):  # the former is what OmegaConf has left open
             raise InputError(f"The config's sampling.{name} is {value!r}: give {KINDS[hints[name]]}.")
-    return dict(usual)
+    return usual
 
 
 def usual_sampling(config: DictConfig, **given: Any) -> Sampling:

@@ -256,6 +256,21 @@ def test_freeu_is_put_in_and_taken_out_again() -> None:
     assert config == plain
 
 
+def test_stages_are_whole_numbers_however_their_keys_are_written() -> None:
+    config = load_config("freeu_tiny.yaml", ["model.params.unet_config.params.stages.32=[1.2, 0.8]"])
+    for stages in ({"64": [1.1, 0.9]}, {64: [1.3, 0.7]}, {"32": [1.4, 0.6]}):
+        set_freeu(config, {"stages": stages})
+    assert config.model.params.unet_config.params.stages == {32: [1.4, 0.6], 64: [1.3, 0.7]}
+
+
+def test_what_is_left_open_stays_open_in_a_plain_model() -> None:
+    config = load_config("freeu_tiny.yaml", ["model.params.unet_config.params.dropout=???"])
+    remove_freeu(config)
+    unet = config.model.params.unet_config
+    assert unet.target == UNET and OmegaConf.is_missing(unet.params, "dropout")
+    assert not set(FREEU) & set(unet.params)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -68,6 +68,7 @@ def fault(outcome: Any, most: int = 2) -> str:
         (["--s1", "-0.1"], ["s1 is -0.1"]),
         (["--config", "tiny.yaml", "--s2=-inf"], ["s2 is -inf"]),
         (["--b1", "1,2"], ["--b1", "'1,2'"]),
+        (["--match", "${"], ["cannot take FreeU's settings: match: no viable alternative"]),
         (["--freeu-version", "3"], ["--freeu-version", "3"]),
         (["--scale", "nan"], ["scale is nan"]),
         (["--ddim_eta", "2"], ["eta is 2.0"]),
@@ -92,6 +93,8 @@ def fault(outcome: Any, most: int = 2) -> str:
         (["sampling.height=1e400"], ["sampling.height is"]),
         (["sampling.step=10"], ["'step'", "steps"]),
         (["sampling=5"], ["sampling section is 5"]),
+        (["sampling.prompt=???"], ["sampling.prompt is '???': give a text."]),
+        (["--no-freeu", f"{UNET_PARAMS}.dropout=???"], [f"Missing mandatory value: {UNET_PARAMS}.dropout"]),
     ],
     ids=lambda words: ascii(" ".join(words)[:40]),
 )  # fmt: skip
@@ -312,7 +315,8 @@ def test_a_picture_without_settings_or_damaged_is_named(txt2img: Run, tmp_path: 
         {"overrides": [1]}, {"overrides": ["words"]}, {"overrides": ["model=1"]}, {"overrides": ["model=${"]},
         {"freeu": []}, {"freeu": {"b1": "x"}}, {"freeu": {"b1": 10**400}}, {"freeu": {"b1": None}},
         {"freeu": {"b1": float("nan")}}, {"freeu": {"b1": -1}}, {"freeu": {"b1": {"b1": 1}}},
-        {"freeu": {"c": 1}},
+        {"freeu": {"c": 1}}, {"freeu": {"b1": "${oc.env:HOME"}}, {"freeu": {"match": "???"}},
+        {"freeu": {"stages": {"x": [1, 1]}}}, {"freeu": {"stages": {"9" * 5000: [1, 1]}}},
         {"freeu": {"version": 7}}, {"freeu": {"threshold": 0}}, {"compare": "yes"}, {"compare": 1},
     ],
     ids=lambda change: ascii(change)[:40],
@@ -323,6 +327,21 @@ def test_hostile_settings_in_a_picture_are_refused(
     path = tmp_path / "a.png"
     save_png(path, np.zeros((8, 8, 3), np.uint8), record=RECORD | {"ckpt": str(tiny_checkpoint)} | change)
     fault(txt2img("--from-image", path, defaults=CPU))
+
+
+def test_a_reference_in_a_picture_s_freeu_is_not_followed(
+    txt2img: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    monkeypatch.setenv("SECRET", "the user's own")
+    save_png(
+        path,
+        np.zeros((8, 8, 3), np.uint8),
+        record=RECORD | {"ckpt": None, "freeu": {"match": "${oc.env:SECRET}"}},
+    )
+    message = fault(txt2img("--from-image", path, defaults=CPU))
+    assert f"The settings in {path} are damaged: freeu holds a reference, " in message
+    assert "the user's own" not in message
 
 
 def test_settings_in_a_picture_are_taken_whole_or_not_at_all(

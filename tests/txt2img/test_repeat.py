@@ -135,6 +135,7 @@ def test_a_picture_s_record_has_every_setting(txt2img: Run, tiny_checkpoint: Pat
         [],
         ["--freeu-version", 2, "--b1", 1.3],
         ["--no-freeu"],
+        ["--no-freeu", "model.params.unet_config.params.b1=1.3"],
         ["--b1", 1, "--b2", 1, "--s1", 1, "--s2", 1],
         ["--config", "tiny.yaml"],
         ["--config", "tiny.yaml", "--s1", 0.5],
@@ -275,6 +276,54 @@ def test_factors_beside_a_plain_picture_switch_freeu_on(txt2img: Run) -> None:
     assert not np.array_equal(pixels(freeu), pixels(plain))
 
 
+def test_an_override_of_freeu_beside_a_plain_picture_switches_it_on(txt2img: Run) -> None:
+    [plain] = txt2img("--no-freeu").pictures()
+    for override in ("b1=1.3", "stages.64=[1.3,0.5]"):
+        override = f"model.params.unet_config.params.{override}"
+        [freeu] = txt2img("--from-image", plain, override, defaults=CPU).pictures()
+        [afresh] = txt2img(override).pictures()
+        assert np.array_equal(pixels(freeu), pixels(afresh))
+        assert not np.array_equal(pixels(freeu), pixels(plain))
+
+
+def test_an_override_beside_from_image_refers_to_what_the_picture_has(txt2img: Run) -> None:
+    params = "model.params.unet_config.params"
+    [path] = txt2img("--b2", 1.5).pictures()
+    grid = ("--grid", "s1=0.9,0.5")
+    changed = txt2img("--from-image", path, f"{params}.b1=${{{params}.b2}}", *grid, defaults=CPU)
+    assert changed.code == 0, changed.err
+    afresh = txt2img("--b1", 1.5, "--b2", 1.5, *grid)
+    assert [pixels(it).tobytes() for it in changed.pictures()] == [
+        pixels(it).tobytes() for it in afresh.pictures()
+    ]
+
+
+def test_from_image_repeats_a_picture_whose_config_has_stages(txt2img: Run, tmp_path: Path) -> None:
+    path = tmp_path / "stages.yaml"
+    path.write_text(
+        "base: freeu_tiny.yaml\nmodel: {params: {unet_config: {params: {stages: {64: [1.3, 0.5]}}}}}"
+    )
+    [made] = txt2img("--config", path).pictures()
+    again = txt2img("--from-image", made, defaults=CPU)
+    assert again.code == 0, again.err
+    assert [it.read_bytes() for it in again.pictures()] == [made.read_bytes()]
+
+
+@pytest.mark.parametrize("flag", [True, False], ids=["flag", "override"])
+@pytest.mark.parametrize("flag_before", [True, False], ids=["after a flag", "after an override"])
+def test_a_stage_beside_from_image_wins(flag_before: bool, flag: bool, txt2img: Run) -> None:
+    def stage(b: float, s: float, as_flag: bool) -> list[object]:
+        override = f"model.params.unet_config.params.stages.64=[{b},{s}]"
+        return ["--stage", 64, b, s] if as_flag else [override]
+
+    [path] = txt2img(*stage(1.1, 0.9, flag_before)).pictures()
+    changed = txt2img("--from-image", path, *stage(1.5, 0.5, flag), defaults=CPU)
+    assert changed.code == 0, changed.err
+    [afresh] = txt2img("--stage", 64, 1.5, 0.5).pictures()
+    assert [pixels(it).tobytes() for it in changed.pictures()] == [pixels(afresh).tobytes()]
+    assert not np.array_equal(pixels(afresh), pixels(path))
+
+
 def test_a_picture_can_be_varied_in_a_batch(txt2img: Run) -> None:
     [path] = txt2img("--seed", 5).pictures()
     varied = txt2img("--from-image", path, "--n_samples", 3, defaults=CPU).pictures()
@@ -287,6 +336,13 @@ def test_a_recipe_comes_back_as_it_went(tmp_path: Path) -> None:
     assert read_recipe(tmp_path / "a.png") == RECIPE
     save_png(tmp_path / "b.png", np.zeros((8, 8, 3), np.uint8), record=vars(RECIPE) | {"from_the_future": 1})
     assert read_recipe(tmp_path / "b.png") == RECIPE
+
+
+def test_a_file_name_that_is_not_utf_8_keeps_no_picture_from_being_saved(tmp_path: Path) -> None:
+    recipe = Recipe(**{**vars(RECIPE), "config": "caf\udce9.yaml"})
+    recipe.save(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+    assert read_recipe(tmp_path / "a.png") == recipe
+    assert r"Model: caf\udce9" in texts(tmp_path / "a.png")["parameters"]
 
 
 @pytest.mark.parametrize(
