@@ -66,6 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
     preset, *others = write(search, outcome)
     print(f"\n{preset} is the preset; {', '.join(path.name for path in others)} beside it tell the rest")
     words = ["--config", str(preset), "--unseen-by", str(preset.with_name(RECORD))]
+    words += ["--sampler", arguments.sampler]  # for which configs have no place
     prompts = arguments.fresh_prompts or arguments.prompts
     if prompts is not None and not prompts.isdecimal():
         words += ["--prompts", prompts]

@@ -24,7 +24,7 @@ def factor_controls(first: Settings, controls: dict[str, Any], chosen: Choices) 
             "s2": "skip's lowest frequencies, next stage",
         }.items():
             most = 2.0 if factor[0] == "b" else 1.5
-            controls[factor] = gr.Slider(
+            controls[factor] = roomy_slider(
                 0, most, getattr(first, factor), step=0.01, label=factor, info=info, elem_id=factor
             )
         controls["version"] = gr.Radio(
@@ -81,7 +81,7 @@ def factor_controls(first: Settings, controls: dict[str, Any], chosen: Choices) 
                 label="Channels that b scales",
                 info="a half of them, or a fraction such as 0.25",
             )
-            controls["threshold"] = gr.Slider(
+            controls["threshold"] = roomy_slider(
                 1,
                 8,
                 first.threshold,
@@ -108,7 +108,7 @@ def picture_controls(studio: Studio, first: Settings, controls: dict[str, Any]) 
             dice = gr.Button("⚄ New", size="sm", min_width=70, scale=1, elem_id="dice")
             reuse = gr.Button("↺ Last", size="sm", min_width=70, scale=1, elem_id="reuse")
         controls["steps"] = slider_up_to(limits.steps, 1, first.steps, label="Steps", elem_id="steps")
-        controls["scale"] = gr.Slider(
+        controls["scale"] = roomy_slider(
             1, 20, first.scale, step=0.1, label="Guidance", info="how closely to follow the words; 1 is none"
         )
         controls["sampler"] = gr.Radio(
@@ -133,6 +133,11 @@ def picture_controls(studio: Studio, first: Settings, controls: dict[str, Any]) 
                 0, 1, first.eta, step=0.01, label="eta", info="DDIM alone: fresh noise in every step"
             )
     return dice, reuse
+
+
+def roomy_slider(least: float, most: float, value: float, **more: Any) -> Any:
+    """A slider from `least` to `most`, or further where its first value lies beyond."""
+    return gr.Slider(min(least, value), max(most, value), value, **more)
 
 
 def slider_up_to(most: int, step: int, value: int, **more: Any) -> Any:

@@ -126,8 +126,9 @@ def _from_parameters(text: str, defaults: Settings) -> tuple[Settings, list[str]
     return settings, notes + faults
 
 
-# A key, and a value that is quoted where it holds a comma.
-ENTRY = re.compile(r'\s*([\w /.+-]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
+# A key, and a value that is quoted where it holds a comma. A key is looked for where its first letter may be
+# and not at each one, so that a long text takes no longer than it is.
+ENTRY = re.compile(r'(?<![\w /.+-])([\w /.+-]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
 
 
 def _unquoted(value: str) -> str:

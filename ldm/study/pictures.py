@@ -34,8 +34,11 @@ def energies(pictures: Pictures, radius: float = QUARTER) -> Numbers:
 
 def saturations(pictures: Pictures) -> Numbers:
     """The mean of (max - min) / max of red, green and blue over each picture's pixels: (...). Black has 0."""
-    highest, lowest = pictures.max(-1).astype(np.float64), pictures.min(-1)  # (..., H, W)
-    return ((highest - lowest) / np.maximum(highest, 1)).mean((-2, -1))
+    means = []
+    for picture in pictures.reshape(-1, *pictures.shape[-3:]):  # one at a time, as it grows eightfold
+        highest, lowest = picture.max(-1).astype(np.float64), picture.min(-1)  # (H, W)
+        means.append(((highest - lowest) / np.maximum(highest, 1)).mean())
+    return np.array(means).reshape(pictures.shape[:-3])
 
 
 def clipped_shares(pictures: Pictures) -> Numbers:
@@ -50,7 +53,10 @@ def diversities(pictures: Pictures) -> Numbers:
     tells other layouts and colours and not other details. NaN where a prompt has one picture.
     """
     prompts, seeds = pictures.shape[:2]
-    maps = torch.from_numpy(pictures).flatten(0, 1).movedim(-1, 1).float()  # (P S, 3, H, W)
-    small = F.adaptive_avg_pool2d(maps, THUMBNAIL).reshape(prompts, seeds, -1).numpy()  # (P, S, F)
+    thumbnails = []
+    for picture in pictures.reshape(-1, *pictures.shape[-3:]):  # one at a time, as in `saturations`
+        maps = torch.from_numpy(picture).movedim(-1, 0).float()  # (3, H, W)
+        thumbnails.append(F.adaptive_avg_pool2d(maps, THUMBNAIL))
+    small = torch.stack(thumbnails).reshape(prompts, seeds, -1).numpy()  # (P, S, F)
     apart = np.sqrt(np.square(small[:, :, None] - small[:, None]).mean(-1))  # (P, S, S)
     return apart.sum(2) / (seeds - 1) if seeds > 1 else np.full((prompts, seeds), np.nan)

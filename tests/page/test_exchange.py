@@ -1,6 +1,7 @@
 """Settings that come and go as links and as PNGs."""
 
 import json
+import time
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -115,9 +116,9 @@ def test_a_picture_of_another_model_or_without_freeu_is_told_of(txt2img):
     assert "without FreeU" in notes[0] and "made with freeu_tiny.yaml" in notes[1]
 
 
-def webui_picture(path: Path, parameters: str) -> Path:
+def webui_picture(path: Path, parameters: str, packed: bool = False) -> Path:
     info = PngInfo()
-    info.add_text("parameters", parameters)
+    info.add_text("parameters", parameters, zip=packed)
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path, pnginfo=info)
     return path
 
@@ -177,6 +178,17 @@ def test_any_webui_text_is_read_without_harm(tmp_path_factory: pytest.TempPathFa
     path = webui_picture(tmp_path_factory.getbasetemp() / "any.png", parameters or " ")
     found, _ = from_picture(path, FIRST, "freeu_tiny.yaml") if parameters.strip() else (FIRST, [])
     assert found.freeu is not None
+
+
+@pytest.mark.parametrize("unit", ["a", " ", "\t", 'a:"', 'a:",'])
+def test_a_long_webui_text_keeps_nobody_waiting(tmp_path: Path, unit: str):
+    text = unit * (200_000 // len(unit))
+    path = webui_picture(tmp_path / "a.png", f"a cat\nSteps: 9, {text}!, Seed: 7", packed=True)
+    began = time.process_time()
+    found, _ = from_picture(path, FIRST, "freeu_tiny.yaml")
+    # Where time grows with the square of the length it takes many minutes.
+    assert time.process_time() - began < 5
+    assert found.steps == 9
 
 
 def blank(path: Path, mode: str = "RGB", side: int = 8, kind: str = "PNG") -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from ldm.errors import InputError
 from ldm.freeu import PRESETS
 from ldm.image_io import read_record
-from ldm.page.controls import picture_controls
+from ldm.page.controls import factor_controls, picture_controls
 from ldm.page.pair import Previews, Progress
 from ldm.page.presets import AUTHORS, OWN, choices, factors, named
 from ldm.page.settings import Limits, Settings
@@ -174,6 +174,22 @@ def test_the_least_limits_leave_controls_that_are_fixed(studio: Studio, monkeypa
     for name in ("steps", "width", "height", "n_samples"):
         assert controls[name].value == getattr(first, name) == controls[name].minimum
         assert not controls[name].interactive
+
+
+def test_settings_of_a_config_beyond_the_sliders_fit_into_them(tiny_checkpoint, tmp_path):
+    arguments = demo_arguments(tmp_path, tiny_checkpoint)
+    unet = "model.params.unet_config.params"
+    beyond = [f"{unet}.b1=2.5", f"{unet}.s2=1.75", f"{unet}.threshold=11", "sampling.scale=0.5"]
+    studio = Studio(arguments, load_config("freeu_tiny.yaml", beyond), Limits())
+    first, controls = studio.defaults(), {}
+    with gr.Blocks():
+        factor_controls(first, controls, choices(arguments.config, studio.config_freeu))
+        picture_controls(studio, first, controls)
+    sliders = {name: part for name, part in controls.items() if isinstance(part, gr.Slider)}
+    # This is what the page does with what comes of its sliders; it raises where a value is out of bounds.
+    assert all(part.preprocess(part.value) == getattr(first, name) for name, part in sliders.items())
+    assert (first.b1, first.s2, first.threshold, first.scale) == (2.5, 1.75, 11, 0.5)
+    assert (sliders["b2"].maximum, sliders["s1"].maximum, sliders["scale"].maximum) == (2, 1.5, 20)
 
 
 def test_notes_name_unknown_words_cut_ends_and_unusual_factors(studio: Studio, small: Settings):

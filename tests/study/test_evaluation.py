@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import math
+import runpy
 import struct
 import zlib
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from ldm.modules.encoders.words import WordEmbedder
 from ldm.study.evaluation import measures
 from ldm.study.evaluation.asked import Asked, plan, plan_apart, plan_unseen, read_seen
 from ldm.study.evaluation.bootstrap import Mean, resamples
+from ldm.study.evaluation.evaluation import SHOWN, read_evaluation
 from ldm.study.evaluation.measures import JUDGED, judged, read_pictures
 from ldm.study.evaluation.settings import parse, read_settings
 from ldm.util import ROOT, load_config
@@ -149,6 +151,17 @@ def test_without_guidance_there_is_nothing_to_match_and_the_table_says_so(
     assert [variant["setting"] for variant in summary["variants"]] == ["off", "config"]
     assert summary["sampling"]["height"] == 64
     assert tuple(summary["variants"][0]["measures"]) == PLAIN  # the prompts are no captions of known scenes
+
+
+def test_of_each_settings_pictures_only_those_that_are_shown_are_kept(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "evaluate.py"))
+    words = ["--outdir", tmp_path, "--ckpt", tiny_checkpoint, "--device", "cpu", "--steps", 2, "--scale", 1]
+    words += ["--prompts", 5, "--metrics", "saturation", "--settings", "V1", "sampling.height=64"]
+    results, _ = read_evaluation(script["parse_arguments"]([str(word) for word in words])).run()
+    assert [result.shown.shape for result in results] == [(SHOWN, 64, 128, 3)] * 2
+    assert all(result.shown.base is None for result in results), "a view keeps the whole array alive"
 
 
 def test_factors_under_which_nothing_guides_are_not_matched(evaluate: Callable[..., Outcome]) -> None:
@@ -283,6 +296,18 @@ def test_a_search_and_the_check_of_it_share_no_prompt_and_no_noise(captions: boo
     assert len({*seeds(first), *seeds(second)}) == len(seeds(first)) + len(seeds(second))
     if captions:
         assert [describe(scene) for scene in second.scenes] == second.prompts
+
+
+def test_a_prompt_that_a_file_repeats_is_not_in_both_the_search_and_the_check(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "prompts"
+    file.write_text("a cat\na cat\na dog\na dog\n")
+    first, second = plan_apart(str(file), None, 1, text_encoder(), (20, 50))
+    assert (first.prompts, second.prompts) == (["a cat"], ["a dog"])
+    file.write_text("a cat\na cat\n")
+    with pytest.raises(InputError, match="give --fresh-prompts too"):
+        plan_apart(str(file), None, 1, text_encoder(), (20, 50))
 
 
 @pytest.mark.parametrize("encoder", [text_encoder(), nn.Identity()], ids=["captions", "the paper's prompts"])

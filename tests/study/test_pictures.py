@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,6 +7,7 @@ from hypothesis import strategies as st
 from numpy.random import default_rng
 
 from ldm.study.pictures import clipped_shares, diversities, energies, saturations
+from tests.memory import LittleMemory
 
 N = 64
 
@@ -47,6 +50,18 @@ def test_saturation_is_the_mean_over_pixels_by_hand() -> None:
     red, grey, black, pale = (200, 0, 0), (90, 90, 90), (0, 0, 0), (200, 150, 100)
     picture = np.array([[red, grey], [black, pale]], np.uint8)
     assert saturations(picture) == pytest.approx((1 + 0 + 0 + 0.5) / 4)
+
+
+@pytest.mark.parametrize("measure", [saturations, diversities, energies])
+def test_pictures_become_numbers_one_at_a_time(measure) -> None:
+    pictures = default_rng(0).integers(0, 256, (4, 4, 128, 128, 3)).astype(np.uint8)
+    with LittleMemory(2 * pictures[0, 0].size):
+        measure(pictures)
+    tracemalloc.start()  # which sees numpy's memory and not torch's
+    measure(pictures)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < pictures.nbytes
 
 
 def test_a_pixel_is_clipped_where_one_of_its_colours_is() -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,13 +27,18 @@ from ldm.checkpoint import load_model
 from ldm.freeu import PRESETS, FreeUSettings
 from ldm.generate import Sampling, generate
 from ldm.study.evaluation import measures
+from ldm.study.evaluation.bootstrap import Estimate
 from ldm.study.evaluation.measures import MEASURES, Measure
 from ldm.study.evaluation.settings import freeu_of
 from ldm.study.pairs import FIRST_SEED
 from ldm.study.pictures import saturations
+from ldm.study.search import report
+from ldm.study.search import search as searching
 from ldm.study.search import trials as trials_module
+from ldm.study.search.goals import Goal
 from ldm.study.search.space import read_space
 from ldm.study.search.trials import NAME, Trials
+from ldm.txt2img.request import usual_sampling
 from ldm.util import ROOT, load_config
 from tests.conftest import Outcome
 
@@ -196,14 +202,15 @@ def test_a_preset_is_a_config_with_all_that_the_search_was_told(
     path = done.folder / "found.yaml"
     small = yaml.safe_load(path.read_text())
     assert small["base"] == "freeu_tiny.yaml"
-    assert small["sampling"] == {"height": 64, "width": 64}
+    assert small["sampling"] == {"height": 64, "width": 64, "steps": 2, "scale": 3.0}
     assert Path(small["checkpoint"]).samefile(tiny_checkpoint)
     [row] = [row for row in table(done.folder) if row["trial"] == best_of(done.folder)]
     found = freeu_of(load_config(path))
     assert (found.b1, found.b2, found.s1, found.s2) == (1.1, 1.2, 0.9, 0.6)
     assert (found.stop, found.channels) == (float(row["stop"]), row["channels"])
     assert load_config(path).model.params.channels == 12
-    assert "beats FreeU off" in path.read_text().replace("\n# ", " ")
+    verdict = json.loads((done.folder / "search.json").read_text())["verdict"]
+    assert "FreeU off" in verdict and verdict in path.read_text().replace("\n# ", " ")
 
 
 def test_a_preset_has_the_checkpoint_and_the_lists_that_were_searched_with(
@@ -269,6 +276,60 @@ def test_the_evaluation_that_a_search_advises_is_on_prompts_and_noise_that_it_di
     assert min(int(row["seed"]) for row in rows) >= FIRST_SEED + len(record["prompts"])
     assert given == "captions" or prompts == set(record["check"]["prompts"])
     assert "--unseen-by" in (tmp_path / "out" / "found.yaml").read_text()
+
+
+def test_the_advised_evaluation_samples_as_the_check_of_the_search_did(
+    search: Callable[..., Outcome],
+) -> None:
+    how = ("--scale", 6, "--steps", 3, "--search-steps", 2, "--sampler", "plms")
+    done = search("--metrics", "saturation:lower", "--trials", 4, *how)
+    assert done.code == 0, done.err
+    evaluate = runpy.run_path(str(ROOT / "scripts" / "evaluate.py"))
+    advised = evaluate["parse_arguments"](shlex.split(done.out.splitlines()[-1])[2:])
+    given = {name: getattr(advised, name) for name in ("steps", "scale", "sampler")}
+    assert usual_sampling(load_config(advised.config), **given) == Sampling(64, 64, 3, 6.0, "plms")
+
+
+@pytest.mark.parametrize(
+    ("off", "said"),
+    [
+        ((0.02, 0.01), "What was found beats FreeU off beyond the noise: "),
+        ((0.02, -0.01), "What was found does not beat FreeU off beyond the noise: "),
+        ((-0.02, -0.03), "What was found is worse than FreeU off beyond the noise: "),
+    ],
+)
+def test_the_verdict_says_of_what_was_found_no_more_than_the_intervals_do(
+    off: tuple[float, float], said: str
+) -> None:
+    def apart(difference: float, low: float) -> dict[str, Estimate]:
+        return {"alignment": Estimate(0.9, difference, low, 2 * difference - low)}
+
+    against = {
+        "off": apart(*off),
+        "V1": apart(0.01, -0.02),
+        "V2": apart(0.04, 0.01),
+        "config": apart(-0.04, -0.05),
+    }
+    made = SimpleNamespace(goals=[Goal("alignment", "higher")])
+    came = searching.Outcome([], [], None, None, [], against)
+    verdict = report.verdict(made, came)
+    assert verdict.startswith(said)
+    assert verdict.endswith(
+        "It is better than published V2, alignment +4.0 [+1.0, +7.0]*. "
+        "It is not told apart from published V1, alignment +1.0 [-2.0, +4.0]. "
+        "It is worse than the config's factors, alignment -4.0 [-5.0, -3.0]*."
+    )
+
+
+def test_a_search_of_match_that_the_u_net_refuses_ends_before_the_first_trial(
+    search: Callable[..., Outcome],
+) -> None:
+    stages = "model.params.unet_config.params.stages={64: [1.1, 0.9]}"
+    done = search("--metrics", "saturation:lower", "--space", "match", "b1", "--trials", 4, stages)
+    assert done.code == 2
+    told = "error: --space match=resolution does not fit this model. FreeU's stages name [64], this U-Net has"
+    assert done.err.splitlines()[-1].startswith(told)
+    assert not (done.folder / "search.db").exists()
 
 
 def best_of(folder: Path) -> str:

@@ -38,7 +38,7 @@ def plan(
     usual: int = CAPTIONS,
     apart: Asked | None = None,
 ) -> Asked:
-    """What is asked for: a file with a prompt a line, or how many of the usual ones.
+    """What is asked for: a file with a prompt a line, each taken once, or how many of the usual ones.
 
     These are captions of scenes for the embedded model, `usual` of them unless told otherwise, with
     `held_out` those of shape and colour pairs that training never showed, and the paper's prompts for others.
@@ -52,7 +52,7 @@ def plan(
 
     scenes = None
     if file:
-        texts = read_prompts(file)
+        texts = [*dict.fromkeys(read_prompts(file))]
     elif embedded:
         check_number((count or usual) * seeds)
         known = apart.prompts if apart else []

@@ -91,7 +91,8 @@ class Evaluation:
             spreads = {name: spread(statistic, counts) for name, statistic in statistics.items()}
             off = off or spreads
             estimates = {name: compare(spreads[name], off[name]) for name in spreads}
-            results.append(Result(variant, statistics, estimates, pictures[:SHOWN, 0]))
+            shown = pictures[:SHOWN, 0].copy()  # a view would keep all of the variant's pictures
+            results.append(Result(variant, statistics, estimates, shown))
         return results, ratios
 
     def ratios(self) -> dict[str, float]:

@@ -89,20 +89,26 @@ def check_lines(search: Search, outcome: Outcome) -> list[str]:
 
 
 def verdict(search: Search, outcome: Outcome) -> str:
-    """What the check says: whether what was found beats off, and whether published factors beat it."""
+    """What the check says: how what was found compares with off, and how with published factors."""
     said = {
         "better": "What was found beats FreeU off beyond the noise",
-        "worse": "Nothing that was tried beats FreeU off, and what was found is worse",
+        "worse": "What was found is worse than FreeU off beyond the noise",
         "mixed": "What was found beats FreeU off in one goal and is worse in another",
-        "undecided": "Nothing that was tried beats FreeU off beyond the noise",
+        "undecided": "What was found does not beat FreeU off beyond the noise",
     }
     sentences = [f"{said[outcome.gain_over('off', search.goals)]}: {differences(search, outcome, 'off')}."]
-    others = {name: outcome.gain_over(name, search.goals) in ("worse", "mixed") for name in outcome.against}
-    for worse in (False, True):
-        names = [name for name in others if name != "off" and others[name] == worse]
-        than = "; ".join(f"{called(name)}, {differences(search, outcome, name)}" for name in names)
+    relations = {
+        "better": "better than",
+        "undecided": "not told apart from",
+        "mixed": "better in one goal and worse in another than",
+        "worse": "worse than",
+    }
+    others = {name: outcome.gain_over(name, search.goals) for name in outcome.against if name != "off"}
+    for gain, relation in relations.items():
+        names = [name for name in others if others[name] == gain]
+        them = "; ".join(f"{called(name)}, {differences(search, outcome, name)}" for name in names)
         if names:
-            sentences.append(f"It is {'worse' if worse else 'no worse'} than {than}.")
+            sentences.append(f"It is {relation} {them}.")
     return " ".join(sentences)
 
 
@@ -136,7 +142,7 @@ def write(search: Search, outcome: Outcome) -> list[Path]:
 
 
 def preset(search: Search, outcome: Outcome) -> str:
-    """A config for `--config`: what the search was given, with the factors found."""
+    """A config for `--config`: what the search was given, with its steps, its guidance and what it found."""
     facts = search.subject.facts
     path = find_config(facts["config"])
     content: dict[str, Any] = {"base": path.name if path.parent == CONFIGS else str(path.resolve())}
@@ -148,7 +154,9 @@ def preset(search: Search, outcome: Outcome) -> str:
         "target": FREE_UNET,
         "params": {name: getattr(outcome.found, name) for name in names},
     }
-    merged = OmegaConf.merge(content, *changes, {"model": {"params": {"unet_config": unet}}})
+    sampling = {name: facts["sampling"][name] for name in ("steps", "scale")}
+    found = {"sampling": sampling, "model": {"params": {"unet_config": unet}}}
+    merged = OmegaConf.merge(content, *changes, found)
     comment = (
         f"FreeU found by scripts/search.py, the best of {len(outcome.trials)} trials at guidance "
         f"{facts['sampling']['scale']:g}. {verdict(search, outcome)} evaluate.py judges it on prompts and "

@@ -76,6 +76,10 @@ class Search:
         self.goals = goals or usual_goals(encoder, weights)
         self.named = {"off": self.space.base.off(), **published}
         self.subject.fit(self.named)
+        if matches := self.space.searched.get("match"):  # which stages there are depends on it
+            self.subject.fit(
+                {f"--space match={it}": self.space.settings({"match": it}) for it in matches.ends}
+            )
         self.asked, fresh = plan_apart(
             arguments.prompts, arguments.fresh_prompts, arguments.seeds, encoder, CAPTIONS
         )
