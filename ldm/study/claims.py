@@ -30,8 +30,9 @@ def judge(claim: str, quantity: str, differences: ArrayLike) -> Check:
     """The claim that the mean of `differences`, one a prompt and seed pair, is above zero.
 
     It holds where the 95 % Student t interval of the mean lies above zero, does not hold where no part of it
-    does, and is undecided otherwise; one pair decides nothing. The pairs have to be independent. Raises
-    ValueError where there is no pair, or a difference that is no number.
+    does, and is undecided otherwise; one pair decides nothing. All pairs count alike: where a prompt has
+    several seeds, the interval is right or too wide for the mean over these prompts, and may be too narrow
+    for prompts in general. Raises ValueError where there is no pair, or a difference that is no number.
     """
     values = np.asarray(differences, np.float64).ravel()
     if not len(values) or not np.isfinite(values).all():

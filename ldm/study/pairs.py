@@ -61,7 +61,7 @@ def check_seeds(seeds: int | None) -> None:
 
 
 def plan_pairs(prompts: str | None, seeds: int | None, text_encoder: nn.Module) -> list[Job]:
-    """The pairs of a study: each prompt with `seeds` seeds, no seed twice, so that pairs are independent.
+    """The pairs of a study: each prompt with `seeds` seeds, no seed twice, so that no two share their noise.
 
     `prompts` is a file with a prompt a line, or how many of the usual ones to take. Without `seeds` there are
     as many as it takes to have 16 pairs. Raises InputError where there are none.

@@ -54,6 +54,17 @@ def test_wrong_verdicts_are_as_rare_as_promised(pairs):
         assert set(verdicts) <= {right, "undecided"}
 
 
+@pytest.mark.parametrize("between_prompts", [0.0, 1.0, 5.0])
+def test_the_interval_covers_the_mean_over_its_prompts_where_each_has_several_seeds(between_prompts):
+    rng = default_rng(1)
+    covered = 0
+    for _ in range(1000):
+        prompts = rng.normal(0, between_prompts, (8, 1))
+        check = judge("", "", prompts + rng.normal(0, 1, (8, 2)))
+        covered += check.low <= prompts.mean() <= check.high
+    assert covered > 930
+
+
 @pytest.mark.parametrize("differences", [[], [1.0, math.nan], [math.inf, 1.0]])
 def test_nothing_is_judged_from_what_is_no_number(differences):
     with pytest.raises(ValueError, match="No claim can be judged"):

@@ -10,11 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 from ldm.checkpoint import load_model
+from ldm.freeu import DecoderStage
 from ldm.generate import Sampling, generate
 from ldm.study.figures import FIGURES
+from ldm.study.figures.figure import Material
+from ldm.study.figures.measures import picture_curves
+from ldm.study.figures.style import in_lines
+from ldm.txt2img.jobs import Job
 from ldm.util import load_config
 from tests.study.conftest import PIXELS, SMALL
 
@@ -59,7 +66,7 @@ def pictures(study: Path, number: int) -> dict[str, np.ndarray]:
 
 def curve(picture: np.ndarray) -> np.ndarray:
     """Relative log amplitude in numpy, in double precision."""
-    maps = picture.astype(float).transpose(2, 0, 1) / 127.5 - 1
+    maps = picture.astype(float).transpose(2, 0, 1)
     log = np.log(np.abs(np.fft.fft2(maps)) + 1e-6).mean(0)
     diagonal = np.diagonal(log)[: (len(log) + 1) // 2]
     return diagonal - diagonal[0]
@@ -95,7 +102,7 @@ def test_claims_and_page_tell_every_check_as_the_figures_do(study):
     checks = [
         (FIGURES[number].label, check) for number in FIGURES for check in record(study, number)["checks"]
     ]
-    assert len(lines) == len(checks) and "over 2 pairs" in claims
+    assert len(lines) == len(checks) and "over 2 pairs" in claims and "for these prompts" in claims
     for cells, (label, check) in zip(lines, checks, strict=True):
         assert len(cells) == 4
         assert cells[0] == f"| {label}" and cells[1] == check["claim"]
@@ -182,6 +189,37 @@ def test_figure_7_shows_each_resolution_that_has_high_frequencies(study):
     assert {row["feature"] for row in rows} == {"backbone", "skip", "fused"}
     assert {row["moment"] for row in rows} == {"early", "middle", "late"}
     assert all(float(row["relative_log_amplitude"]) == 0 for row in rows if float(row["frequency"]) == 0)
+
+
+def test_how_bright_a_picture_is_does_not_change_its_curve():
+    half = np.random.default_rng(0).integers(40, 88, (1, 16, 16, 3), np.uint8)
+    bright = 2 * half  # its mean is middle grey, 127
+    [curve_of_bright, curve_of_dark] = picture_curves(np.concatenate([bright, half]))
+    assert curve_of_dark == pytest.approx(curve_of_bright, abs=1e-3)
+    # No frequency of what is nowhere below zero is stronger than its mean.
+    assert max(curve_of_bright) == 0
+
+
+def test_figure_14_takes_maps_that_differ_in_scale_alone_for_equally_structured():
+    off = np.random.default_rng(0).standard_normal((8, 4, 4)).astype(np.float32)
+    on = 3 * off[::-1]  # the same maps, scaled up and in another order of channels
+    picture = np.zeros((16, 16, 3), np.uint8)
+    kept = {side: [{"features.1": maps, "picture": picture}] for side, maps in {"off": off, "on": on}.items()}
+    material = Material([Job("a star", 1)], (DecoderStage(8, 8, 1),), kept)
+    [row] = FIGURES[14].draw(material).rows
+    assert row["share_on"] == pytest.approx(row["share_off"], rel=1e-6)
+
+
+@pytest.mark.parametrize("prompt", ["price $1_$", r"a sign: $\foo$", "from $5 to $6", r"\$x$", "a star"])
+def test_dollars_in_a_prompt_are_drawn_as_they_are(prompt):
+    def drawn(text: str, **how: bool) -> np.ndarray:
+        sheet = Figure(figsize=(2, 1))
+        sheet.text(0.1, 0.5, text, **how)
+        canvas = FigureCanvasAgg(sheet)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())
+
+    assert (drawn(in_lines(prompt)) == drawn(prompt, parse_math=False)).all()
 
 
 def test_a_plain_config_without_guidance_draws_pictures_that_are_not_square(figures):

@@ -71,6 +71,13 @@ def test_names_of_files_may_be_any_bytes(figures, tiny_checkpoint, tmp_path):
     assert "\\udcfe.ckpt" in (outcome.folder / "claims.md").read_text()
 
 
+def test_prompts_may_hold_dollars(figures, tmp_path):
+    (tmp_path / "prompts.txt").write_text("price $1_$\na sign: $\\foo$\n")
+    outcome = figures("--figure", "5", "8", "10", "14", "--prompts", tmp_path / "prompts.txt")
+    assert outcome.code == 0, outcome.err
+    assert r"a sign: $\foo$" in (outcome.folder / "figure08.csv").read_text()
+
+
 @pytest.mark.parametrize("words", [[], ["--all", "--figure", "3"]])
 def test_figures_are_asked_for_one_way(figures, words):
     outcome = figures(*words)

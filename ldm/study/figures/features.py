@@ -122,22 +122,30 @@ def draw_maps(material: Material) -> Drawing:
     return Drawing(sheet, rows, [check])
 
 
-def joint_components(sides: list[Numbers]) -> tuple[list[Numbers], list[float]]:
-    """Maps (C, H, W) on their three joint principal components: each (H, W, 3) in 0 to 1.
+def points_of(maps: Numbers) -> Numbers:
+    """Maps (C, H, W) as one point of C numbers for each position, (H W, C)."""
+    return maps.reshape(len(maps), -1).T.astype(np.float64)
 
-    With them the share of each side's variance over positions that the three hold.
-    """
-    channels, height, width = sides[0].shape
-    points = [side.reshape(channels, -1).T.astype(np.float64) for side in sides]  # (H W, C)
+
+def joint_components(sides: list[Numbers]) -> list[Numbers]:
+    """Maps (C, H, W) on their three joint principal components: each (H, W, 3) in 0 to 1."""
+    _, height, width = sides[0].shape
+    points = [points_of(side) for side in sides]
     joint = np.concatenate(points)
     _, _, axes = np.linalg.svd(joint - joint.mean(0), full_matrices=False)
     found = [(one - joint.mean(0)) @ axes[:3].T for one in points]  # (H W, 3)
     low, high = np.min(found, axis=(0, 1)), np.max(found, axis=(0, 1))
-    colours = [((one - low) / np.maximum(high - low, 1e-12)).reshape(height, width, -1) for one in found]
-    shares = [
-        float(on.var(0).sum() / max(one.var(0).sum(), 1e-12)) for on, one in zip(found, points, strict=True)
-    ]
-    return colours, shares
+    return [((one - low) / np.maximum(high - low, 1e-12)).reshape(height, width, -1) for one in found]
+
+
+def share_of_three(maps: Numbers) -> float:
+    """The share of the variance of maps (C, H, W) over positions in their own three principal components.
+
+    Joint components would lean to the side that varies more, and FreeU scales one side up.
+    """
+    points = points_of(maps)
+    variances = np.linalg.svd(points - points.mean(0), compute_uv=False) ** 2
+    return float(variances[:3].sum() / max(variances.sum(), 1e-12))
 
 
 def draw_structure(material: Material) -> Drawing:
@@ -153,7 +161,7 @@ def draw_structure(material: Material) -> Drawing:
         for factor in factors:
             sides = [material.kept[side][p][f"features.{factor}"].astype(np.float32) for side in means]
             flat = to_unit(np.stack([side.mean(0) for side in sides]))  # on one scale
-            colours, shares = joint_components(sides)
+            colours, shares = joint_components(sides), [share_of_three(side) for side in sides]
             for k, side in enumerate(means):
                 means[side].append(flat[k])
                 components[side].append(colours[k])
@@ -202,7 +210,7 @@ FIGURES = [
         "Decoder features with FreeU off and on",
         "Each resolution's last backbone map at 90 % of the run, before its own re-weighting: the mean over "
         "channels, on one scale for both, and three principal components, fitted jointly, as colours. The "
-        "paper names no measure of structure; the share of variance in these components is ours.",
+        "paper names no measure of structure; the share of each side's variance in its own three is ours.",
         off_and_on,
         draw_structure,
         watched=True,

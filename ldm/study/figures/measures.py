@@ -19,12 +19,15 @@ DISC = 0.1  # cycles a pixel, the radius of low frequencies in the paper's figur
 
 
 def as_maps(pictures: Pictures) -> Tensor:
-    """Pictures as maps (n, 3, H, W) in -1 to 1."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    """Pictures as maps (n, 3, H, W) in 0 to 1."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
 
 
 def picture_curves(pictures: Pictures) -> Numbers:
-    """The relative log amplitude of each picture, (n, m)."""
+    """The relative log amplitude of each picture, (n, m). A picture and the same one darkened have the same.
+
+    So its maps count from black: counted from middle grey, a mean may be next to nothing, its log anything.
+    """
     return relative_log_amplitude(as_maps(pictures)).numpy()
 
 

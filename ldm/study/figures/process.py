@@ -42,7 +42,7 @@ def off_and_on(setup: Setup) -> Variants:
 
 def bands(pictures: NDArray[np.uint8]) -> tuple[Numbers, Numbers]:
     """The low and high frequencies of pictures (..., H, W, 3), each (..., 3, H, W) in -1 to 1 about zero."""
-    maps = as_maps(pictures.reshape(-1, *pictures.shape[-3:]))
+    maps = 2 * as_maps(pictures.reshape(-1, *pictures.shape[-3:])) - 1
     low, high = (band.numpy().reshape(*pictures.shape[:-3], *maps.shape[1:]) for band in band_split(maps))
     return low, high
 

@@ -121,7 +121,8 @@ class Study:
             f"Measured on {facts['checkpoint']} (sha256 {facts['sha256'][:12]}…) over {n} "
             f"{'pair' if n == 1 else 'pairs'} of prompt and seed: {sampling.steps} DDIM steps, guidance "
             f"{sampling.scale:g}, {sampling.width}x{sampling.height} pixels, {facts['precision']}.{square} "
-            "Intervals are Student's t over the pairs; a claim holds where its whole interval is above zero."
+            "Intervals are Student's t over the pairs, for these prompts; a claim holds where its whole "
+            "interval is above zero."
         )
 
 

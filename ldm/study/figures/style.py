@@ -94,5 +94,6 @@ class Grid:
 
 
 def in_lines(text: str, width: int = 20, lines: int = 6) -> str:
-    """A prompt in lines short enough to stand beside pictures."""
-    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …"))
+    """A prompt in lines short enough to stand beside pictures, none of it a formula to matplotlib."""
+    wrapped = "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …"))
+    return wrapped.replace("$", r"\$")
