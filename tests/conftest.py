@@ -1,4 +1,4 @@
-"""What every test shares: the recipe of the goldens' inputs and weights, and one thread."""
+"""What every test shares: the recipe of the goldens' inputs and weights, one thread, and no deadline."""
 
 import importlib.util
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -19,6 +20,10 @@ from ldm.txt2img.gallery import PlainSheets
 from ldm.util import CHECKPOINTS, ROOT, instantiate_from_config, load_config
 
 torch.set_num_threads(1)
+
+# Nothing is timed in the tests: on a busy machine a first call may take any time.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 DATA = Path(__file__).parent / "data"
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -132,12 +133,21 @@ def safetensors_of(kind: str, size: int) -> bytes:
     return len(header).to_bytes(8, "little") + header + bytes(size)
 
 
+def skip_unless_known(path: Path) -> None:
+    try:
+        with safe_open(path, framework="pt"):
+            return
+    except SafetensorError:
+        pytest.skip("this release of safetensors is older than the kind of number")
+
+
 @pytest.mark.parametrize(("kind", "size"), [("C64", 32), ("F4", 2), ("F6_E2M3", 3), ("F8_E8M0", 4)])
 def test_numbers_that_no_weights_are_made_of_are_told_by_their_kind(
     kind: str, size: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(safetensors_of(kind, size))
+    skip_unless_known(path)
     with pytest.raises(InputError) as refused:
         read_tensors(path)
     assert str(refused.value) == (
@@ -156,8 +166,10 @@ def test_numbers_that_no_weights_are_made_of_are_told_by_their_kind(
     ],
 )  # fmt: skip
 def test_numbers_of_every_other_kind_are_read(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    (tmp_path / "a.safetensors").write_bytes(safetensors_of(kind, 4 * dtype.itemsize))
-    tensor = read_tensors(tmp_path / "a.safetensors")["w"]
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(safetensors_of(kind, 4 * dtype.itemsize))
+    skip_unless_known(path)
+    tensor = read_tensors(path)["w"]
     assert tensor.dtype == dtype
     assert torch.equal(tensor.float(), torch.zeros(4))
 
