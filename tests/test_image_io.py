@@ -131,7 +131,7 @@ def test_a_picture_of_a_hundred_billion_pixels_is_not_opened(tmp_path: Path) -> 
     assert not is_whole(tmp_path / "a.png")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_a_damaged_picture_never_gives_more_than_one_kind_of_fault(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

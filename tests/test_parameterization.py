@@ -80,7 +80,7 @@ def test_an_ideal_network_is_known_for_what_it_is(kind: str) -> None:
     assert foretells(ideal(kind, 0.2, 0.2, 0.00085, 0.012, 100)) is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(kind=st.sampled_from(KINDS), mean=st.floats(0, 3), deviation=st.floats(0, 2))
 def test_no_ideal_network_is_taken_for_the_other_kind(kind: str, mean: float, deviation: float) -> None:
     assert foretells(ideal(kind, mean, deviation)) in (kind, None)

@@ -65,7 +65,7 @@ def narrow(ch_mult: list[int]) -> Any:
     return fill_by_name(instantiate_from_config(config))
 
 
-@settings(deadline=None, max_examples=18)
+@settings(max_examples=18)
 @given(
     height=st.integers(1, 9),
     width=st.integers(1, 9),

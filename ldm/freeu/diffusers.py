@@ -76,7 +76,7 @@ def unet_of(model: Any) -> nn.Module:
 def refuse_diffusers_own(*blocks: Any) -> None:
     """Raises ValueError where `enable_freeu` gave factors to up-blocks; `disable_freeu` makes them None."""
     factors = ("b1", "b2", "s1", "s2")
-    if any(getattr(block, name, None) is not None for block in blocks for name in factors):
+    if any(vars(block).get(name) is not None for block in blocks for name in factors):
         raise ValueError("diffusers' own FreeU is on, and both would act: call disable_freeu() first.")
 
 

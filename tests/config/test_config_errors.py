@@ -4,7 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
@@ -73,7 +73,6 @@ def test_a_config_that_windows_wrote_is_read(encoding: str, tmp_path: Path) -> N
     assert load_config(path) == {"model": {"a": "ä"}}
 
 
-@settings(deadline=None)
 @given(st.from_regex(r"\A(model(\.[abcd]|\[[0-9]\])*=)?(?s:.)*\Z") | st.text())
 @example("[=1")
 @example("model.a=${oc.create:{a:1}}")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -85,7 +85,6 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(NAMES, VALUES, min_size=1, max_size=4))
 def test_what_is_resolved_is_what_omegaconf_makes_of_it(content: dict[str, Any]) -> None:
     ours, theirs = OmegaConf.create(content), OmegaConf.create(content)

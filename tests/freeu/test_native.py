@@ -87,7 +87,7 @@ def test_tiles_are_asked_for_only_where_the_processor_has_them():
 
 
 @with_filter
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     batch=st.integers(1, 3),
     channels=st.sampled_from([1, 2, 127, 128, 129, 300]),

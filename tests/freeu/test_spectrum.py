@@ -73,7 +73,7 @@ def test_a_wave_stands_out_at_its_own_frequency_by_the_analytic_amount():
 
 
 @given(height=SIDES, width=SIDES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_maps_that_are_not_square_count_as_their_middle_square(height, width):
     x, n = rnd(5, 2, 3, height, width), min(height, width)
     curve = relative_log_amplitude(x)
@@ -103,7 +103,7 @@ def test_only_maps_with_sample_and_channel_are_taken():
 
 
 @given(height=SIDES, width=SIDES, radius=st.floats(0, 0.8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_bands_share_a_maps_power_between_them(height, width, radius):
     x = rnd(9, 2, height, width)
     low, high = band_split(x, radius)

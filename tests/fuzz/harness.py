@@ -37,7 +37,6 @@ def cases(share: float) -> settings:
     """The settings of a test that has this share of all cases."""
     return settings(
         max_examples=max(5, round(share * CASES)),
-        deadline=None,
         derandomize=CASES < 1000,
         suppress_health_check=list(HealthCheck),
     )

@@ -26,7 +26,7 @@ WHOLE = whole_files()
 
 
 @pytest.mark.parametrize("layout", WHOLE)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(data=st.data())
 def test_a_truncated_file_is_refused(
     layout: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -43,7 +43,7 @@ def test_a_truncated_file_is_refused(
 
 
 @pytest.mark.parametrize("layout", WHOLE)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_a_damaged_file_is_read_or_refused(
     layout: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -17,7 +17,7 @@ def doubled(x):
 
 
 @each_kind
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     batch=st.integers(1, 3),
     channels=st.integers(1, 7),

@@ -89,7 +89,7 @@ def test_sd2_gives_the_tokens_of_open_clip(text):
 
 def test_any_text_gives_the_tokens_of_both(transformers_tokens):
     @given(any_text)
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     def check(text):
         assert torch.equal(sd1(text), transformers_tokens(text))
         assert torch.equal(sd2(text), open_clip.tokenize(text))
@@ -128,7 +128,7 @@ def test_truncated_is_what_did_not_fit(tokenizer):
 
 
 @given(any_text.map(lambda text: text * 3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_truncated_is_empty_exactly_when_the_last_token_is_there(text):
     assert (sd1.truncated(text) == "") == (len(transformers_ids(text)) <= 75)
 

@@ -51,7 +51,7 @@ def test_a_linear_layer_is_its_formula(kind, bias, shape):
 
 
 @each_kind
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     batch=st.integers(1, 3),
     height=st.integers(1, 9),

@@ -30,7 +30,7 @@ def made(channels, groups=4, silu=True, kind=torch.float32):
     return fill_by_name(GroupNorm(groups, channels, silu=silu)).to(kind)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     batch=st.integers(1, 3),
     channels=st.sampled_from([8, 12, 32, 320]),

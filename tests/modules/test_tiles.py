@@ -17,7 +17,7 @@ CLOSE = 6e-3  # weights are rounded twice and what they sum once, to eight binar
 
 
 @with_tiles
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     batch=st.integers(1, 2),
     heads=st.integers(1, 3),

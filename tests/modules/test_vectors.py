@@ -29,7 +29,7 @@ def kind(request, monkeypatch):
     return kind
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch=st.integers(1, 2),
     heads=st.integers(1, 3),

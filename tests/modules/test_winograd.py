@@ -18,7 +18,7 @@ def convolved(x, weight, bias):
 
 
 @each_kind
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     batch=st.integers(1, 3),
     channels=st.integers(1, 7),

@@ -29,7 +29,7 @@ def kind(request, monkeypatch):
     return kind
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch=st.integers(1, 3),
     lanes=st.sampled_from([1, 2, 3, 5, 20, 41]),
@@ -58,7 +58,7 @@ def test_any_map_is_convolved_as_by_the_formula(
     assert_convolved(made, x, weight, bias, close={torch.float32: 8e-6, torch.bfloat16: 8e-3}[kind])
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch=st.integers(1, 2),
     height=st.integers(1, 9),

@@ -38,7 +38,7 @@ def margins(sheet: Picture) -> list[int]:
     return [rows[0], sheet.shape[0] - 1 - rows[-1], columns[0], sheet.shape[1] - 1 - columns[-1]]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(text=st.text(max_size=200), width=st.integers(20, 400))
 def test_wrapped_lines_fit_and_keep_every_letter(text: str, width: int) -> None:
     lines = wrapped(text, FONT, width)

@@ -53,7 +53,7 @@ def finite_or_infinite(bits: list[int], shape: list[int]) -> Tensor:
     return torch.from_numpy(np.where(np.isnan(numbers), np.float32(1), numbers))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shapes=st.lists(st.lists(st.integers(0, 9), max_size=5), min_size=1, max_size=5),
     bits=st.lists(st.sampled_from(EDGES) | st.integers(0, 2**32 - 1), min_size=1, max_size=30),
