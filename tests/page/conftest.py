@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode
@@ -109,11 +109,17 @@ class Tab:
     def wait_for(self, state: str) -> None:
         self.page.wait_for_selector(f'.stage[data-state="{state}"]')
 
-    def draw(self) -> "Tab":
-        """Presses Draw and waits for a new pair; the states before it may pass too fast to be seen."""
+    def draw(self, ask: Callable[[], None] | None = None) -> "Tab":
+        """Presses Draw, or does what else asks for pictures, and waits for a new pair.
+
+        The states before it may pass too fast to be seen.
+        """
         picture = "document.querySelector('.stage[data-state=done] .freeu img')?.getAttribute('src')"
         old = self.page.evaluate(f"{picture} ?? null")
-        self.page.click("#draw")
+        if ask is None:
+            self.page.click("#draw")
+        else:
+            ask()
         self.page.wait_for_function(f"old => ![null, undefined, old].includes({picture})", arg=old)
         return self
 

@@ -29,17 +29,15 @@ def test_a_prompt_gives_two_pictures_that_are_txt2imgs_to_the_bit(tab: Tab, txt2
 def test_moving_b1_draws_freeus_picture_anew_and_leaves_the_plain_one(tab: Tab, tmp_path: Path):
     tab.open(prompt=PROMPT).draw()
     before = {side: tab.pixels(side, tmp_path) for side in ("plain", "freeu")}
-    box = tab.page.locator("#b1 input[type=range]").bounding_box()
-    tab.page.mouse.move(box["x"] + box["width"] * 0.55, box["y"] + box["height"] / 2)
-    tab.page.mouse.down()
-    tab.page.mouse.move(box["x"] + box["width"] * 0.9, box["y"] + box["height"] / 2, steps=3)
-    tab.page.mouse.up()
-    old = tab.page.get_attribute(".stage .freeu img", "src")
-    tab.page.wait_for_function(
-        "old => document.querySelector('.stage[data-state=done] .freeu img')?.getAttribute('src') !== old",
-        arg=old,
-    )
-    tab.wait_for("done")
+
+    def drag() -> None:
+        box = tab.page.locator("#b1 input[type=range]").bounding_box()
+        tab.page.mouse.move(box["x"] + box["width"] * 0.55, box["y"] + box["height"] / 2)
+        tab.page.mouse.down()
+        tab.page.mouse.move(box["x"] + box["width"] * 0.9, box["y"] + box["height"] / 2, steps=3)
+        tab.page.mouse.up()
+
+    tab.draw(drag)
     assert float(tab.value("b1").split()[0]) > 1.5
     np.testing.assert_array_equal(tab.pixels("plain", tmp_path), before["plain"])
     assert (tab.pixels("freeu", tmp_path) != before["freeu"]).any()
