@@ -6,13 +6,16 @@
 
 The folder gets checkpoints, the losses as CSV, sample pictures and, at the end, the weights for inference
 (model.safetensors) and, where matplotlib is installed, the losses as a curve. A run whose folder holds a
-checkpoint goes on from it, and ends as if it had never been stopped. Trailing arguments change the config:
+checkpoint goes on from it, and ends as if it had never been stopped; but for `checkpoint_every` and
+`trainer.*` its settings stay those that it began with. Trailing arguments change the config:
 `checkpoint_every=100` keeps a checkpoint every 100 steps, `checkpoint_every=null` one at the end alone.
 `trainer.*` are Lightning's own options: `trainer.devices=8 trainer.num_nodes=2` trains on two machines of
 eight GPUs, `trainer.precision=bf16-mixed` in mixed precision.
 """
 
 import argparse
+import errno
+import signal
 import sys
 import warnings
 from importlib.util import find_spec
@@ -29,8 +32,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ldm.config.annotations import misfits
 from ldm.errors import InputError, exit_code, stop_when_asked
-from ldm.image_io import writable_folder
-from ldm.training.checkpoints import WholeCheckpoints, check_checkpoint
+from ldm.image_io import writable_folder, written_whole
+from ldm.training.checkpoints import WholeCheckpoints, check_checkpoint, check_settings
 from ldm.training.losses import draw_losses, read_losses
 from ldm.training.options import check_options
 from ldm.training.stage import Stage
@@ -75,8 +78,10 @@ def train(config_name: str, outdir: Path, overrides: list[str], trust_config: bo
         raise InputError(f"{config.target} is no stage of a training: take one that configs/train names.")
     if last.is_file():
         check_checkpoint(last, module)
-    # Lightning does not know that the stages' loaders go on within an epoch.
+        check_settings(outdir / "config.yaml", settings)
+    # Lightning does not know that the stages' loaders go on within an epoch, nor that what is frozen does so.
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+    warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
     try:
         trainer.fit(module, ckpt_path=last if last.is_file() else None)
     except SystemExit as end:
@@ -84,13 +89,26 @@ def train(config_name: str, outdir: Path, overrides: list[str], trust_config: bo
         if isinstance(end.__context__, KeyboardInterrupt):
             raise end.__context__ from None
         raise
+    except MisconfigurationException as fault:
+        raise refusal(fault) from None
+    except OSError as fault:
+        if fault.errno != errno.ENOSPC:
+            raise
+        raise InputError(f"{outdir} cannot be written: {fault.strerror}.") from None
 
     # Lightning leaves this out where the checkpoint was at the last step already.
     averaging.on_train_end(trainer, module)
-    if trainer.is_global_zero and trainer.global_step >= trainer.max_steps:
-        module.export(outdir / "model.safetensors")
-        if find_spec("matplotlib"):
-            draw_losses(read_losses(outdir), outdir / "loss.png")
+    if not trainer.is_global_zero:
+        return
+    if trainer.global_step < trainer.max_steps:
+        print(
+            f"unfinished, at step {trainer.global_step} of {trainer.max_steps}; the same command with a "
+            "longer trainer.max_time goes on"
+        )
+        return
+    module.export(outdir / "model.safetensors")
+    if find_spec("matplotlib"):
+        draw_losses(read_losses(outdir), outdir / "loss.png")
 
 
 def make_trainer(config: DictConfig, outdir: Path, averaging: WeightAveraging) -> pl.Trainer:
@@ -106,38 +124,56 @@ def make_trainer(config: DictConfig, outdir: Path, averaging: WeightAveraging) -
         ),
         averaging,
         # Late, so that what is refused leaves the config of the run before it.
-        LambdaCallback(
-            on_train_start=lambda *_: rank_zero_only(OmegaConf.save)(config, outdir / "config.yaml")
-        ),
+        LambdaCallback(on_train_start=lambda *_: rank_zero_only(save_config)(config, outdir / "config.yaml")),
     ]
+    fixed = {
+        "max_epochs": -1,
+        "default_root_dir": outdir,
+        "logger": logger,
+        "callbacks": callbacks,
+        "plugins": [WholeCheckpoints()],
+        "use_distributed_sampler": False,  # the stages' loaders know of all processes
+        "check_val_every_n_epoch": None,
+        "num_sanity_val_steps": 0,
+    }
+    if taken := sorted(fixed.keys() & settings["trainer"].keys()):
+        raise InputError(
+            f"trainer.{taken[0]} is set by the script itself: leave it out. A training is as long as "
+            "trainer.max_steps says, and trainer.val_check_interval says how often it is looked at."
+        )
     for misfit in misfits(pl.Trainer, settings["trainer"]):
         raise InputError(f"trainer.{misfit}.")
     try:
-        trainer = pl.Trainer(
-            max_epochs=-1,
-            default_root_dir=outdir,
-            logger=logger,
-            callbacks=callbacks,
-            plugins=[WholeCheckpoints()],
-            use_distributed_sampler=False,  # the stages' loaders know of all processes
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            **({"gradient_clip_val": 1.0} | settings["trainer"]),
-        )
+        trainer = pl.Trainer(**({"gradient_clip_val": 1.0} | settings["trainer"] | fixed))
     except (TypeError, ValueError, MisconfigurationException) as fault:
-        reason = " ".join(str(fault).split())
-        raise InputError(f"Lightning refuses the `trainer.` options: {reason}") from None
+        raise refusal(fault) from None
     if trainer.precision not in PRECISIONS:
         raise InputError(f"trainer.precision is {trainer.precision}: give {', '.join(PRECISIONS)}.")
     return trainer
 
 
+def refusal(fault: Exception) -> InputError:
+    return InputError(f"Lightning refuses the `trainer.` options: {' '.join(str(fault).split())}")
+
+
+def save_config(config: DictConfig, path: Path) -> None:
+    with written_whole(path) as file:
+        file.write(OmegaConf.to_yaml(config).encode())
+
+
 def main(argv: list[str]) -> int:
     asked = parse_arguments(argv)
-    return exit_code(
-        lambda: train(asked.config, asked.outdir, asked.overrides, asked.trust_config),
-        "stopped; the same command goes on from the last checkpoint",
+    code = exit_code(
+        lambda: train(asked.config, asked.outdir, asked.overrides, asked.trust_config), "stopped"
     )
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        print(
+            "the same command goes on from the last checkpoint"
+            if (asked.outdir / "last.ckpt").is_file()
+            else "there is no checkpoint yet; the same command begins anew",
+            file=sys.stderr,
+        )
+    return code
 
 
 if __name__ == "__main__":

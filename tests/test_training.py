@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from ldm.errors import InputError
 from ldm.generate import Sampling, generate
 from ldm.image_io import read_picture
 from ldm.models.autoencoder import AutoencoderKL
-from ldm.training import WordsTraining
+from ldm.training import DiffusionTraining, WordsTraining
 from ldm.training.autoencoder import standardise
 from ldm.training.diffusion import mostly_late
 from ldm.training.losses import read_losses
@@ -140,9 +141,24 @@ def test_the_u_net_learns_in_its_own_precision_or_in_the_trainers(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "begun, said",
+    [
+        (True, "stopped\nthe same command goes on from the last checkpoint"),
+        (False, "stopped\nthere is no checkpoint yet; the same command begins anew"),
+    ],
+)
 def test_a_training_that_is_stopped_says_how_to_go_on(
-    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    begun: bool,
+    said: str,
+    number: signal.Signals,
+    stages: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
+    if begun:
+        shutil.copytree(stages / "words", tmp_path, dirs_exist_ok=True)
     asked = ["--config", "train/tiny_words.yaml", "--outdir", str(tmp_path), *QUICK]
     monkeypatch.setattr(sys, "argv", [SCRIPT, *asked])
     monkeypatch.setattr(WordsTraining, "training_step", lambda *_: signal.raise_signal(number))
@@ -156,7 +172,7 @@ def test_a_training_that_is_stopped_says_how_to_go_on(
         for one, handler in before.items():
             signal.signal(one, handler)
     assert end.value.code == 128 + number
-    assert "stopped; the same command goes on from the last checkpoint" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -231,12 +247,79 @@ def test_a_damaged_checkpoint_is_refused_and_the_config_stays(
     assert (tmp_path / "config.yaml").read_text() == "as it was"
 
 
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ("params.decoder_only=true", "params.decoder_only was null, not true"),
+        ("params.weights=FILE", 'params.weights was null, not ".*model.safetensors"'),
+        ("params.lr=0.25", "params.lr was 0.001, not 0.25"),
+        ("ema_decay=0.5", "ema_decay was 0.99, not 0.5"),
+    ],
+)
+def test_a_run_goes_on_with_no_other_settings_than_it_began_with(
+    change: str, said: str, stages: Path
+) -> None:
+    folder = stages / "autoencoder"
+    before = [(folder / name).read_bytes() for name in ("config.yaml", "last.ckpt")]
+    asked = [*AUTOENCODER, "trainer.max_steps=6", change.replace("FILE", f"{folder / 'model.safetensors'}")]
+    with pytest.raises(InputError, match=f"autoencoder holds .*: {said}. .* another --outdir, or the old"):
+        train("train/tiny_autoencoder.yaml", folder, asked)
+    assert [(folder / name).read_bytes() for name in ("config.yaml", "last.ckpt")] == before
+
+
+def test_a_run_goes_on_with_other_options_of_the_trainer(stages: Path, tmp_path: Path) -> None:
+    shutil.copytree(stages / "words", tmp_path, dirs_exist_ok=True)
+    changed = ["checkpoint_every=7", "trainer.precision=bf16-mixed", "trainer.max_steps=3"]
+    train("train/tiny_words.yaml", tmp_path, [*QUICK, *changed])
+    assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] == 3
+
+
+def test_a_damaged_config_beside_a_checkpoint_is_refused(stages: Path, tmp_path: Path) -> None:
+    shutil.copytree(stages / "words", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "config.yaml").write_bytes(b"")
+    with pytest.raises(InputError, match=r"config.yaml is damaged\. Remove it to go on, or give another"):
+        train("train/tiny_words.yaml", tmp_path, [*QUICK, "trainer.max_steps=3"])
+
+
 def test_a_checkpoint_of_another_stage_is_refused_and_the_config_stays(stages: Path) -> None:
     config = stages / "words" / "config.yaml"
     before = config.read_bytes()
     with pytest.raises(InputError, match=r"last\.ckpt is of another stage .* Remove it"):
         train("train/judge.yaml", stages / "words", [*QUICK, "trainer.max_steps=3"])
     assert config.read_bytes() == before
+
+
+def test_exported_weights_are_open_to_whom_the_other_files_are(stages: Path) -> None:
+    for stage in ("autoencoder", "words", "diffusion"):
+        assert len({(stages / stage / it).stat().st_mode for it in ("config.yaml", "model.safetensors")}) == 1
+
+
+@pytest.mark.parametrize("change", ["params.batch_size=9", "params.data.count=0"])
+def test_no_latents_are_made_of_samples_that_fill_no_batch(change: str, stages: Path, tmp_path: Path) -> None:
+    given = f"params.weights={stages / 'diffusion' / 'model.safetensors'}"
+    asked = [*DIFFUSION, given, f"params.cache={tmp_path / 'latents.npy'}", "trainer.max_steps=1", change]
+    with pytest.raises(InputError, match="which fill no batch"):
+        train("train/tiny.yaml", tmp_path / "run", asked)
+    assert not (tmp_path / "latents.npy").exists()
+
+
+def test_what_is_frozen_is_in_eval_mode_while_the_u_net_learns(
+    stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    modes = {}
+    step = DiffusionTraining.training_step
+
+    def look(self: DiffusionTraining, *given: object) -> torch.Tensor:
+        for name, network in self.model.named_children():
+            modes[name] = {module.training for module in network.modules()}
+        return step(self, *given)
+
+    monkeypatch.setattr(DiffusionTraining, "training_step", look)
+    given = f"params.weights={stages / 'diffusion' / 'model.safetensors'}"
+    asked = [*DIFFUSION, given, f"params.cache={stages / 'latents.npy'}", "trainer.max_steps=1"]
+    train("train/tiny.yaml", tmp_path, asked)
+    assert modes == {"model": {True}, "first_stage_model": {False}, "cond_stage_model": {False}}
+    assert not [one for one in recwarn if "eval mode" in str(one.message)]
 
 
 def test_rows_without_a_whole_loss_are_passed_over(tmp_path: Path) -> None:
@@ -306,6 +389,18 @@ def test_standardised_latents_have_mean_0_and_deviation_1_and_decode_alike(
     assert torch.allclose(after.mean.std((0, 2, 3)), torch.ones(12), atol=1e-5)
     assert torch.allclose(after.std, relative_spread, rtol=1e-4)
     assert torch.allclose(autoencoder.decode(after.mode()), decoded, atol=1e-4)
+
+
+def test_latents_are_standardised_without_dropout() -> None:
+    made = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        params = load_config("tiny", ["model.params.first_stage_config.params.ddconfig.dropout=0.5"])
+        network = instantiate_from_config(params.model.params.first_stage_config)
+        torch.manual_seed(len(made))
+        standardise(network, ScenePictures(2, 16, seed=3))
+        made.append(network.quant_conv.weight)
+    assert torch.equal(*made)
 
 
 @pytest.mark.slow

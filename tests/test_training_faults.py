@@ -7,15 +7,18 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.loggers import CSVLogger
 from safetensors.torch import save_file
 
 from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
 from ldm.training import AutoencoderTraining, WordsTraining
+from ldm.training.losses import read_losses
 from ldm.training.stage import Stage, load_weights
 from ldm.util import CHECKPOINTS
 from tests.test_training import QUICK, main, train
@@ -39,6 +42,14 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable:
     return change
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that a training of one step leaves."""
+    folder = tmp_path_factory.mktemp("begun")
+    train(WORDS, folder, [*QUICK, "trainer.max_steps=1"])
+    return folder
+
+
 def killed(_: Any) -> None:
     raise KeyboardInterrupt
 
@@ -58,6 +69,60 @@ def test_a_training_that_was_broken_ends_with_the_weights_of_an_unbroken_one(
     train(WORDS, tmp_path / "broken", asked)
     one, other = ((tmp_path / run / "model.safetensors").read_bytes() for run in ("unbroken", "broken"))
     assert one == other
+
+
+@pytest.mark.slow
+def test_a_training_with_dropout_that_was_broken_ends_with_the_weights_of_an_unbroken_one(
+    at_step: Callable, tmp_path: Path
+) -> None:
+    stage = "train/tiny_autoencoder.yaml"
+    dropout = "model.params.first_stage_config.params.ddconfig.dropout=0.5"
+    asked = [*QUICK, dropout, "params.data.side=16", "params.data.crop=8", "trainer.max_steps=2"]
+    train(stage, tmp_path / "unbroken", asked)
+    at_step(1, killed, AutoencoderTraining)
+    with pytest.raises(KeyboardInterrupt):
+        train(stage, tmp_path / "broken", asked)
+    at_step(None, killed, AutoencoderTraining)
+    train(stage, tmp_path / "broken", asked)
+    one, other = ((tmp_path / run / "model.safetensors").read_bytes() for run in ("unbroken", "broken"))
+    assert one == other
+
+
+# The time is up in the step of this number: within an epoch, at its end, and in the first half of a step.
+@pytest.mark.parametrize("up, batches", [(1, 1), (3, 1), (2, 2)])
+def test_a_training_whose_time_is_up_says_so_and_goes_on_to_the_end_of_an_unbroken_one(
+    up: int,
+    batches: int,
+    at_step: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("pytorch_lightning.callbacks.timer.time", clock)
+
+    def late(loss: torch.Tensor) -> torch.Tensor:
+        clock.now = 60.0
+        return loss
+
+    asked = [*QUICK, "checkpoint_every=100", "params.lr=0.5", f"trainer.accumulate_grad_batches={batches}"]
+    asked += ["trainer.max_steps=5"]
+    train(WORDS, tmp_path / "unbroken", asked)
+    at_step(up, late)
+    train(WORDS, tmp_path / "broken", [*asked, "trainer.max_time=00:00:01:00"])
+    said = f"unfinished, at step {up + 1} of 5; the same command with a longer trainer.max_time goes on"
+    assert said in capsys.readouterr().out
+    assert not (tmp_path / "broken" / "model.safetensors").exists()
+    assert torch.load(tmp_path / "broken" / "last.ckpt", weights_only=False)["global_step"] == up + 1
+    train(WORDS, tmp_path / "broken", [*asked, "trainer.max_time=00:01:00:00"])
+    one, other = ((tmp_path / run / "model.safetensors").read_bytes() for run in ("unbroken", "broken"))
+    assert one == other
+    assert read_losses(tmp_path / "unbroken") == read_losses(tmp_path / "broken")
+
+
+def test_a_training_leaves_a_checkpoint_of_its_last_step(tmp_path: Path) -> None:
+    train(WORDS, tmp_path, [*QUICK, "checkpoint_every=2", "trainer.max_steps=3"])
+    assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] == 3
 
 
 def test_a_training_that_goes_on_within_an_epoch_is_not_warned_of(
@@ -90,19 +155,36 @@ def test_a_kill_leaves_a_whole_checkpoint_though_temporary_files_lie_on_another_
     assert read_tensors(tmp_path / "last.ckpt")
 
 
-def test_a_full_disk_ends_a_training_in_a_line_and_leaves_the_checkpoint(
+# In the order in which a training of one step writes them.
+@pytest.mark.parametrize(
+    "before, name", enumerate(["config.yaml", "last.ckpt", "model.safetensors", "loss.png"])
+)
+def test_a_full_disk_ends_a_training_in_a_line_and_leaves_what_was_there(
+    before: int, name: str, begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
+    written = iter(range(4))
+
+    def full(_: int) -> None:
+        if next(written) == before:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=rf"{name} cannot be written: No space left on device\."):
+        train(WORDS, tmp_path, [*QUICK, "trainer.max_steps=2"])
+    assert (tmp_path / name).read_bytes() == (begun / name).read_bytes()
+    assert not list(tmp_path.glob(f".{name}*"))
+
+
+def test_a_disk_that_is_too_full_for_losses_ends_a_training_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_: int) -> None:
+    def full(_: CSVLogger) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    train(WORDS, tmp_path, [*QUICK, "trainer.max_steps=1"])
-    before = (tmp_path / "last.ckpt").read_bytes()
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match=r"last\.ckpt cannot be written: No space left on device\."):
-        train(WORDS, tmp_path, [*QUICK, "trainer.max_steps=2"])
-    assert (tmp_path / "last.ckpt").read_bytes() == before
-    assert not list(tmp_path.glob(".last.ckpt*"))
+    monkeypatch.setattr(CSVLogger, "save", full)
+    with pytest.raises(InputError, match=r"cannot be written: No space left on device\."):
+        train(WORDS, tmp_path, [*QUICK, "trainer.max_steps=1"])
 
 
 def test_checkpoint_every_null_keeps_a_checkpoint_of_the_end_alone(at_step: Callable, tmp_path: Path) -> None:
@@ -128,6 +210,12 @@ def test_weights_that_a_loss_which_is_no_number_got_into_are_not_exported(
     at_step(1, lambda loss: loss * torch.nan)
     with pytest.raises(InputError, match="no longer a number at step 2"):
         train(WORDS, tmp_path, [*QUIET, "trainer.max_steps=3"])
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_weights_that_the_last_step_makes_no_numbers_of_are_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"weights are no longer numbers, as in \S+: lower params\.lr"):
+        train(WORDS, tmp_path, [*QUICK, "params.lr=1e300", "trainer.max_steps=1"])
     assert not (tmp_path / "model.safetensors").exists()
 
 
@@ -167,6 +255,7 @@ def test_a_checkpoint_holds_no_weights_of_a_loss_that_is_no_number_in_part_of_a_
         ("tiny_words", "params.data=3", "params.data is 3: give `key: value` lines"),
         ("tiny_words", "params.data.count=-1", "params.data.count is -1: give a whole number of scenes"),
         ("tiny_words", "params.data.seed=abc", "params.data.seed is 'abc': give a whole number"),
+        ("tiny_words", "params.data.seed=0", "params.data.seed is 0: give a whole number from 1"),
         ("tiny_words", "params.data.foo=1", "unexpected keyword argument 'foo'"),
         ("tiny_words", "trainer=3", "trainer is 3: give `key: value` lines"),
         ("tiny_words", "trainer.max_steps=0", "trainer.max_steps is 0: give a whole number, 1 or more"),
@@ -176,6 +265,20 @@ def test_a_checkpoint_holds_no_weights_of_a_loss_that_is_no_number_in_part_of_a_
         ("tiny_words", "trainer.limit_train_batches=0", "limit_train_batches is 0: give a number of batches"),
         ("tiny_words", "trainer.overfit_batches=1", "overfit_batches is 1: give 0, and a small params"),
         ("tiny_words", "trainer.val_check_interval=0", "val_check_interval is 0: give a number of batches"),
+        ("tiny_words", "trainer.val_check_interval=0.5", "val_check_interval is 0.5: .* 1 or more, or days"),
+        ("tiny_words", "trainer.max_time=5", "max_time is 5: give days, .* such as 00:12:00:00"),
+        ("tiny_words", "trainer.max_epochs=2", "max_epochs is set by the script .* trainer.max_steps"),
+        ("tiny_words", "trainer.logger=false", "trainer.logger is set by the script itself: leave it out"),
+        (
+            "tiny_words",
+            "model.params.cond_stage_config.params.max_length=8",
+            "max_length is 8: give 19 or more, as captions have up to 17 words",
+        ),
+        (
+            "tiny_words",
+            "model.params.cond_stage_config.params.heads=3",
+            "heads is 3 and width 128: give a number of heads that divides the width",
+        ),
         ("tiny_words", "trainer.detect_anomaly=abc", "trainer.detect_anomaly is 'abc', which is no bool"),
         ("tiny_words", "target=torch.nn.Identity", "torch.nn.Identity is no stage of a training"),
         ("judge", "params.data.side=3", "unexpected keyword argument 'side'"),
@@ -231,4 +334,20 @@ def test_samples_that_fill_no_batch_leave_the_config_of_the_run_before(tmp_path:
     (tmp_path / "config.yaml").write_text("as it was")
     with pytest.raises(InputError, match=r"params\.batch_size is 9"):
         train(WORDS, tmp_path, [*QUICK, "params.batch_size=9", "trainer.max_steps=1"])
+    assert (tmp_path / "config.yaml").read_text() == "as it was"
+
+
+@pytest.mark.parametrize(
+    "stage, change, said",
+    [
+        ("tiny_words", "trainer.limit_train_batches=0.01", r"Try at least `limit_train_batches=0\.25`"),
+        ("tiny_autoencoder", "trainer.limit_val_batches=0.01", r"Try at least `limit_val_batches=1\.0`"),
+    ],
+)
+def test_shares_that_are_no_batch_are_refused_in_a_line_and_leave_the_config_of_the_run_before(
+    stage: str, change: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text("as it was")
+    with pytest.raises(InputError, match=f"Lightning refuses the `trainer.` options: .*{said}$"):
+        train(f"train/{stage}.yaml", tmp_path, [*QUICK, "trainer.max_steps=1", change])
     assert (tmp_path / "config.yaml").read_text() == "as it was"

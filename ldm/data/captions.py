@@ -6,11 +6,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.data.scenes import COLOURS, OPPOSITE, RELATIONS, SHAPES, TEXTURES, Scene, draw_scene, words_of
+from ldm.errors import InputError
 
 # What a word is about: a thing's shape, colour, texture and place, each one of so many. The last shape is the
 # background, the last two places are "alone" and "behind".
 FACTS = (len(SHAPES) + 1, len(COLOURS), len(TEXTURES), len(RELATIONS) + 2)
 NO_FACT = -100
+# The words of the longest caption: two things of five, "left of", and "on a dotted blue background".
+LONGEST = 17
 
 
 class SceneCaptions(Dataset):
@@ -21,6 +24,11 @@ class SceneCaptions(Dataset):
     """
 
     def __init__(self, count: int, length: int, seed: int):
+        if length < LONGEST + 2:
+            raise InputError(
+                f"The text encoder's max_length is {length}: give {LONGEST + 2} or more, as captions have up "
+                f"to {LONGEST} words between a start and an end."
+            )
         self.count, self.length, self.seed = count, length, seed
 
     def __len__(self) -> int:

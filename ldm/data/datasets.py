@@ -28,7 +28,7 @@ def picture_tensor(picture: np.ndarray) -> Tensor:
 class ScenePictures(Dataset):
     """`count` scenes as pictures (3, side, side), or as crops of them with a thing in it, (3, crop, crop)."""
 
-    def __init__(self, count: int, side: int = 128, crop: int | None = None, seed: int = 0):
+    def __init__(self, count: int, side: int = 128, crop: int | None = None, seed: int = 1):
         self.count, self.side, self.crop, self.seed = count, side, crop or side, seed
 
     def __len__(self) -> int:
@@ -103,8 +103,9 @@ def encoder_fingerprint(autoencoder: AutoencoderKL) -> str:
 def encode_scenes(cache: Path, autoencoder: AutoencoderKL, asked: dict[str, Any]) -> None:
     """Renders and encodes scenes into the file `cache`, an .npy of (count, C, h, w) in float16.
 
-    Behind the array the file holds what was `asked`, as JSON.
+    Behind the array the file holds what was `asked`, as JSON. The autoencoder is in eval mode then.
     """
+    autoencoder.eval()
     writable_folder(cache.parent)
     pictures = ScenePictures(asked["count"], asked["side"], seed=asked["seed"])
     loader = torch.utils.data.DataLoader(pictures, batch_size=16, num_workers=1)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -13,7 +12,7 @@ from ldm.data.datasets import ScenePictures
 from ldm.errors import InputError
 from ldm.generate import seeded_noise
 from ldm.models.autoencoder import AutoencoderKL
-from ldm.training.stage import SHOWN, SHOWN_SEED, Stage, load_weights
+from ldm.training.stage import SHOWN, SHOWN_SEED, Stage, load_weights, write_weights
 from ldm.util import instantiate_from_config
 
 
@@ -49,8 +48,8 @@ class AutoencoderTraining(Stage):
         if weights is not None:
             load_weights(self.model, weights, "weights")
         if decoder_only:
-            self.model.encoder.requires_grad_(False)
-            self.model.quant_conv.requires_grad_(False)
+            self.model.encoder.requires_grad_(False).eval()
+            self.model.quant_conv.requires_grad_(False).eval()
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         seeds, pictures = batch
@@ -86,15 +85,16 @@ class AutoencoderTraining(Stage):
         """
         if not self.decoder_only:
             standardise(self.model, ScenePictures(256, self.pictures.side, seed=SHOWN_SEED))
-        save_file({name: p.contiguous() for name, p in self.model.state_dict().items()}, path)
+        write_weights(path, self.model.state_dict())
 
 
 @torch.no_grad()
 def standardise(autoencoder: AutoencoderKL, pictures: ScenePictures) -> None:
     """Brings each latent channel to mean 0 and deviation 1 on these pictures, in the two 1x1 convolutions.
 
-    The decoder gets the old latents back, so that reconstructions stay the same.
+    The decoder gets the old latents back, so that reconstructions stay the same. It is in eval mode then.
     """
+    autoencoder.eval()
     latents = torch.cat([autoencoder.encode(batch).mode() for batch in DataLoader(pictures, 16)])
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))  # (C,) each
     channels = len(mean)

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from numpy.random import default_rng
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ldm.data.datasets import SceneLatents
 from ldm.data.scenes import describe, draw_scene
 from ldm.generate import Sampling, check, generate
-from ldm.training.stage import SHOWN, SHOWN_SEED, Stage, load_weights
+from ldm.training.stage import SHOWN, SHOWN_SEED, Stage, load_weights, write_weights
 from ldm.util import instantiate_from_config
 
 
@@ -62,8 +61,8 @@ class DiffusionTraining(Stage):
         else:
             load_weights(self.model.first_stage_model, autoencoder, "autoencoder")
             load_weights(self.model.cond_stage_model, text_encoder, "text_encoder")
-        self.model.first_stage_model.requires_grad_(False)
-        self.model.cond_stage_model.requires_grad_(False)
+        self.model.first_stage_model.requires_grad_(False).eval()
+        self.model.cond_stage_model.requires_grad_(False).eval()
 
     def training_step(self, batch: tuple[Tensor, tuple[Tensor, list[str], Tensor]], _: int) -> Tensor:
         seeds, (latents, captions, weight) = batch
@@ -85,6 +84,8 @@ class DiffusionTraining(Stage):
         self.save_sheet(generate(self.model, captions, range(len(captions)), self.sampling), columns=8)
 
     def train_dataloader(self) -> DataLoader:
+        self.check_batches(self.data["count"])
+
         # The first process encodes the scenes, should they not be there yet, and the others wait.
         def latents() -> SceneLatents:
             side = self.sampling.height
@@ -101,5 +102,4 @@ class DiffusionTraining(Stage):
 
     def export(self, path: Path) -> None:
         """Writes all three networks in half precision, without the schedule, which the config holds."""
-        weights = {name: p.half().contiguous() for name, p in self.model.named_parameters()}
-        save_file(weights, path)
+        write_weights(path, {name: p.half() for name, p in self.model.named_parameters()})

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from numpy.random import default_rng
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -15,7 +14,7 @@ from ldm.data.datasets import picture_tensor
 from ldm.data.judge import BEHIND, CELLS, SEEN, SIDE, Judge
 from ldm.data.render import render
 from ldm.data.scenes import COLOURS, SHAPES, TEXTURES, draw_scene
-from ldm.training.stage import Stage
+from ldm.training.stage import Stage, write_weights
 
 NOTHING = -100
 
@@ -101,4 +100,4 @@ class JudgeTraining(Stage):
     def export(self, path: Path) -> None:
         """Writes the judge's weights in half precision."""
         weights = self.model.state_dict()
-        save_file({k: v.half() if v.is_floating_point() else v for k, v in weights.items()}, path)
+        write_weights(path, {k: v.half() if v.is_floating_point() else v for k, v in weights.items()})

@@ -29,6 +29,7 @@ def draw_losses(losses: Mapping[int, float], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
 
+    from ldm.image_io import written_whole
     from ldm.plots import COLOURS, FAINT, style
 
     steps, values = list(losses), list(losses.values())
@@ -42,4 +43,5 @@ def draw_losses(losses: Mapping[int, float], path: Path) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:g}")
-        figure.savefig(path, dpi=200)
+        with written_whole(path) as file:
+            figure.savefig(file, format="png", dpi=200)

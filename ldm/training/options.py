@@ -12,6 +12,7 @@ from ldm.errors import InputError
 LINES = (dict, lambda _: True, "`key: value` lines")
 SEED = (int, lambda seed: 0 <= seed < 2**32, "a whole number from 0 to 4294967295")
 SIDE = (int, lambda pixels: pixels >= 1, "a whole number of pixels, 1 or more")
+TIME = "days, hours, minutes and seconds, such as 00:12:00:00"
 STEPS = (int, lambda steps: steps >= 1, "a whole number, 1 or more")
 OPTIONS: Mapping[str, tuple[type | UnionType, Callable[[Any], bool], str]] = {
     "seed": SEED,
@@ -25,7 +26,7 @@ OPTIONS: Mapping[str, tuple[type | UnionType, Callable[[Any], bool], str]] = {
     "params.lr": (float, lambda rate: rate >= 0, "a number, 0 or more"),
     "params.data": LINES,
     "params.data.count": (int, lambda count: count >= 0, "a whole number of scenes"),
-    "params.data.seed": SEED,
+    "params.data.seed": (int, lambda seed: 1 <= seed < 2**32, "a whole number from 1 to 4294967295"),
     "params.data.side": SIDE,
     "params.data.crop": (int | None, lambda pixels: pixels is None or pixels >= 1, f"{SIDE[2]}, or null"),
     "params.data.unconditional": (float, lambda share: 0 <= share <= 1, "a number from 0 to 1"),
@@ -44,10 +45,11 @@ OPTIONS: Mapping[str, tuple[type | UnionType, Callable[[Any], bool], str]] = {
         "0, and a small params.data.count, as Lightning would take other loaders than the stages'",
     ),
     "trainer.val_check_interval": (
-        int | float | str | dict | None,
-        lambda interval: interval != 0,
-        "a number of batches, 1 or more, or a share of an epoch",
+        int | str | dict | None,
+        lambda interval: not isinstance(interval, int) or interval >= 1,
+        f"a number of batches, 1 or more, or {TIME}",
     ),
+    "trainer.max_time": (str | dict | None, lambda _: True, TIME),
 }
 
 

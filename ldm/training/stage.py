@@ -1,6 +1,6 @@
 """What all stages of training share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,17 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.random import default_rng
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
-from ldm.image_io import grid, save_png
+from ldm.image_io import grid, save_png, written_whole
 
 SHOWN = 16  # pictures on a sheet of samples
-SHOWN_SEED = 2**32  # of the scenes that are shown; training's seeds lie below
+# Of the scenes that are shown. numpy takes it for 0 and 1, so training's seeds are 1 and more, below it.
+SHOWN_SEED = 2**32
 
 
 def load_weights(network: nn.Module, path: str, option: str, strict: bool = True) -> None:
@@ -45,6 +47,18 @@ def load_weights(network: nn.Module, path: str, option: str, strict: bool = True
             f"others with params.{option}=FILE."
         )
     network.load_state_dict(given, strict=strict)
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Writes weights for inference. Raises InputError where some are no numbers or the disk refuses them."""
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise InputError(
+                f"The weights are no longer numbers, as in {name}: lower params.lr and give another --outdir."
+            )
+    content = save({name: weight.contiguous() for name, weight in weights.items()})
+    with written_whole(path) as file:
+        file.write(content)
 
 
 class Shuffled(DistributedSampler):
@@ -84,7 +98,7 @@ class Stage(pl.LightningModule):
     """The optimizer, the loader, and the weights written for inference at the end.
 
     Batches are pairs of seeds (B,) and samples. Several processes learn what one would from all their batches
-    together, up to rounding.
+    together, up to rounding and dropout.
 
     The learning rate warms up over 200 steps, stays, and falls to zero over the last fifth of `max_steps`, so
     that a run can be lengthened at any time before that.
@@ -94,6 +108,7 @@ class Stage(pl.LightningModule):
         super().__init__()
         self.lr, self.weight_decay, self.batch_size = lr, weight_decay, batch_size
         self.step, self.losses = 0, torch.zeros(())  # the losses' sum is no number when one of them is none
+        self.seed, self.saved = torch.initial_seed(), 0
 
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.parameters() if p.requires_grad]
@@ -114,6 +129,10 @@ class Stage(pl.LightningModule):
         """Writes the weights for inference."""
         raise NotImplementedError(f"{type(self).__name__} does not say which weights it leaves")
 
+    def on_train_batch_start(self, batch: Any, _: int) -> None:
+        """Seeds dropout's chance, so that a training that goes on has what it would have had."""
+        torch.manual_seed(batch[0][0].item())
+
     def on_before_backward(self, loss: Tensor) -> None:
         """Keeps the loss for `check_losses`, which need not look at each."""
         self.step, self.losses = self.global_step, self.losses + loss.detach()
@@ -130,33 +149,43 @@ class Stage(pl.LightningModule):
         trainer: Any = self.trainer
         if self.step % trainer.log_every_n_steps == 0:
             self.check_losses()
+        # Where the time is up a training ends with a whole step, from which it can go on.
+        trainer.should_stop = trainer.should_stop and self.global_step > self.step
+        ends = trainer.should_stop or self.global_step == trainer.max_steps
+        if ends and self.saved < self.global_step:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "last.ckpt")
 
     def on_validation_start(self) -> None:
         self.check_losses()
 
     def on_save_checkpoint(self, _: dict[str, Any]) -> None:
         self.check_losses()
+        self.saved = self.global_step
 
     def on_train_end(self) -> None:
         self.check_losses()
 
+    def check_batches(self, count: int) -> None:
+        """Raises InputError where so many samples do not fill a batch in each process."""
+        processes = self.trainer.world_size
+        if not 1 <= self.batch_size <= count // processes:
+            raise InputError(
+                f"params.batch_size is {self.batch_size} and params.data.count {count}, which fill no "
+                f"batch in each process (there are {processes}): lower params.batch_size, to 1 or more, or "
+                "raise params.data.count."
+            )
+
     def loader(self, dataset: Dataset) -> DataLoader:
         """The batches of this process. Raises InputError where the samples do not fill one."""
-        trainer, seed = self.trainer, torch.initial_seed()
-        seeded = Seeded(dataset, seed)
-        if not 1 <= self.batch_size <= len(seeded) // trainer.world_size:
-            raise InputError(
-                f"params.batch_size is {self.batch_size} and params.data.count {len(seeded)}, which fill no "
-                f"batch in each process (there are {trainer.world_size}): lower params.batch_size, to 1 or "
-                "more, or raise params.data.count."
-            )
+        trainer, seeded = self.trainer, Seeded(dataset, self.seed)
+        self.check_batches(len(seeded))
         sampler = Shuffled(
             seeded,
             self.batch_size,
             taken=lambda: trainer.fit_loop.total_batch_idx + 1,
             num_replicas=trainer.world_size,
             rank=trainer.global_rank,
-            seed=seed,
+            seed=self.seed,
             drop_last=True,
         )
         return DataLoader(

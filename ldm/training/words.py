@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ldm.data.captions import FACTS, NO_FACT, SceneCaptions
 from ldm.modules.encoders.words import WordEmbedder
-from ldm.training.stage import Stage
+from ldm.training.stage import Stage, write_weights
 from ldm.util import instantiate_from_config
 
 
@@ -45,4 +44,4 @@ class WordsTraining(Stage):
 
     def export(self, path: Path) -> None:
         """Writes the text encoder's weights."""
-        save_file({name: p.contiguous() for name, p in self.model.state_dict().items()}, path)
+        write_weights(path, self.model.state_dict())

@@ -1,10 +1,12 @@
 """Captions for the text encoder: each word is told what it is about, and nothing else is."""
 
+import pytest
 import torch
 from numpy.random import default_rng
 
-from ldm.data.captions import FACTS, NO_FACT, SceneCaptions, facts_of
+from ldm.data.captions import FACTS, LONGEST, NO_FACT, SceneCaptions, facts_of
 from ldm.data.scenes import COLOURS, OPPOSITE, RELATIONS, SHAPES, TEXTURES, describe, draw_scene
+from ldm.errors import InputError
 from ldm.modules.encoders.words import START, WordEmbedder
 from ldm.util import instantiate_from_config, load_config
 
@@ -48,3 +50,11 @@ def test_captions_are_those_of_the_drawn_scenes():
     for i in range(20):
         rng = default_rng((5, i))
         assert CAPTIONS[i][0] == describe(draw_scene(rng), rng)
+
+
+def test_the_longest_caption_has_as_many_words_as_a_text_encoder_is_asked_for():
+    scenes = [draw_scene(default_rng(seed)) for seed in range(2000)]
+    assert max(len(describe(scene).split()) for scene in scenes) == LONGEST
+    SceneCaptions(1, length=LONGEST + 2, seed=5)
+    with pytest.raises(InputError, match=f"max_length is {LONGEST + 1}: give {LONGEST + 2} or more"):
+        SceneCaptions(1, length=LONGEST + 1, seed=5)

@@ -308,3 +308,10 @@ def test_where_no_latents_can_be_written_none_are_encoded(autoencoder, tmp_path,
         SceneLatents(tmp_path / "file" / "latents.npy", autoencoder, **FEW)
     with pytest.raises(InputError, match="cannot be read"):
         SceneLatents(tmp_path, autoencoder, **FEW)
+
+
+def test_latents_are_encoded_without_dropout(tmp_path):
+    params = load_config("tiny", ["model.params.first_stage_config.params.ddconfig.dropout=0.5"])
+    network = AutoencoderKL(**params.model.params.first_stage_config.params)
+    one, other = (SceneLatents(tmp_path / name, network, **FEW).latents for name in ("one", "other"))
+    assert np.array_equal(one, other)

@@ -35,6 +35,10 @@ class WordEmbedder(nn.Module):
         self.words = tuple(words)
         if odd := [word for word in (*self.words, *(synonyms or {})) if not isinstance(word, str)]:
             raise InputError(f"{odd[0]!r} is no word: put it in quotes, as YAML takes on and yes for values.")
+        if heads < 1 or width % heads:
+            raise InputError(
+                f"heads is {heads} and width {width}: give a number of heads that divides the width."
+            )
         self.ids = {word: i for i, word in enumerate(words, start=3)}
         self.ids |= {other: self.ids[word] for other, word in (synonyms or {}).items()}
         self.max_length = max_length
