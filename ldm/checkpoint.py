@@ -16,23 +16,25 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from ldm.config.trust import trusting
 from ldm.device import pick_device, pick_dtype, room_for_the_model
-from ldm.errors import InputError
+from ldm.errors import InputError, warn
 from ldm.memory import forget, keep_freed
 from ldm.modules.winograd_in_c import convolves_in_c
+from ldm.noise_schedule import other_schedule
 from ldm.util import instantiate_from_config, load_config, resolved
 from ldm.weights.bounded import most_described
 from ldm.weights.cast_ahead import put_cast
-from ldm.weights.misfit import likely_nature, misfit
+from ldm.weights.misfit import foreign, likely_nature, misfit
 from ldm.weights.place import find_checkpoint
-from ldm.weights.torch_file import LEGACY_START, ZIP_START, read_torch_file
+from ldm.weights.torch_file import LEGACY_STARTS, ZIP_START, read_torch_file
 
 # Some releases of transformers leave a level out of the names of CLIP's text tower; the model has it.
 SHORT_CLIP_KEY: Final = re.compile(r"^cond_stage_model\.transformer\.(?=embeddings|encoder|final_layer_norm)")
 FULL_CLIP_KEY: Final = "cond_stage_model.transformer.text_model."
+COMPILED: Final = re.compile(r"_orig_mod\.?")  # what torch.compile adds to names; averages have no dots
 
 # Keys that a file may have though the model has no use for them, and why it has none.
 HARMLESS: Final = {
-    r"(first_stage_model\.)?model_ema\..*": "averaged weights beside the plain ones",
+    r"(first_stage_model\.)?model_ema\..*": "averaged weights, of use to `use_ema` alone",
     r"(first_stage_model\.)?loss\..*": "the autoencoder's training loss and its discriminator",
     r"betas|logvar|lvlb_weights|(alphas|sqrt|log_one_minus|posterior)_\w+": "the schedule, of the config",
     r"denoiser\..*|v_pred|ztsnr": "the schedule, as other programs keep it",
@@ -89,7 +91,9 @@ def load_model(
     tensors = read_tensors(path)
     with trusting(trust_config):
         model = build_on_meta(config.model)
-    put_cast(path, tensors, wanted=dtype == torch.bfloat16 and device.type == "cpu")
+    # Casts of plain weights would stay in memory beside the averages that take their place.
+    averaged = getattr(model, "use_ema", False) and any("model_ema." in key for key in tensors)
+    put_cast(path, tensors, wanted=dtype == torch.bfloat16 and device.type == "cpu" and not averaged)
     with room_for_the_model(device):
         try:
             fill(model, tensors, dtype, device)
@@ -111,7 +115,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     try:
         with Path(path).open("rb") as file:
             head = file.read(512)
-        if head.startswith((ZIP_START, LEGACY_START)):
+        if head.startswith((ZIP_START, *LEGACY_STARTS)):
             return read_torch_file(Path(path))
         # Safetensors begins with the length of its header, below 100 MB in eight bytes, and the header's
         # brace.
@@ -182,18 +186,22 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype, de
 
     Each tensor is cast and moved by itself, and assigned, so that there is never a second copy of the model.
     Weights that need no change stay views of the mapped file. Raises InputError that lists the keys that are
-    missing, unexpected or of another shape. What a module has computed by itself (not on meta) may be
-    missing, and so may what it says is `unread`, which is then zero.
+    missing, unexpected, of another shape or in whole numbers. What a module has computed by itself (not on
+    meta) may be missing, and so may what it says is `unread`, which is then zero. A model that says
+    `use_ema` takes the averaged weights that there are.
     """
     slots = model.state_dict()
-    named = {_model_key(key, slots): tensor for key, tensor in tensors.items()}
+    named = _named(tensors, slots, averaged=getattr(model, "use_ema", False))
     given = {key: tensor for key, tensor in named.items() if not _is_needless(key, slots)}
     unread = _unread(model)
     absent = [key for key in slots if key.startswith(unread) and key not in given]
     given |= {key: torch.zeros_like(slots[key], device="cpu") for key in absent}
-    faults = misfit(slots, given)
-    if faults:
+    if faults := misfit(slots, given):
+        if what := foreign(named):
+            raise InputError(f"does not fit the config: {what}")
         raise InputError("\n  ".join(["does not fit the config" + likely_nature(slots, named), *faults]))
+    if caveat := other_schedule(slots, named):
+        warn(caveat)
 
     # Convolutions run fastest with a position's channels side by side. Where kernels may as well lie as the
     # file has them they are not copied: that takes longer than all the rest.
@@ -239,8 +247,23 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _model_key(key: str, slots: Mapping[str, Tensor]) -> str:
+def _named(tensors: Mapping[str, Tensor], slots: Mapping[str, Tensor], averaged: bool) -> dict[str, Tensor]:
+    """A file's tensors under the model's names for them; if `averaged`, averages replace what they are of."""
+    # DistributedDataParallel puts the whole model under one name.
+    wrapped = all(COMPILED.sub("", key).startswith("module.") and key not in slots for key in tensors)
+    named = {_model_key(key, slots, wrapped): tensor for key, tensor in tensors.items()}
+    if averaged:
+        for key in slots:
+            average = f"model_ema.{key.removeprefix('model.').replace('.', '')}"
+            if key.startswith("model.") and average in named:
+                named[key] = named[average]
+    return named
+
+
+def _model_key(key: str, slots: Mapping[str, Tensor], wrapped: bool) -> str:
     """A checkpoint's key under the model's name for it."""
+    if key not in slots:
+        key = COMPILED.sub("", key).removeprefix("module." if wrapped else "")
     return key if key in slots else SHORT_CLIP_KEY.sub(FULL_CLIP_KEY, key)
 
 

@@ -1,11 +1,12 @@
-"""Faults that a user can mend, and what a script makes of them."""
+"""Faults that a user can mend, warnings, and what a script makes of them."""
 
 import errno
 import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from threading import Timer, get_ident
 
@@ -16,6 +17,24 @@ class InputError(ValueError):
 
 class NoNumbers(InputError):
     """What a model or a measure came to is NaN or infinite, as with factors that are too strong."""
+
+
+def warn(line: str) -> None:
+    """To the terminal, beside the progress bars."""
+    from tqdm import tqdm  # not needed to answer --help
+
+    tqdm.write(f"warning: {line}", file=sys.stderr)
+
+
+@contextmanager
+def needing(packages: Sequence[str], message: str) -> Iterator[None]:
+    """Raises InputError with this message where what is imported within it lacks one of these packages."""
+    try:
+        yield
+    except ModuleNotFoundError as fault:
+        if str(fault.name).partition(".")[0] not in packages:
+            raise
+        raise InputError(message) from None
 
 
 def stop_when_asked() -> None:

@@ -23,7 +23,13 @@ from ldm.parameterization import mix_up
 from ldm.strips import decode_in_strips, goes_in_strips
 
 LARGEST = 16384  # pixels of a side
+SEEDS = range(-(2**63), 2**64)  # that torch takes
 SAMPLERS: dict[str, type[Sampler]] = {"ddim": DDIMSampler, "plms": PLMSSampler, "dpm": DPMSolverSampler}
+# Each fails for what is no such number, or says False.
+WHOLE, FINITE = (index, "a whole number"), (math.isfinite, "a finite number")
+NUMBERS: dict[str, tuple[Callable[[Any], int], str]] = {
+    "height": WHOLE, "width": WHOLE, "steps": WHOLE, "scale": FINITE, "eta": FINITE
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,16 @@ class Sampling:
 def check(sampling: Sampling, model: LatentDiffusion) -> None:
     """Raises InputError where the settings do not fit each other or the model, before any work is done."""
     check_parts(model)
-    if sampling.sampler not in SAMPLERS:
+    for name, (read, kind) in NUMBERS.items():
+        value = getattr(sampling, name)
+        try:
+            fits = not isinstance(value, bool) and read(value) is not False
+        except (TypeError, OverflowError):
+            fits = False
+        if not fits:
+            title = "guidance scale" if name == "scale" else name
+            raise InputError(f"The {title} is {value!r:.99}: give {kind}.")
+    if sampling.sampler not in list(SAMPLERS):  # a list can be asked for what cannot be hashed
         raise InputError(f"There is no sampler {sampling.sampler!r}: take one of {', '.join(SAMPLERS)}.")
     multiple = model.first_stage_model.downsampling * model.model.diffusion_model.downsampling
     for name in ("height", "width"):
@@ -52,10 +67,13 @@ def check(sampling: Sampling, model: LatentDiffusion) -> None:
                 f"The {name} of {pixels} pixels is no multiple of {multiple} up to {LARGEST}: take {near}."
             )
     check_steps(sampling.steps, model.num_timesteps)
-    if not math.isfinite(sampling.scale):
-        raise InputError(f"The guidance scale is {sampling.scale}: give a finite number, 1 for no guidance.")
     if not 0 <= sampling.eta <= SAMPLERS[sampling.sampler].max_eta:
         raise InputError(f"eta is {sampling.eta}: DDIM takes 0 to 1, the other samplers 0 alone.")
+
+
+def total_steps(model: LatentDiffusion, sampling: Sampling) -> int:
+    """How many steps a run takes, which may be more than were asked for."""
+    return len(SAMPLERS[sampling.sampler](model).timesteps(sampling.steps))
 
 
 def seeded_noise(seeds: Sequence[int]) -> Callable[[Sequence[int]], Tensor]:
@@ -168,9 +186,12 @@ def decode_one(model: LatentDiffusion, latent: Tensor) -> Tensor:
 def read_seed(seed: Any) -> int:
     """A seed, numpy's among them, as Python's own whole number. Raises InputError."""
     try:
-        return index(seed)
+        number = index(seed)
     except TypeError:
         raise InputError(f"The seed is {seed!r}: give a whole number.") from None
+    if number not in SEEDS:
+        raise InputError(f"The seed is {number}: give a whole number from -2**63 to 2**64 - 1.")
+    return number
 
 
 def generate(
@@ -191,6 +212,9 @@ def generate(
     for name, texts in (("prompts", prompts), ("negative_prompts", negative_prompts)):
         if isinstance(texts, str):
             raise InputError(f"{name} is the text {texts!r}: give a list of texts.")
+        for text in texts:
+            if not isinstance(text, str):
+                raise InputError(f"{name} holds {text!r:.99}, which is no text: give texts alone.")
     if not len(prompts) == len(seeds) == len(negative_prompts) > 0:
         counts = f"{len(prompts)} prompts, {len(seeds)} seeds and {len(negative_prompts)} negative prompts"
         raise InputError(f"There are {counts}: give one of each for each picture.")

@@ -84,6 +84,37 @@ def test_types_without_a_storage_class_and_parameters_are_read(tmp_path: Path) -
         assert torch.equal(tensors[key].float(), value.float())
 
 
+@pytest.mark.parametrize("kind", ["float8_e4m3fnuz", "float8_e5m2fnuz", "uint16", "uint32", "uint64"])
+def test_newer_types_are_read_as_torch_saves_them(kind: str, tmp_path: Path) -> None:
+    saved = torch.tensor([1.0, 0.0, 2.0]).to(getattr(torch, kind))
+    torch.save({"w": saved}, tmp_path / "a.pt")
+    tensor = read_tensors(tmp_path / "a.pt")["w"]
+    assert tensor.dtype == saved.dtype
+    assert tensor.float().tolist() == [1, 0, 2]
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("layout", ["zip", "legacy"])
+def test_every_protocol_of_pickles_is_read(layout: str, protocol: int, tmp_path: Path) -> None:
+    state, path = Tiny().state_dict(), tmp_path / "a.pt"
+    torch.save(state, path, pickle_protocol=protocol, _use_new_zipfile_serialization=layout == "zip")
+    tensors = read_tensors(path)
+    assert tensors.keys() == state.keys()
+    assert all(torch.equal(tensors[key], value) for key, value in state.items())
+
+
+def test_a_tensor_that_repeats_its_numbers_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    repeated, path = torch.ones(1).expand(320), tmp_path / "a.pt"
+    torch.save({"w": repeated}, path)
+    with pytest.raises(InputError) as refused:
+        read_tensors(path)
+    assert str(refused.value) == (
+        f"{path} repeats the numbers of the tensor 'w' (expand): save it after .contiguous()"
+    )
+    torch.save({"w": repeated.contiguous()}, path)
+    assert torch.equal(read_tensors(path)["w"], torch.ones(320))
+
+
 @pytest.mark.parametrize("layout", ["zip", "legacy"])
 def test_attributes_of_tensors_are_left_out_and_their_values_are_read(layout: str, tmp_path: Path) -> None:
     state = {"w": torch.randn(3, 4).T, "parameter": Tiny().out.weight}

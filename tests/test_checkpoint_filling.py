@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint import build_on_meta, fill
 from ldm.errors import InputError
+from ldm.models.diffusion.ddpm import make_schedule
 from ldm.modules import winograd_in_c
 from ldm.modules.encoders.modules import FrozenOpenCLIPEmbedder
 from tests.checkpoints import CPU, Tiny
@@ -136,6 +137,199 @@ def test_a_model_s_own_names_are_not_renamed() -> None:
     shapes = {f"{CLIP}encoder.weight": (3,)}
     model = on_meta(shapes)
     fill(model, zeros(shapes), torch.float32, CPU)
+
+
+WRAPPINGS = {
+    "DistributedDataParallel": lambda key: f"module.{key}",
+    "torch.compile": lambda key: f"_orig_mod.{key}",
+    "torch.compile of a part": lambda key: key.replace("unet.", "unet._orig_mod."),
+    "both": lambda key: f"module._orig_mod.{key}",
+    "both the other way": lambda key: f"_orig_mod.module.{key}",
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_names_that_a_wrapping_has_changed_are_found(wrapping: str) -> None:
+    shapes = {
+        "unet.0.weight": (3,),
+        f"{CLIP}encoder.weight": (3,),
+        f"{CLIP}text_model.final_layer_norm.bias": (3,),
+    }
+    model, tensors = on_meta(shapes), {key: torch.randn(3) for key in shapes}
+    fill(model, {WRAPPINGS[wrapping](key): it for key, it in tensors.items()}, torch.float32, CPU)
+    assert all(torch.equal(it, tensors[key]) for key, it in model.state_dict().items())
+
+
+def test_a_name_of_the_model_s_own_that_looks_wrapped_is_not_changed() -> None:
+    for shapes in ({"module.weight": (3,)}, {"unet._orig_mod.weight": (3,), "unet.weight": (3,)}):
+        model, tensors = on_meta(shapes), {key: torch.randn(3) for key in shapes}
+        fill(model, tensors, torch.float32, CPU)
+        assert all(torch.equal(it, tensors[key]) for key, it in model.state_dict().items())
+
+
+def averaging(use_ema: bool) -> tuple[Skeleton, dict[str, Tensor], dict[str, Tensor]]:
+    """A model with the plain weights of a training and their averages, under the original's names."""
+    names = {
+        "model.diffusion_model.time_embed.0.weight": "model_ema.diffusion_modeltime_embed0weight",
+        "model.diffusion_model.out.2.bias": "model_ema.diffusion_modelout2bias",
+    }
+    model = on_meta(dict.fromkeys([*names, "first_stage_model.quant_conv.bias"], (3,)))
+    model.use_ema = use_ema  # type: ignore[assignment]
+    plain = {key: torch.randn(3) for key in model.state_dict()}
+    averages = {average: torch.randn(3) for average in names.values()}
+    return model, plain, averages | {"model_ema.decay": torch.tensor(0.9999)}
+
+
+@pytest.mark.parametrize("wrapping", ["", "module."])
+@pytest.mark.parametrize("alone", [False, True])
+def test_averages_are_loaded_where_the_config_uses_them(alone: bool, wrapping: str) -> None:
+    model, plain, averages = averaging(use_ema=True)
+    left = without(plain, "model.") if alone else plain
+    fill(model, {f"{wrapping}{key}": it for key, it in (left | averages).items()}, torch.float32, CPU)
+    filled = model.state_dict()
+    for name in ("diffusion_model.time_embed.0.weight", "diffusion_model.out.2.bias"):
+        assert torch.equal(filled[f"model.{name}"], averages[f"model_ema.{name.replace('.', '')}"])
+    assert torch.equal(
+        filled["first_stage_model.quant_conv.bias"], plain["first_stage_model.quant_conv.bias"]
+    )
+
+
+def test_weights_without_an_average_are_loaded_plain_where_the_config_uses_averages() -> None:
+    model, plain, averages = averaging(use_ema=True)
+    fill(model, plain | without(averages, "model_ema.diffusion_modelout"), torch.float32, CPU)
+    assert torch.equal(
+        model.state_dict()["model.diffusion_model.out.2.bias"], plain["model.diffusion_model.out.2.bias"]
+    )
+
+
+def test_plain_weights_are_loaded_where_the_config_uses_no_averages() -> None:
+    model, plain, averages = averaging(use_ema=False)
+    fill(model, plain | averages, torch.float32, CPU)
+    assert all(torch.equal(it, plain[key]) for key, it in model.state_dict().items())
+
+
+def test_averages_alone_are_refused_with_the_remedy_where_the_config_uses_none() -> None:
+    model, plain, averages = averaging(use_ema=False)
+    with pytest.raises(InputError, match=r"only averaged \(EMA\) .*: add model\.params\.use_ema=true\n"):
+        fill(model, without(plain, "model.") | averages, torch.float32, CPU)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int64, torch.bool])
+def test_whole_numbers_in_the_place_of_weights_are_refused(kind: torch.dtype) -> None:
+    name, unet = str(kind).removeprefix("torch."), "model.diffusion_model."
+    model = on_meta({f"{unet}a": (2,), f"{unet}b": (2,), "scale": (1,)})
+    tensors = zeros({f"{unet}a": (2,), f"{unet}b": (2,), "scale": (1,)})
+    with pytest.raises(InputError) as refused:
+        fill(model, tensors | {f"{unet}b": torch.ones(2).to(kind)}, torch.float32, CPU)
+    assert str(refused.value) == (
+        f"does not fit the config: it holds whole numbers ({name}): give one in float16 or float32\n"
+        f"  U-Net: 1 in whole numbers ('{unet}b' {name})"
+    )
+
+
+def test_counts_may_come_in_any_type() -> None:
+    counts = {key: torch.arange(3) for key in ("int64", "float16", "int32")}
+    for kind, count in counts.items():
+        with torch.device("meta"):
+            model = nn.Module()
+            model.register_buffer("position_ids", torch.zeros(3, dtype=torch.int64))
+        fill(model, {"position_ids": count.to(getattr(torch, kind))}, torch.float16, CPU)
+        assert torch.equal(model.position_ids, torch.arange(3))
+
+
+class Noisy(nn.Module):
+    """A model with a noise schedule and nothing else."""
+
+    def __init__(
+        self, timesteps: int = 1000, linear_start: float = 0.00085, linear_end: float = 0.012
+    ) -> None:
+        super().__init__()
+        for name, values in make_schedule(timesteps, linear_start, linear_end).items():
+            self.register_buffer(name, values)
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "kind"),
+    [(1000, torch.float32), (1000, torch.float16), (500, torch.float32), (2, torch.float32)],
+)
+def test_another_noise_schedule_in_the_file_is_told_with_the_remedy(
+    timesteps: int, kind: torch.dtype, capsys: pytest.CaptureFixture[str]
+) -> None:
+    its = {key: values.to(kind) for key, values in Noisy(timesteps, 0.0015, 0.0195).state_dict().items()}
+    model = Noisy()
+    fill(model, its, torch.float32, CPU)
+    assert torch.equal(model.alphas_cumprod, Noisy().alphas_cumprod)
+    told = capsys.readouterr().err
+    said, _, remedy = told.rpartition("add ")
+    start, end = (float(its["betas"][k]) for k in (0, -1))
+    assert said == (
+        f"warning: the checkpoint's noise schedule has {timesteps} betas from {start:g} to {end:g}, "
+        "the config's 1000 from 0.00085 to 0.012: "
+    )
+    parameters = dict(entry.removeprefix("model.params.").split("=") for entry in remedy.split())
+    numbers = {
+        name: int(value) if name == "timesteps" else float(value) for name, value in parameters.items()
+    }
+    fill(Noisy(**numbers), its, torch.float32, CPU)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_of_the_same_noise_schedule_nothing_is_said_whatever_the_precision(
+    kind: torch.dtype, capsys: pytest.CaptureFixture[str]
+) -> None:
+    its = {key: values.to(kind) for key, values in Noisy().state_dict().items()}
+    fill(Noisy(), its, torch.float32, CPU)
+    assert capsys.readouterr() == ("", "")
+
+
+def cosine() -> Tensor:
+    t = torch.arange(1, 1001) / 1001
+    return (t * torch.pi / 2).cos() ** 2
+
+
+def down_to_zero() -> Tensor:
+    root = make_schedule(1000, 0.00085, 0.012)["alphas_cumprod"].sqrt()
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            {"alphas_cumprod": cosine()},
+            "the config's 1000 from 0.00085 to 0.012: the config's schedule is taken\n",
+        ),
+        (
+            {"alphas_cumprod": down_to_zero()},
+            "zero terminal SNR, which is not supported: the config's schedule is taken\n",
+        ),
+        (
+            {"ztsnr": torch.ones(())},
+            "zero terminal SNR, which is not supported: the config's schedule is taken\n",
+        ),
+    ],
+    ids=["cosine", "down to zero", "ztsnr"],
+)
+def test_a_noise_schedule_that_no_config_makes_is_told(
+    given: dict[str, Tensor], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(Noisy(), given, torch.float32, CPU)
+    err = capsys.readouterr().err
+    assert err.endswith(told) and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [torch.randn(1000), torch.zeros(1000), torch.full((1000,), torch.nan), torch.ones(10, 100),
+     torch.ones(()), torch.ones(0), torch.arange(1000), torch.full((1000,), torch.inf)],
+    ids=["random", "zeros", "nan", "two dimensions", "one", "none", "whole", "infinite"],
+)  # fmt: skip
+def test_of_numbers_that_are_no_noise_schedule_nothing_is_said(
+    numbers: Tensor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(Noisy(), {"alphas_cumprod": numbers, "betas": numbers}, torch.float32, CPU)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_harmless_keys_are_dropped_unless_the_model_has_them() -> None:

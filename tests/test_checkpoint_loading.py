@@ -10,11 +10,12 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 
-from ldm.checkpoint import load_model
+from ldm.checkpoint import load_model, read_tensors
 from ldm.device import is_out_of_memory, pick_device, pick_dtype
 from ldm.errors import InputError
 from ldm.modules import winograd_in_c
 from ldm.modules.winograd_in_c import convolves_in_c
+from ldm.util import load_config
 from ldm.weights.place import find_checkpoint
 from tests.checkpoints import CPU
 
@@ -31,6 +32,23 @@ def test_a_model_is_loaded_from_a_config_and_a_path(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match=r"linear\.ckpt does not fit the config"):
         load_model(config, tmp_path / "linear.ckpt", "cpu", overrides=["model.params.in_features=7"])
+
+
+def test_the_averages_that_the_original_s_training_leaves_are_loaded_unless_the_config_uses_none(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    state = {key: it.float() for key, it in read_tensors(tiny_checkpoint).items()}
+    unet = [key for key in state if key.startswith("model.")]
+    averages = {"model_ema." + key.removeprefix("model.").replace(".", ""): state[key] + 1 for key in unet}
+    torch.save({"state_dict": state | averages}, tmp_path / "trained.ckpt")
+    config = load_config("tiny.yaml")
+    for use_ema in (None, True, False):  # of which the first is the original's True
+        config.model.params.use_ema = use_ema
+        if use_ema is None:
+            del config.model.params["use_ema"]
+        filled = load_model(config, tmp_path / "trained.ckpt", "cpu", torch.float32).state_dict()
+        for key, it in state.items():
+            assert torch.equal(filled[key], it + 1 if key in unet and use_ema is not False else it)
 
 
 def test_a_config_s_own_checkpoint_is_looked_up_in_checkpoints(

@@ -10,7 +10,17 @@ from torch import Tensor
 
 from ldm.checkpoint import build_on_meta
 from ldm.errors import InputError
-from ldm.generate import LARGEST, SAMPLERS, Sampling, check, decode, denoise, generate, seeded_noise
+from ldm.generate import (
+    LARGEST,
+    SAMPLERS,
+    Sampling,
+    check,
+    decode,
+    denoise,
+    generate,
+    read_seed,
+    seeded_noise,
+)
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.util import instantiate_from_config, load_config
 
@@ -131,6 +141,17 @@ def test_decoding_rounds_to_bytes_and_clips(model: LatentDiffusion) -> None:
         ({"eta": -0.1}, "eta is -0.1"),
         ({"eta": math.nan}, "eta is nan"),
         ({"sampler": "plms", "eta": 0.5}, "eta is 0.5"),
+        ({"sampler": ["ddim"]}, r"no sampler \['ddim'\]: take one of"),
+        ({"steps": 2.0}, "steps is 2.0: give a whole number"),
+        ({"steps": "2"}, "steps is '2': give a whole number"),
+        ({"steps": None}, "steps is None: give a whole number"),
+        ({"steps": True}, "steps is True: give a whole number"),
+        ({"height": 64.0}, "height is 64.0: give a whole number"),
+        ({"width": "64"}, "width is '64': give a whole number"),
+        ({"scale": "7"}, "scale is '7': give a finite number"),
+        ({"scale": True}, "scale is True: give a finite number"),
+        ({"scale": 10**400}, "scale is 10+: give a finite number"),
+        ({"eta": None}, "eta is None: give a finite number"),
         ({"sampler": "euler"}, "no sampler 'euler': take one of ddim, plms, dpm"),
     ],
 )
@@ -150,6 +171,11 @@ def test_settings_that_do_not_fit_are_refused(
         ({"seeds": [1, 2]}, "There are 1 prompts, 2 seeds and 1 negative"),
         ({"negative_prompts": ["", ""]}, "1 seeds and 2 negative prompts"),
         ({"seeds": [1.5]}, "The seed is 1.5: give a whole number"),
+        ({"seeds": [2**64]}, r"The seed is 18446744073709551616: .* from -2\*\*63 to 2\*\*64 - 1"),
+        ({"seeds": [-(2**63) - 1]}, "The seed is -9223372036854775809: give a whole number from"),
+        ({"prompts": [None]}, "prompts holds None, which is no text: give texts"),
+        ({"prompts": [b"star"]}, "prompts holds b'star', which is no text"),
+        ({"negative_prompts": [7]}, "negative_prompts holds 7, which is no text"),
         ({"sampling": replace(SMALL, height=100)}, "height of 100"),
     ],
 )
@@ -164,6 +190,28 @@ def test_pictures_that_cannot_be_are_refused_before_any_work(
 def test_a_seed_may_be_numpys(model: LatentDiffusion) -> None:
     pictures = [generate(model, PROMPTS[:1], seeds, SMALL)[0] for seeds in ([5], np.arange(5, 6))]
     assert np.array_equal(*pictures)
+
+
+@pytest.mark.parametrize("seed", [-(2**63), -1, 2**63, 2**64 - 1])
+def test_every_seed_that_torch_takes_is_taken(seed: int) -> None:
+    assert torch.Generator().manual_seed(read_seed(seed)).initial_seed() == seed % 2**64
+
+
+def test_settings_and_prompts_may_be_numpys(model: LatentDiffusion) -> None:
+    whole, real = np.array([32, 64, 4], np.uint16), np.array([5.0, 0.0], np.float32)
+    numpys = Sampling(*whole, real[0], np.str_("ddim"), real[1])
+    asked = [(PROMPTS[:1], SMALL), (np.array(PROMPTS[:1]), numpys)]
+    assert np.array_equal(*[generate(model, prompts, [5], sampling) for prompts, sampling in asked])
+
+
+def test_a_model_that_draws_no_prompts_is_refused(model: LatentDiffusion) -> None:
+    keyless = build_on_meta(load_config("tiny", ["model.params.conditioning_key=null"]).model)
+    for other, said in (
+        (model.first_stage_model, "The model is a AutoencoderKL: .* has to be a LatentDiffusion"),
+        (keyless, "conditioning_key is 'concat', .* has to say `conditioning_key: crossattn`"),
+    ):
+        with pytest.raises(InputError, match=said):
+            generate(other, PROMPTS[:1], [1], SMALL)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 999, 1000])

@@ -10,6 +10,8 @@ from ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 def check_parts(model: LatentDiffusion) -> None:
     """Raises InputError where a part of the model is of another kind or another width than the rest needs."""
+    if not isinstance(model, LatentDiffusion):
+        raise InputError(f"The model is a {type(model).__name__}: to draw it has to be a LatentDiffusion.")
     unet, autoencoder, encoder = model.model.diffusion_model, model.first_stage_model, model.cond_stage_model
     if not isinstance(unet, UNetModel):
         raise InputError(f"unet_config is a {type(unet).__name__}: its target has to be a UNetModel.")
@@ -19,7 +21,10 @@ def check_parts(model: LatentDiffusion) -> None:
         raise InputError(f"cond_stage_config is a {type(encoder).__name__}, which reads no prompts.")
     if model.model.conditioning_key != "crossattn":
         key = model.model.conditioning_key
-        raise InputError(f"conditioning_key is {key!r}: prompts reach the U-Net by crossattn alone.")
+        raise InputError(
+            f"conditioning_key is {key!r}, but prompts reach the U-Net by crossattn alone: "
+            "a config for prompts has to say `conditioning_key: crossattn`."
+        )
     if unet.num_classes is not None:
         raise InputError(f"The U-Net's num_classes is {unet.num_classes!r}: prompts give it no class.")
 

@@ -12,14 +12,19 @@ PARTS: Final = {
     "other": "",
 }
 
-# What a file is that has such keys.
+# What a file is that has any of such keys. LoRAs name the layers that they change, and come first.
+ON_PIPELINES: Final = "give a whole model; on a diffusers pipeline FreeU goes together with it"
 FOREIGN: Final = {
-    "down_blocks.": "a U-Net in the layout of diffusers: give the single-file checkpoint instead",
-    "conditioner.embedders.": "a Stable Diffusion XL, for which FreeU is in ldm.freeu.diffusers alone",
-    "joint_blocks.": "a Stable Diffusion 3, a transformer, which has no skips for FreeU",
-    "double_blocks.": "a Flux, a transformer, which has no skips for FreeU",
-    "lora_": "a LoRA, which changes a model and is none",
+    ("lora_", "_lora.", ".lora."): f"a LoRA, which changes a model and is none: {ON_PIPELINES}",
+    ("control_model.",): f"a ControlNet, which steers a model and is none: {ON_PIPELINES}",
+    ("emb_params", "string_to_param"): f"a textual inversion, words for a model and none: {ON_PIPELINES}",
+    ("down_blocks.",): "a U-Net in the layout of diffusers: give the single-file checkpoint instead",
+    ("conditioner.embedders.",): "a Stable Diffusion XL, for which FreeU is in ldm.freeu.diffusers alone",
+    ("joint_blocks.",): "a Stable Diffusion 3, a transformer, which has no skips for FreeU",
+    ("double_blocks.",): "a Flux, a transformer, which has no skips for FreeU",
 }
+
+INPAINTING: Final = " (for inpainting)", "; on a diffusers pipeline FreeU is for inpainting too"
 
 # Stable Diffusion by the width of the text it attends to.
 FAMILIES: Final = {
@@ -27,7 +32,7 @@ FAMILIES: Final = {
     1024: "Stable Diffusion 2 (--config freeu_sd21.yaml, or for 512 pixels freeu_sd21_base.yaml)",
 }
 
-VAE: Final = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "loss.")
+VAE: Final = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "loss.", "first_stage_model.")
 
 State = Mapping[str, Tensor]
 
@@ -45,6 +50,7 @@ def misfit(slots: State, given: State) -> list[str]:
             for key, tensor in given.items()
             if key in slots and tensor.shape != slots[key].shape
         ],
+        "in whole numbers": [(key, f" {_kind(given[key])}") for key in _whole(slots, given)],
     }
     lines = []
     for part in PARTS:
@@ -59,30 +65,50 @@ def misfit(slots: State, given: State) -> list[str]:
     return lines
 
 
+def foreign(tensors: State) -> str:
+    """What a file is that is nothing of the kind, when its keys give it away; else empty."""
+    if tensors and all(key.startswith(VAE) for key in tensors):
+        return "it is an autoencoder (VAE) alone: give a checkpoint of all three networks"
+    for marks, nature in FOREIGN.items():
+        if any(mark in key for key in tensors for mark in marks):
+            return f"it is {nature}"
+    return ""
+
+
 def likely_nature(slots: State, tensors: State) -> str:
-    """What the file seems to be instead, when its keys or shapes give it away; else empty."""
+    """What the model in the file seems to be instead, when its keys or shapes give it away; else empty."""
     if not tensors:
         return ": it holds no tensors"
     plain = any(key.startswith(PARTS["U-Net"]) for key in tensors)
     if not plain and any(key.startswith("model_ema.") for key in tensors):
-        return ": it holds only averaged (EMA) weights, under model_ema.*, and not the plain ones"
-    if all(key.startswith(VAE) for key in tensors):
-        return ": it is an autoencoder (VAE) alone: give a checkpoint of all three networks"
-    for mark, nature in FOREIGN.items():
-        if any(mark in key for key in tensors):
-            return f": it is {nature}"
+        return ": it holds only averaged (EMA) weights, under model_ema.*: add model.params.use_ema=true"
+    if whole := _whole(slots, tensors):
+        return f": it holds whole numbers ({_kind(tensors[whole[0]])}): give one in float16 or float32"
 
     if differing := _differing("attn2.to_k.weight", slots, tensors):
         has, wants = differing
         return f": its U-Net is {_family(has[1])}, the config's {_family(wants[1])}"
     if differing := _differing("input_blocks.0.0.weight", slots, tensors):
         has, wants = differing
-        kind = " (for inpainting)" if has[1] == 9 else ""
-        return f": its U-Net takes {has[1]} channels{kind}, the config's {wants[1]}"
+        kind, remedy = INPAINTING if has[1] == 9 else ("", "")
+        return f": its U-Net takes {has[1]} channels{kind}, the config's {wants[1]}{remedy}"
     if differing := _differing("proj_in.weight", slots, tensors):
         linear = str(len(differing[0]) == 2).lower()
         return f": it needs use_linear_in_transformer: {linear} in unet_config.params"
     return ""
+
+
+def _whole(slots: State, given: State) -> list[str]:
+    """The keys under which whole numbers are given for real ones."""
+    return [
+        key
+        for key, tensor in given.items()
+        if key in slots and slots[key].is_floating_point() and not tensor.is_floating_point()
+    ]
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _differing(name: str, slots: State, tensors: State) -> tuple[Size, Size] | None:

@@ -1,5 +1,6 @@
 """Where a checkpoint lies."""
 
+import difflib
 import os
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from ldm.errors import InputError
 from ldm.util import CHECKPOINTS
 from ldm.weights.download import KNOWN_FILES
 from ldm.weights.download import download as fetch
+
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
 
 
 def find_checkpoint(name: str | Path, download: bool = False) -> Path:
@@ -22,11 +25,16 @@ def find_checkpoint(name: str | Path, download: bool = False) -> Path:
     looked = f"at {path}" if home == path else f"{path}, here or in {CHECKPOINTS}"
     known = KNOWN_FILES.get(home.name)
     if known is None:
-        names = ", ".join(KNOWN_FILES)
-        raise InputError(f"There is no checkpoint {looked}. The files known here are {names}.")
+        there = sorted(it.name for it in CHECKPOINTS.iterdir() if it.suffix in SUFFIXES)
+        stems = {Path(it).stem: it for it in (*there, *KNOWN_FILES)}
+        near = [stems[it] for it in difflib.get_close_matches(home.stem, stems)]
+        names = f"There are {', '.join(there) or 'none'}; of others README tells of {', '.join(KNOWN_FILES)}."
+        hint = f"Is {' or '.join(near)} meant?" if near else names
+        raise InputError(f"There is no checkpoint {looked}. {hint}")
     size = f", {known.bytes / 1e9:.1f} GB" if known.bytes else ""
     digest = f", sha256 {known.sha256}" if known.sha256 else ""
+    fetching = ", or add --download to have it fetched" if known.sha256 else ""
     raise InputError(
         f"There is no checkpoint {looked}.\nThe file of that name in {known.repo} on the hub is meant"
-        f"{size}{digest}: put it there, or add --download to have it fetched."
+        f"{size}{digest}: put it there{fetching}."
     )

@@ -23,7 +23,11 @@ from ldm.weights.pickle_reader import INERT, Inert, Meanings, read_pickle
 
 ZIP_START: Final = b"PK\x03\x04"
 # The first pickle of the older layout: protocol 2, torch's magic number as a ten-byte integer, stop.
-LEGACY_START: Final = b"\x80\x02\x8a\x0a" + (0x1950A86A20F9469CFC6C).to_bytes(10, "little") + b"."
+MAGIC: Final = b"\x8a\x0a" + (0x1950A86A20F9469CFC6C).to_bytes(10, "little") + b"."
+LEGACY_START: Final = b"\x80\x02" + MAGIC
+# Whoever saves may ask for a later protocol, which from the fourth on puts a frame around the number.
+FRAMED: Final = b"\x95" + len(MAGIC).to_bytes(8, "little") + MAGIC
+LEGACY_STARTS: Final = (LEGACY_START, b"\x80\x03" + MAGIC, b"\x80\x04" + FRAMED, b"\x80\x05" + FRAMED)
 
 DAMAGED: Final = "is damaged or was cut off: download or save it again"
 
@@ -33,6 +37,12 @@ class Storage(NamedTuple):
 
     key: str
     dtype: torch.dtype
+
+
+class Unread(NamedTuple):
+    """Takes the place of a storage whose numbers are of a type that is not read."""
+
+    type: str
 
 
 class Claim(NamedTuple):
@@ -99,6 +109,11 @@ class _Rows(dict[Storage, Tensor]):
 def _view(rows: _Rows, name: str, claim: Claim) -> Tensor:
     """The claimed tensor, once the claim is seen to stay inside its storage."""
     storage, offset, shape, stride, metadata = claim
+    if isinstance(storage, Unread):
+        raise InputError(
+            f"has the tensor {name[:99]!r} in {storage.type}, which is not read: "
+            "convert the file to float16 or float32"
+        )
     described = isinstance(storage, Storage) and type(shape) is type(stride) is tuple
     if not described or len(shape) != len(stride) or len(shape) > 16:
         raise InputError(f"describes the tensor {name[:99]!r} in a way that torch.save never does")
@@ -114,6 +129,10 @@ def _view(rows: _Rows, name: str, claim: Claim) -> Tensor:
 
     # A stride of zero stays inside however large the shape is, so the count of numbers is bounded as well.
     last = offset + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
+    if last < len(row) < math.prod(shape) and 0 in stride:
+        raise InputError(
+            f"repeats the numbers of the tensor {name[:99]!r} (expand): save it after .contiguous()"
+        )
     if last >= len(row) or math.prod(shape) > len(row):
         raise InputError(
             f"is cut off or lies: the tensor {name[:99]!r} claims more numbers than its storage has"
@@ -223,8 +242,9 @@ def _rebuild_tensor(arguments: tuple[Any, ...]) -> Claim:
 def _rebuild_tensor_v3(arguments: tuple[Any, ...]) -> Claim:
     """For types without a storage class of their own: the storage counts bytes, the type stands apart."""
     storage, offset, shape, stride, _, _, dtype, *others = arguments
-    if isinstance(storage, Storage) and isinstance(dtype, torch.dtype):
-        storage = Storage(storage.key, dtype)
+    if isinstance(storage, Storage):
+        known = isinstance(dtype, torch.dtype)
+        storage = Storage(storage.key, dtype) if known else dtype if isinstance(dtype, Unread) else UNKNOWN
     return Claim(storage, offset, shape, stride, *others[:1])
 
 
@@ -235,6 +255,7 @@ def _rebuild_from_type(arguments: tuple[Any, ...]) -> object:
     return rebuild(inner) if known else INERT
 
 
+UNKNOWN: Final = Unread("a type unknown here")
 PLAIN: Final = Inert()  # the type of tensors that mean what their storages hold
 
 # All that a pickle can mean. Whatever else it names stays inert.
@@ -260,4 +281,12 @@ MEANINGS: Final[Meanings] = {
     ("torch.storage", "UntypedStorage"): torch.uint8,
     ("torch", "float8_e4m3fn"): torch.float8_e4m3fn,
     ("torch", "float8_e5m2"): torch.float8_e5m2,
+    ("torch", "float8_e4m3fnuz"): torch.float8_e4m3fnuz,
+    ("torch", "float8_e5m2fnuz"): torch.float8_e5m2fnuz,
+    ("torch", "uint16"): torch.uint16,
+    ("torch", "uint32"): torch.uint32,
+    ("torch", "uint64"): torch.uint64,
+    # Not in the oldest torch allowed, hence by name.
+    ("torch", "float8_e8m0fnu"): Unread("float8_e8m0fnu"),
+    ("torch", "float4_e2m1fn_x2"): Unread("float4_e2m1fn_x2"),
 }

@@ -27,6 +27,13 @@ def call(function: bytes, *arguments: bytes) -> bytes:
     return function + b"(" + b"".join(arguments) + b"tR"
 
 
+def storage(kind: str, key: object = "0") -> bytes:
+    """What torch.save writes for a storage of twelve."""
+    module = "torch.storage" if kind == "UntypedStorage" else "torch"
+    told = literal("storage") + a_global(module, kind) + literal(key) + literal("cpu") + literal(12)
+    return b"(" + told + b"tQ"
+
+
 def tensor(
     shape: tuple = (3, 4),
     stride: tuple = (4, 1),
@@ -35,18 +42,9 @@ def tensor(
     kind: str = "FloatStorage",
 ) -> bytes:
     """What torch.save writes for a tensor, with any claim in it."""
-    storage = (
-        b"("
-        + literal("storage")
-        + a_global("torch", kind)
-        + literal(key)
-        + literal("cpu")
-        + literal(12)
-        + b"tQ"
-    )
     return call(
         a_global("torch._utils", "_rebuild_tensor_v2"),
-        storage, literal(offset), literal(shape), literal(stride), literal(False),
+        storage(kind, key), literal(offset), literal(shape), literal(stride), literal(False),
         call(a_global("collections", "OrderedDict")),
     )  # fmt: skip
 

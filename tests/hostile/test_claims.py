@@ -7,7 +7,7 @@ import torch
 
 from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
-from tests.hostile.files import NUMBERS, a_global, archive, call, literal, state_dict, tensor
+from tests.hostile.files import NUMBERS, a_global, archive, call, literal, state_dict, storage, tensor
 
 REBUILT = a_global("torch._tensor", "_rebuild_from_type_v2")
 LIES = {
@@ -51,6 +51,25 @@ def test_a_claim_that_the_storage_does_not_bear_out_is_refused(lie: str, tmp_pat
         read_tensors(path)
     assert len(str(refused.value).splitlines()) == 1
     assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("float8_e8m0fnu", "float8_e8m0fnu"), ("bits3", "a type unknown here")]
+)
+def test_numbers_of_a_type_that_is_not_read_are_not_taken_for_bytes(
+    kind: str, said: str, tmp_path: Path
+) -> None:
+    typed = call(
+        a_global("torch._utils", "_rebuild_tensor_v3"),
+        storage("UntypedStorage"), literal(0), literal((3, 4)), literal((4, 1)), literal(False),
+        call(a_global("collections", "OrderedDict")), a_global("torch", kind),
+    )  # fmt: skip
+    path = archive(tmp_path / "a.ckpt", state_dict(w=typed))
+    with pytest.raises(InputError) as refused:
+        read_tensors(path)
+    assert str(refused.value) == (
+        f"{path} has the tensor 'w' in {said}, which is not read: convert the file to float16 or float32"
+    )
 
 
 def test_views_that_overlap_inside_their_storage_are_read(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ldm.errors import InputError
-from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.generate import SAMPLERS
+from ldm.models.diffusion.ddpm import LatentDiffusion, make_schedule
 from tests.conftest import fill_by_name, golden, relative_error, rnd
 
 UNET = {
@@ -51,10 +52,11 @@ COND_STAGE = {
 X, TIMES, CONTEXT = rnd(1, 2, 4, 8, 12), torch.tensor([981, 41]), rnd(2, 2, 5, 24)
 
 
-def build(unet=CROSS, target=UNET["target"], **options):
+def build(unet=CROSS, target=UNET["target"], cond_stage=COND_STAGE, **options):
     defaults = {"linear_start": 0.00085, "linear_end": 0.012, "scale_factor": 0.18215}
+    defaults["conditioning_key"] = "crossattn"
     unet_config = {"target": target, "params": UNET["params"] | unet}
-    return LatentDiffusion(unet_config, FIRST_STAGE, COND_STAGE, **defaults | options).eval()
+    return LatentDiffusion(unet_config, FIRST_STAGE, cond_stage, **defaults | options).eval()
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +100,53 @@ def test_the_schedules_entries_belong_together(model):
     for name, values in expected.items():
         assert torch.allclose(s[name], values, rtol=2e-4), name
     assert s["betas"][[0, -1]].tolist() == pytest.approx([0.00085, 0.012])
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "timesteps", "said"),
+    [
+        (0.00085, 0.99, 1000, r"linear_end 0\.99 .*comes down to 0: lower"),
+        (0.00085, 0.3, 1000, r"linear_end 0\.3 .*comes down to 0: lower"),
+        (0.99, 0.00085, 1000, r"linear_start 0\.99, .*comes down to 0: lower"),
+        (0.00085, 0.012, 100_000, r"timesteps 100000 .*comes down to 0: lower"),
+        (1e-12, 0.02, 1000, "linear_start 1e-12, .*does not fall at each step: raise"),
+        (1e-12, 1e-12, 1000, "linear_end 1e-12 .*does not fall at each step: raise"),
+        (1e-4, 1e-9, 1000, "linear_end 1e-09 .*does not fall at each step: raise"),
+    ],
+)
+def test_a_schedule_that_no_sampler_could_walk_down_is_refused(start, end, timesteps, said):
+    with pytest.raises(InputError, match=said):
+        make_schedule(timesteps, start, end)
+
+
+class Still:
+    """A model that never sees noise, of a schedule of its own."""
+
+    parameterization, device = "eps", torch.device("cpu")
+
+    def __init__(self, alphas_cumprod):
+        self.alphas_cumprod, self.num_timesteps = alphas_cumprod, len(alphas_cumprod)
+
+    def apply_model(self, x, t, c):
+        return 0 * x
+
+
+@pytest.mark.filterwarnings("error")
+@given(
+    start=st.floats(-9, -0.01).map(lambda exponent: 10**exponent),
+    end=st.floats(-9, -0.01).map(lambda exponent: 10**exponent),
+    timesteps=st.sampled_from([1, 2, 7, 30, 1000]),
+    share=st.floats(0, 1),
+)
+def test_every_schedule_that_is_taken_each_sampler_walks_down(start, end, timesteps, share):
+    try:
+        model = Still(make_schedule(timesteps, start, end)["alphas_cumprod"])
+    except InputError:
+        return
+    for sampler in SAMPLERS.values():
+        S = max(1, round(share * min(timesteps, 30)))
+        z, _ = sampler(model).sample(S, 1, (1, 2, 2), eta=sampler.max_eta, noise=torch.ones, verbose=False)
+        assert z.isfinite().all()
 
 
 def test_the_posterior_is_the_product_of_its_two_gaussians(model):
@@ -201,13 +250,43 @@ def test_conditioning_of_any_kind_is_cast_to_the_precision_of_the_latents():
 
 def test_class_labels_and_no_conditioning_at_all():
     labels = torch.tensor([1, 4])
-    by_class, free = build({"num_classes": 5}, conditioning_key="adm"), build({}, conditioning_key=None)
+    by_class = build({"num_classes": 5}, conditioning_key="adm")
+    free = build({}, cond_stage="__is_unconditional__", conditioning_key=None)
     for model in (by_class, free):
         fill_by_name(model.model)
     assert torch.equal(
         by_class.apply_model(X, TIMES, labels), by_class.model.diffusion_model(X, TIMES, y=labels)
     )
     assert torch.equal(free.apply_model(X, TIMES, None), free.model.diffusion_model(X, TIMES))
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({}, "concat"),
+        ({"concat_mode": True}, "concat"),
+        ({"concat_mode": False}, "crossattn"),
+        ({"concat_mode": True, "conditioning_key": "crossattn"}, "crossattn"),
+        ({"cond_stage": "__is_first_stage__"}, "concat"),
+        ({"cond_stage": "__is_unconditional__"}, None),
+        ({"cond_stage": "__is_unconditional__", "concat_mode": False}, None),
+        ({"cond_stage": "__is_unconditional__", "conditioning_key": "crossattn"}, None),
+        ({"cond_stage": "__is_unconditional__", "force_null_conditioning": True}, "concat"),
+    ],
+)
+def test_a_conditioning_key_that_is_not_given_is_the_originals(given, key):
+    assert build(**{"conditioning_key": None} | given).model.conditioning_key == key
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_configs_without_a_conditioning_key_are_sampled(sampler):
+    schedule = {"linear_start": 0.0015, "linear_end": 0.0155}
+    free = LatentDiffusion(UNET, FIRST_STAGE, "__is_unconditional__", concat_mode=False, **schedule).eval()
+    wide = UNET | {"params": UNET["params"] | {"in_channels": 7}}
+    beside = LatentDiffusion(wide, FIRST_STAGE, {"target": "torch.nn.Identity"}, **schedule).eval()
+    for model, conditioning in ((free, None), (beside, rnd(3, 2, 3, 8, 12))):
+        z, _ = SAMPLERS[sampler](model).sample(2, 2, (4, 8, 12), conditioning, verbose=False)
+        assert z.isfinite().all()
 
 
 @pytest.mark.parametrize(("name", "value"), [("parameterization", "x0"), ("conditioning_key", "crossatn")])

@@ -154,6 +154,7 @@ def test_a_long_prompt_s_end_is_reported(small_open_clip):
 
 
 def test_max_length_is_the_number_of_tokens():
+    assert on_meta(FrozenCLIPEmbedder, max_length=2).tokenize("a cat").tolist() == [[START, END]]
     assert on_meta(FrozenCLIPEmbedder, max_length=20).tokenize("a cat").shape == (1, 20)
     assert on_meta(FrozenCLIPEmbedder, max_length=500).tokenize("a cat").shape == (1, 77)
     assert on_meta(FrozenOpenCLIPEmbedder, arch="PE-Core-B-16").tokenize("a cat").shape == (1, 32)
@@ -182,6 +183,8 @@ def test_every_open_clip_arch_is_built_as_open_clip_has_it_or_refused():
         (FrozenCLIPEmbedder, {"layer": "first"}, "'first'; it can be last, pooled or hidden"),
         (FrozenCLIPEmbedder, {"layer": "hidden"}, "layer_idx is None"),
         (FrozenCLIPEmbedder, {"layer": "hidden", "layer_idx": 13}, "layer_idx is 13; .*, -13 to 12"),
+        (FrozenCLIPEmbedder, {"max_length": 1}, "FrozenCLIP.*: max_length is 1; it can be 2 to 77"),
+        (FrozenOpenCLIPEmbedder, {"max_length": -1}, "FrozenOpenCLIP.*: max_length is -1; it can be 2 to"),
         (FrozenOpenCLIPEmbedder, {"layer": "pooled"}, "'pooled'; it can be last or penultimate"),
         (FrozenOpenCLIPEmbedder, {"arch": "ViT-H14"}, "'ViT-H14' is no OpenCLIP model. Near ones: ViT-H-14"),
         (FrozenOpenCLIPEmbedder, {"arch": "hf-hub:some/model"}, "is no OpenCLIP model"),

@@ -101,7 +101,7 @@ def test_from_what_is_not_a_number_on_all_is_left_to_the_reader(tmp_path: Path) 
     assert cast_whole(path).keys() == {"a", "b"}
 
 
-def test_averaged_weights_which_no_model_takes_are_not_cast(tmp_path: Path) -> None:
+def test_averaged_weights_are_left_to_the_reader(tmp_path: Path) -> None:
     state = {"model.weight": torch.randn(8), "model_ema.weight": torch.randn(8)}
     save_file(state, path := tmp_path / "weights.safetensors")
     assert cast_whole(path).keys() == {"model.weight"}
@@ -227,6 +227,26 @@ def test_a_process_is_begun_where_the_networks_will_compute_in_bfloat16(
     assert (expects_bfloat16("auto", "auto"), expects_bfloat16("cpu", "auto")) == (False, here)
 
 
+@pytest.mark.usefixtures("likely")
+@pytest.mark.parametrize("use_ema", [True, False])
+def test_casts_of_weights_that_give_way_to_averages_do_not_stay(
+    use_ema: bool, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    plain = {key: tensor.float() for key, tensor in read_tensors(tiny_checkpoint).items()}
+    name = "model.diffusion_model.out.2.bias"
+    average = {"model_ema.diffusion_modelout2bias": plain[name] + 1}
+    save_file(plain | average, path := tmp_path / "weights.safetensors")
+    cast_ahead(path, "auto", "auto")
+    ahead = module._begun[path]
+    os.waitid(os.P_PID, ahead.process, os.WEXITED | os.WNOWAIT)
+    overrides = [f"model.params.use_ema={str(use_ema).lower()}"]
+    weights = load_model("tiny.yaml", path, "cpu", torch.bfloat16, overrides).state_dict()
+    assert torch.equal(weights[name], (plain[name] + use_ema).bfloat16())
+    first = np.frombuffer(ahead.results, np.uint8).ctypes.data
+    shared = [it for it in weights.values() if first <= it.data_ptr() < first + len(ahead.results)]
+    assert bool(shared) is not use_ema
+
+
 # Draws with the small model as the script does, once all of it is cast, and tells how much that is.
 DRAWN = """
 import os, sys
@@ -261,6 +281,7 @@ def test_kernels_lie_alike_whoever_has_cast_them(tmp_path: Path) -> None:
     assert torch.equal(plain.weight, ahead.weight)
 
 
+@pytest.mark.slow
 def test_pictures_are_the_same_whoever_has_cast_the_weights(tmp_path: Path, tiny_checkpoint: Path) -> None:
     pictures, told = [], []
     single = {key: tensor.float() for key, tensor in read_tensors(tiny_checkpoint).items()}

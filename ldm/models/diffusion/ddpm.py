@@ -48,11 +48,13 @@ class DiffusionWrapper(nn.Module):
 class LatentDiffusion(nn.Module):
     """A trained diffusion model on latents; parameters and names are those of latent-diffusion configs.
 
-    `parameterization` says what the U-Net foretells: the noise ("eps") or the velocity ("v", arXiv
+    `parameterization` says what the U-Net predicts: the noise ("eps") or the velocity ("v", arXiv
     2202.00512). Parameters after `parameterization` belong to the original's training and are accepted so
     that its configs load; the last six would change what is computed, and may have these values alone.
-    `concat_mode` decides nothing: `conditioning_key` does. EMA weights are not kept apart: checkpoints hold
-    the averaged weights under the plain names.
+    As in the original, a model that is given no `conditioning_key` has concat, or crossattn where
+    `concat_mode` is false; an unconditional one has none, unless `force_null_conditioning` says otherwise.
+    EMA weights are not kept apart: with `use_ema` loading puts a checkpoint's averages (model_ema.*), where
+    it has any, in the place of the plain ones.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class LatentDiffusion(nn.Module):
         linear_start: float = 1e-4,
         linear_end: float = 2e-2,
         scale_factor: float = 1.0,
-        conditioning_key: str | None = "crossattn",
+        conditioning_key: str | None = None,
         channels: int = 4,
         image_size: int = 64,
         parameterization: str = "eps",
@@ -108,6 +110,7 @@ class LatentDiffusion(nn.Module):
         if parameterization not in ("eps", "v"):
             raise InputError(f"parameterization {parameterization!r} is not known: give 'eps' or 'v'.")
         self.parameterization = parameterization
+        self.use_ema = use_ema
         self.num_timesteps = timesteps
         self.scale_factor = scale_factor
         self.channels = channels
@@ -118,6 +121,10 @@ class LatentDiffusion(nn.Module):
         self._schedule = make_schedule(timesteps, linear_start, linear_end)
         for name, values in self._schedule.items():
             self.register_buffer(name, values)
+        if conditioning_key is None:
+            conditioning_key = "concat" if concat_mode else "crossattn"
+        if cond_stage_config == "__is_unconditional__" and not force_null_conditioning:
+            conditioning_key = None
         self.model = DiffusionWrapper(unet_config, conditioning_key)
         self.model.diffusion_model.training_steps = timesteps  # FreeU's start and stop are fractions of them
         self.first_stage_model: AutoencoderKL = instantiate_from_config(first_stage_config)
@@ -144,7 +151,7 @@ class LatentDiffusion(nn.Module):
 
     @contextmanager
     def ema_scope(self, context: str | None = None) -> Iterator[None]:
-        """For scripts that sample under it: the weights loaded are the averaged ones already."""
+        """For scripts that sample under it: it swaps nothing, as loading has put the averages in place."""
         yield
 
     def apply_model(self, x: Tensor, t: Tensor, c: Any) -> Tensor:
@@ -197,7 +204,9 @@ class LatentDiffusion(nn.Module):
 def make_schedule(timesteps: int, linear_start: float, linear_end: float) -> dict[str, Tensor]:
     """The noise schedule under the names that checkpoints have, (T,) each, in float32 from float64.
 
-    On the CPU whatever the default device, so that a model built on meta has it too.
+    On the CPU whatever the default device, so that a model built on meta has it too. Raises InputError where
+    a number is out of range, and where alphas_cumprod does not fall at each step, from below 1 to above 0:
+    samplers divide by it and by its differences.
     """
     if not 1 <= timesteps <= MOST_TIMESTEPS:
         raise InputError(f"timesteps is {timesteps}: give a whole number from 1 to {MOST_TIMESTEPS}.")
@@ -226,4 +235,13 @@ def make_schedule(timesteps: int, linear_start: float, linear_end: float) -> dic
             "posterior_mean_coef1": betas * a_prev.sqrt() / (1 - a),
             "posterior_mean_coef2": (1 - a_prev) * alphas.sqrt() / (1 - a),
         }
-        return {name: value.float() for name, value in values.items()}
+        schedule = {name: value.float() for name, value in values.items()}
+        a = schedule["alphas_cumprod"]
+        if not (torch.cat([torch.ones(1), a, torch.zeros(1)]).diff() < 0).all():
+            too_much = "comes down to 0: lower one of the three"
+            too_little = "does not fall at each step: raise linear_start or linear_end"
+            raise InputError(
+                f"With linear_start {linear_start}, linear_end {linear_end} and timesteps {timesteps} "
+                f"alphas_cumprod in float32 {too_little if a[-1] > 0 else too_much}."
+            )
+        return schedule

@@ -16,6 +16,8 @@ class FrozenTextEmbedder(nn.Module, ABC):
 
     def __init__(self, tokenizer: ClipTokenizer) -> None:
         super().__init__()
+        if tokenizer.length < 2:
+            raise InputError(f"{type(self).__name__}: max_length is {tokenizer.length}; it can be 2 to 77.")
         self.tokenizer = tokenizer
 
     @abstractmethod
@@ -54,7 +56,7 @@ class FrozenCLIPEmbedder(FrozenTextEmbedder):
         layer_idx: for "hidden": 0 is the embedding, 12 or -1 the last layer's output.
 
     Raises:
-        InputError: there is no such `layer` or `layer_idx`.
+        InputError: there is no such `layer` or `layer_idx`, or no room for start and end.
     """
 
     def __init__(
@@ -105,7 +107,8 @@ class FrozenOpenCLIPEmbedder(FrozenTextEmbedder):
         layer: "last" or "penultimate", the block whose output is taken; the final norm follows either.
 
     Raises:
-        InputError: there is no such `arch` or `layer`, or the arch's text tower is of another kind.
+        InputError: there is no such `arch` or `layer`, the arch's text tower is of another kind, or there is
+            no room for start and end.
     """
 
     def __init__(
