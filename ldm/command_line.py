@@ -1,13 +1,27 @@
-"""Words on the command line that argparse cannot tell apart."""
+"""What the scripts' command lines share: the model's flags, and words that argparse cannot tell apart."""
 
 import argparse
+import difflib
 import re
+from collections.abc import Callable
 
 OVERRIDE = re.compile(r"[\w-]+[.\[].*=|checkpoint=")
 
 
+def add_model_flags(add: Callable[..., object]) -> None:
+    """The flags of a model, to a parser or a group of its arguments by its `add_argument`."""
+    add("--config", default="freeu_tiny.yaml", help="a file, here or in configs/ (default: the small model)")
+    add("--ckpt", help="weights, .safetensors or .ckpt, here or in checkpoints/ (default: the config's)")
+    add("--download", action="store_true", help="fetch the config's checkpoint if it is not there")
+    add("--trust-config", action="store_true", help="run code of other packages that the config names")
+    add("--device", default="auto", help="auto, cuda, mps or cpu")
+
+
 def in_either_spelling(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
-    """The words, with flags as the parser has them: given with - for _ or the reverse, whole or cut short."""
+    """The words, with flags as the parser has them: given with - for _ or the reverse, whole or cut short.
+
+    Ends the program, as argparse does, on a flag that is nearly one of these.
+    """
     names = {name.replace("_", "-"): name for name in parser._option_string_actions}
     words: list[str] = []
     for i, word in enumerate(argv):
@@ -16,8 +30,10 @@ def in_either_spelling(argv: list[str], parser: argparse.ArgumentParser) -> list
         flag, equals, value = word.partition("=")
         if flag.startswith("--"):
             hyphened = flag.replace("_", "-")
-            meant = next((names[name] for name in names if name.startswith(hyphened)), flag)
-            flag = meant[: len(flag)]
+            meant = next((names[name] for name in names if name.startswith(hyphened)), None)
+            if meant is None and (near := difflib.get_close_matches(hyphened, names, n=1)):
+                parser.error(f"there is no {flag}: {names[near[0]]} may be meant")
+            flag = flag if meant is None else meant[: len(flag)]
         words.append(flag + equals + value)
     return words
 

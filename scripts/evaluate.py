@@ -13,9 +13,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from ldm.command_line import sort_out_overrides
+from ldm.errors import exit_code, stop_when_asked
+
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    from ldm.command_line import sort_out_overrides
     from ldm.study.evaluation.arguments import add_measures, add_model, add_sampling
 
     parser = argparse.ArgumentParser(
@@ -55,13 +57,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    from ldm.errors import exit_code
-
     return exit_code(lambda: run(parse_arguments(argv)), "stopped; the same command goes on from here")
 
 
 if __name__ == "__main__":
-    from ldm.errors import stop_when_asked
-
     stop_when_asked()
     sys.exit(main(sys.argv[1:]))

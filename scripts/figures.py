@@ -12,10 +12,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from ldm.command_line import add_model_flags, sort_out_overrides
+from ldm.errors import exit_code, needing, stop_when_asked
+
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    from ldm.command_line import sort_out_overrides
-
     parser = argparse.ArgumentParser(
         usage="%(prog)s (--all | --figure N ...) [further options] [key=value ...]",
         description=__doc__,
@@ -24,15 +25,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--all", action="store_true", help="every figure there is")
     add("--figure", nargs="+", default=[], metavar="N", help="by their numbers in the paper (CVPR)")
-    add("--config", default="freeu_tiny.yaml", help="a file, here or in configs/ (default: the small model)")
-    add("--ckpt", help="weights, .safetensors or .ckpt, here or in checkpoints/ (default: the config's)")
-    add("--download", action="store_true", help="fetch the config's checkpoint if it is not there")
-    add("--trust-config", action="store_true", help="run code of other packages that the config names")
+    add_model_flags(add)
     add("--prompts", metavar="FILE or N", help="a file with a prompt a line, or how many of the usual ones: "
         "captions the small model knows, the paper's prompts for others")  # fmt: skip
     add("--seeds", type=int, metavar="N", help="seeds with each prompt (default: 16 pairs or just above)")
     add("--steps", type=int, help="of denoising, by DDIM (default: the config's or 50)")
-    add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--outdir", type=Path, default=Path("outputs/figures"), help="(default: %(default)s)")
     add("overrides", nargs="*", metavar="key=value", help="changes to the config")
     arguments = parser.parse_intermixed_args(argv)
@@ -44,14 +41,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> None:
     # What takes long to import comes after what answers at once.
-    try:
+    with needing(["matplotlib"], 'Figures are drawn with matplotlib: pip install -e ".[figures]"'):
         from ldm.study.figures import FIGURES, find_figures
-    except ModuleNotFoundError as fault:
-        if str(fault.name).partition(".")[0] != "matplotlib":
-            raise
-        from ldm.errors import InputError
-
-        raise InputError('Figures are drawn with matplotlib: pip install -e ".[figures]"') from None
     figures = list(FIGURES.values()) if arguments.all else find_figures(arguments.figure)
 
     from ldm.study.figures.study import Study
@@ -61,13 +52,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    from ldm.errors import exit_code
-
     return exit_code(lambda: run(parse_arguments(argv)), "stopped; the same command goes on from here")
 
 
 if __name__ == "__main__":
-    from ldm.errors import stop_when_asked
-
     stop_when_asked()
     sys.exit(main(sys.argv[1:]))

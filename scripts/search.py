@@ -15,9 +15,11 @@ import shlex
 import sys
 from pathlib import Path
 
+from ldm.command_line import sort_out_overrides
+from ldm.errors import exit_code, needing, stop_when_asked
+
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    from ldm.command_line import sort_out_overrides
     from ldm.study.evaluation.arguments import add_measures, add_model, add_sampling
 
     parser = argparse.ArgumentParser(
@@ -50,15 +52,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> None:
     # What takes long to import comes after what answers at once.
-    try:
+    with needing(("optuna", "matplotlib"), 'Searches are made with Optuna: pip install -e ".[search]"'):
         from ldm.study.search.report import RECORD, told, write
         from ldm.study.search.search import Search
-    except ModuleNotFoundError as fault:
-        if str(fault.name).partition(".")[0] not in ("optuna", "matplotlib"):
-            raise
-        from ldm.errors import InputError
-
-        raise InputError('Searches are made with Optuna: pip install -e ".[search]"') from None
 
     search = Search(arguments)
     outcome = search.run()
@@ -75,13 +71,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    from ldm.errors import exit_code
-
     return exit_code(lambda: run(parse_arguments(argv)), "stopped; the same command goes on from here")
 
 
 if __name__ == "__main__":
-    from ldm.errors import stop_when_asked
-
     stop_when_asked()
     sys.exit(main(sys.argv[1:]))

@@ -11,6 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from ldm.command_line import add_model_flags
+from ldm.errors import exit_code, stop_when_asked
+
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -20,10 +23,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
     about = "pairs of pictures, plain and with FreeU from the same noise, as a page to vote on"
     add = commands.add_parser("make", help=about, description=about).add_argument
-    add("--config", default="freeu_tiny.yaml", help="a file, here or in configs/ (default: the small model)")
-    add("--ckpt", help="weights, .safetensors or .ckpt, here or in checkpoints/ (default: the config's)")
-    add("--download", action="store_true", help="fetch the config's checkpoint if it is not there")
-    add("--trust-config", action="store_true", help="run code of other packages that the config names")
+    add_model_flags(add)
     add("--prompts", type=Path, metavar="FILE", help="a prompt a line (default: captions that the small "
         "model knows; the paper's prompts for others)")  # fmt: skip
     add("--pairs", type=int, metavar="N", help="how many (default: one for each prompt in FILE, else 16)")
@@ -31,7 +31,6 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--shuffle-seed", type=int, metavar="SEED", help="of the lot for left and right (default: by chance)")
     add("--steps", type=int, help="of denoising (default: the config's or 50)")
     add("--scale", type=float, help="of guidance; 1 is none (default: the config's or 7.5)")
-    add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--outdir", type=Path, default=Path("outputs/user-study"), help="(default: %(default)s)")
 
     about = "the share of votes for FreeU, as a table, tally.csv and tally.json"
@@ -65,15 +64,11 @@ def tally(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    from ldm.errors import exit_code
-
     arguments = parse_arguments(argv)
     command = make if arguments.command == "make" else tally
     return exit_code(lambda: command(arguments), "stopped; nothing was written")
 
 
 if __name__ == "__main__":
-    from ldm.errors import stop_when_asked
-
     stop_when_asked()
     sys.exit(main(sys.argv[1:]))

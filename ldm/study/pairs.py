@@ -8,7 +8,7 @@ from torch import nn
 from ldm.data.scenes import describe, draw_scene
 from ldm.errors import InputError
 from ldm.modules.encoders.words import WordEmbedder
-from ldm.txt2img.jobs import Job, check_number, read_prompts
+from ldm.txt2img.jobs import MOST_PICTURES, Job, check_number, read_prompts
 
 PAIRS = 16  # at least, unless told otherwise
 FIRST_SEED = 42
@@ -49,9 +49,10 @@ def file_or_count(prompts: str | None) -> tuple[Path | None, int | None]:
     """What `--prompts` is, a file or how many of the usual ones to take. Raises InputError for none."""
     if prompts is None or not prompts.isdecimal():
         return (None if prompts is None else Path(prompts)), None
-    if int(prompts) == 0:
+    count = int(min(float(prompts), MOST_PICTURES + 1))  # as int takes no thousands of digits
+    if count == 0:
         raise InputError("--prompts is 0: give a number from 1 up, or a file with a prompt a line.")
-    return None, int(prompts)
+    return None, count
 
 
 def check_seeds(seeds: int | None) -> None:

@@ -1,12 +1,14 @@
 """Sampling runs, each made once and kept as a file: figures share them, and a stopped study goes on."""
 
 import hashlib
+import io
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling
 from ldm.image_io import writable_folder, written_whole
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.study.watch import Kept, sample
+from ldm.study.watch import MOMENTS, Kept, sample
 from ldm.txt2img.jobs import Job
 
 LAYOUT = 1  # of the files; with another number all of them are made anew
@@ -90,7 +92,20 @@ class Runs:
         """What was kept of a run. Raises InputError where its file is not there or damaged."""
         path = self.find(run) or self.path(run)
         try:
-            with np.load(path) as arrays:
-                return dict(arrays)
-        except (OSError, ValueError, EOFError, BadZipFile) as fault:
+            with ZipFile(path) as file:
+                # What is read wholly is held against its checksum.
+                return {name: np.load(io.BytesIO(file.read(f"{name}.npy"))) for name in self.names(run)}
+        except Exception as fault:  # any of a dozen, by where the damage is
             raise InputError(f"{path} cannot be read ({fault}): remove it, and it is made again.") from None
+
+    def names(self, run: Run) -> list[str]:
+        """What is kept of a run."""
+        names = ["latents", "picture"]
+        if run.watched:
+            stages: Any = self.model.model.diffusion_model.decoder_stages
+            names += ["positions", "x_t", "x_0", "pictures_t", "pictures_0"]
+            names += {f"features.{stage.downsampling}" for stage in stages}
+            for place in [f"{moment}.{i}" for moment in MOMENTS for i in range(len(stages))]:
+                sides = [f"{kind}.{side}" for kind in ("x", "h", "fused") for side in ("before", "after")]
+                names += [f"mean.{place}", *(f"curve.{side}.{place}" for side in sides)]
+        return names

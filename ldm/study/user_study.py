@@ -4,9 +4,7 @@ The page is made of what a voter may know, a list of `Shown`, and of nothing els
 reaches the functions that write it.
 """
 
-import base64
 import hashlib
-import io
 import json
 import secrets
 from collections.abc import Iterator, Sequence
@@ -14,22 +12,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from numpy import arange
+import numpy as np
 from numpy.random import default_rng
-from PIL import Image
 from tqdm import tqdm
 
 from ldm.checkpoint import fingerprint
-from ldm.errors import InputError
+from ldm.errors import InputError, warn
 from ldm.generate import Sampling, check, generate
-from ldm.image_io import Picture, writable_folder, written_whole
+from ldm.image_io import Picture, data_uri, writable_folder, written_whole
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
-from ldm.modules.encoders.words import WordEmbedder
 from ldm.study.pairs import PAIRS, usual_prompts
 from ldm.study.votes import KEY, SIDES, Side
-from ldm.txt2img.caveats import warn, warn_of_mix_up
-from ldm.txt2img.jobs import Job, read_prompts
+from ldm.txt2img.caveats import warn_of_mix_up, warn_of_words
+from ldm.txt2img.jobs import Job, check_number, read_prompts
 from ldm.txt2img.prompted import load_prompted
 from ldm.txt2img.request import usual_sampling
 from ldm.util import load_config
@@ -86,6 +82,8 @@ def make_study(
     if (outdir / KEY_FILE).exists():
         raise InputError(f"{outdir} holds the key of another study: choose another --outdir.")
     texts = None if prompts is None else read_prompts(prompts)
+    count = pairs or len(texts or range(PAIRS))
+    check_number(2 * count)
     loaded = load_config(config)
     sampling = usual_sampling(loaded, steps=steps, scale=scale)
 
@@ -98,11 +96,11 @@ def make_study(
     writable_folder(outdir)
 
     encoder = model.cond_stage_model
-    count = pairs or len(texts or range(PAIRS))
     texts = texts or usual_prompts(encoder, None)
     jobs = [Job(texts[k % len(texts)], seed + k) for k in range(count)]
     warn_of_words(encoder, [job.prompt for job in jobs])
     drawn = list(tqdm(draw_pairs(model, jobs, sampling), total=count, unit="pair", disable=None))
+    refuse_if_all_alike(drawn)
     settings = {
         "config": config,
         "ckpt": ckpt or loaded.checkpoint,
@@ -116,14 +114,16 @@ def make_study(
     return write_study(outdir, drawn, lot, settings)
 
 
-def warn_of_words(encoder: Any, prompts: Sequence[str]) -> None:
-    """Says which words voters will read and the model will not."""
-    for prompt in dict.fromkeys(prompts):
-        unknown = encoder.unknown(prompt) if isinstance(encoder, WordEmbedder) else []
-        if unknown:
-            warn(f"this small model does not know {', '.join(unknown)}, in {prompt!r}")
-        if cut := encoder.truncated(prompt):
-            warn(f"the prompt is too long for the text encoder, which leaves out: {cut}")
+def refuse_if_all_alike(pairs: Sequence[Pair]) -> None:
+    """Raises InputError where FreeU changes no picture, as with `stop: 0`, and warns where it leaves some."""
+    alike = sum(np.array_equal(pair.plain, pair.freeu) for pair in pairs)
+    if alike == len(pairs):
+        raise InputError(
+            "FreeU changes no picture here, so there is nothing to vote on: see the config's start, stop and "
+            "strength, and take more --steps."
+        )
+    if alike:
+        warn(f"in {alike} of {len(pairs)} pairs FreeU changes nothing: voters cannot tell these apart")
 
 
 def draw_pairs(model: LatentDiffusion, jobs: Sequence[Job], sampling: Sampling) -> Iterator[Pair]:
@@ -133,8 +133,8 @@ def draw_pairs(model: LatentDiffusion, jobs: Sequence[Job], sampling: Sampling) 
     for job in jobs:
         pictures = []
         for settings in (on.off(), on):
-            unet.freeu = settings
-            pictures += generate(model, [job.prompt], [job.seed], sampling)
+            with unet.under(settings):
+                pictures += generate(model, [job.prompt], [job.seed], sampling)
         yield Pair(job.prompt, job.seed, *pictures)
 
 
@@ -145,7 +145,7 @@ def freeu_sides(count: int, shuffle_seed: int) -> list[Side]:
     favours nobody.
     """
     rng = default_rng(shuffle_seed)
-    return [SIDES[i] for i in rng.permutation((arange(count) + rng.integers(2)) % 2)]
+    return [SIDES[i] for i in rng.permutation((np.arange(count) + rng.integers(2)) % 2)]
 
 
 def blinded(pair: Pair, freeu: Side) -> Shown:
@@ -153,13 +153,6 @@ def blinded(pair: Pair, freeu: Side) -> Shown:
     if freeu == "left":
         return Shown(pair.prompt, pair.freeu, pair.plain)
     return Shown(pair.prompt, pair.plain, pair.freeu)
-
-
-def data_uri(picture: Picture) -> str:
-    """The picture as a PNG without any text or date in it, inside a data URI."""
-    png = io.BytesIO()
-    Image.fromarray(picture).save(png, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
 
 
 def page_data(shown: Sequence[Shown]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, get_args
 
 from ldm.errors import InputError
 from ldm.image_io import written_whole
+from ldm.wording import counted
 
 Side = Literal["left", "right"]
 SIDES: Final[tuple[Side, ...]] = get_args(Side)
@@ -84,16 +85,25 @@ def read_ballot(path: Path, key: Key) -> Ballot:
     content = read_json(path, VOTES)
     study, voter, votes = (content.get(name) for name in ("study", "voter", "votes"))
     if study != key.study:
-        raise InputError(f"{path} holds votes on the study {study!r:.40}, the key is of {key.study!r}.")
+        raise InputError(
+            f"{path} holds votes on the study {study!r:.40}, the key is of {key.study!r}: give that study's "
+            "key, or leave the file out."
+        )
     if not isinstance(voter, str) or not voter:
-        raise InputError(f"The votes file {path} is damaged: it names no voter.")
+        raise InputError(f"The votes file {path} is damaged: it names no voter. Ask for it again.")
     if not isinstance(votes, list) or len(votes) != len(key.freeu):
         count = len(votes) if isinstance(votes, list) else "no"
-        raise InputError(f"The votes file {path} has votes on {count} pairs; the study has {len(key.freeu)}.")
+        raise InputError(
+            f"The votes file {path} has votes on {count} pairs; the study has {len(key.freeu)}. Ask for the "
+            "file that the page saves at its end, or leave this one out."
+        )
     for number, vote in enumerate(votes, start=1):
         answers = [vote.get(question) for question in QUESTIONS] if isinstance(vote, dict) else [None]
         if any(answer not in SIDES for answer in answers):
-            raise InputError(f"The votes file {path} is damaged: pair {number} has no left or right in it.")
+            raise InputError(
+                f"The votes file {path} is damaged: pair {number} has no left or right in it. Ask for the "
+                "file that the page saves at its end, or leave this one out."
+            )
     return Ballot(voter, [{question: vote[question] for question in QUESTIONS} for vote in votes])
 
 
@@ -149,8 +159,7 @@ def table(rows: Sequence[Row]) -> str:
         head,
         *lines,
         "",
-        f"{voters} {'voter' if voters == 1 else 'voters'}, {pairs} {'pair' if pairs == 1 else 'pairs'}: "
-        f"{rows[0].votes} votes on each question.",
+        f"{counted(voters, 'voter')}, {counted(pairs, 'pair')}: {rows[0].votes} votes on each question.",
         "The interval is Wilson's, with every vote taken as independent. It is about these pairs, not about",
         "other prompts or models.",
         "* As the paper reports it: Stable Diffusion, 120 people, other prompts. Not measured here.",

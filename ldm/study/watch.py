@@ -9,10 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.freeu.spectrum import relative_log_amplitude
-from ldm.generate import SAMPLERS, Sampling, decode, denoise, seeded_noise
+from ldm.generate import Sampling, decode, denoise, seeded_noise, total_steps
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.study.record import Concatenation, recorded
 from ldm.txt2img.jobs import Job
@@ -21,11 +20,6 @@ POSITIONS = 10  # how many of a run's latents are kept
 MOMENTS = {"early": 0.1, "middle": 0.5, "late": 0.9}  # when features are kept, as fractions of the run
 
 Kept = dict[str, NDArray[Any]]
-
-
-def total_steps(model: LatentDiffusion, sampling: Sampling) -> int:
-    """How many steps a run takes, which may be more than were asked for."""
-    return len(SAMPLERS[sampling.sampler](model).timesteps(sampling.steps))
 
 
 def positions(total: int) -> list[int]:
@@ -46,10 +40,7 @@ def sample(
     Raises InputError where these factors do not fit the model's U-Net.
     """
     unet: Any = model.model.diffusion_model
-    try:
-        unet.freeu = unet.freeu.off() if freeu is None else freeu
-    except ValueError as fault:
-        raise InputError(str(fault)) from None
+    unet.freeu = unet.freeu.off() if freeu is None else freeu
     total = total_steps(model, sampling)
     seeds = [pair.seed for pair in pairs]
     f = model.first_stage_model.downsampling

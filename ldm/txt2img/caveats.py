@@ -1,12 +1,10 @@
 """Warnings before a run: what of the model, the prompts and the factors will not work as one might think."""
 
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tqdm import tqdm
-
+from ldm.errors import warn
 from ldm.generate import Sampling
 from ldm.memory import installed
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -93,6 +91,7 @@ def warn_of_mix_up(model: LatentDiffusion) -> None:
         warn(wrong)
 
 
-def warn(line: str) -> None:
-    """To the terminal, beside the progress bars."""
-    tqdm.write(f"warning: {line}", file=sys.stderr)
+def warn_of_words(encoder: Any, texts: Iterable[str]) -> None:
+    """Says what of these texts the text encoder will not read as one might think."""
+    for line in _about_texts(encoder, [*dict.fromkeys(texts)]):
+        warn(line)

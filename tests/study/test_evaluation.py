@@ -7,9 +7,12 @@ import json
 import math
 import runpy
 import struct
+import tracemalloc
+import weakref
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,12 +26,15 @@ from ldm.data.scenes import HELD_OUT, describe, draw_scene
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings, find_preset
 from ldm.modules.encoders.words import WordEmbedder
+from ldm.study.evaluation import asked as asked_for
 from ldm.study.evaluation import measures
 from ldm.study.evaluation.asked import Asked, plan, plan_apart, plan_unseen, read_seen
-from ldm.study.evaluation.bootstrap import Mean, resamples
+from ldm.study.evaluation.bootstrap import DRAWS, Mean, resamples
 from ldm.study.evaluation.evaluation import SHOWN, read_evaluation
 from ldm.study.evaluation.measures import JUDGED, judged, read_pictures
+from ldm.study.evaluation.report import legend
 from ldm.study.evaluation.settings import parse, read_settings
+from ldm.study.evaluation.subject import Subject
 from ldm.util import ROOT, load_config
 from tests.conftest import Outcome
 
@@ -128,6 +134,39 @@ def test_one_command_leaves_a_table_the_numbers_and_a_picture(evaluate: Callable
     assert height > 3 * 256
 
 
+def test_what_the_model_will_not_read_of_the_prompts_is_said(
+    evaluate: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    (tmp_path / "prompts").write_text(f"a red squirrel\na red star {'and a blue ring ' * 7}\n")
+    usual = ("--settings", "V1", "--seeds", 1, "--metrics", "saturation", "--scale", 1)
+    done = evaluate("--prompts", tmp_path / "prompts", *usual)
+    assert done.code == 0, done.err
+    warned = [line for line in done.err.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == 2
+    assert "too long for the text encoder, which leaves out: ring and a blue ring" in warned[0]
+    assert "does not know squirrel" in warned[1]
+    assert "warning" not in evaluate("--prompts", 2, *usual).err
+
+
+def test_one_of_a_kind_is_counted_as_one(evaluate: Callable[..., Outcome]) -> None:
+    usual = ("--settings", "V1", "--seeds", 1, "--metrics", "saturation", "--scale", 1)
+    head = " ".join(evaluate("--prompts", 1, "--steps", 1, *usual).out.split())
+    assert ": 1 prompt x 1 seed, 1 ddim step, " in head
+    head = " ".join(evaluate("--prompts", 2, "--steps", 2, *usual).out.split())
+    assert ": 2 prompts x 1 seed, 2 ddim steps, " in head
+
+
+def test_the_table_says_of_which_measures_there_are_fewer_draws() -> None:
+    drawn = {"frechet": DRAWS, "fid": 100, "saturation": DRAWS}
+    one = SimpleNamespace(
+        estimates=drawn, statistics={name: SimpleNamespace(draws=n) for name, n in drawn.items()}
+    )
+    facts = {"sampling": {"scale": 3}}
+    assert "Of fid there are 100 draws" in " ".join(legend([one], {}, facts))
+    one.statistics["fid"].draws = 0  # which has no interval at all
+    assert "draws" not in " ".join(legend([one], {}, facts))
+
+
 def test_a_second_command_samples_nothing_again_and_prints_the_same(evaluate: Callable[..., Outcome]) -> None:
     argv = ("--prompts", 2, "--seeds", 1, "--settings", "V1", "--metrics", "energy", "saturation")
     first = evaluate(*argv)
@@ -164,6 +203,29 @@ def test_of_each_settings_pictures_only_those_that_are_shown_are_kept(
     assert all(result.shown.base is None for result in results), "a view keeps the whole array alive"
 
 
+def test_a_settings_pictures_are_held_once_and_are_gone_before_the_next_ones_are_read(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "evaluate.py"))
+    words = ["--outdir", tmp_path, "--ckpt", tiny_checkpoint, "--device", "cpu", "--steps", 1, "--scale", 1]
+    words += ["--prompts", 6, "--metrics", "saturation", "--settings", "V1"]
+    read, held, peaks = Subject.pictures, [], []
+
+    def watched(*given: Any) -> np.ndarray:
+        assert not any(one() is not None for one in held), "the setting before is still held"
+        tracemalloc.start()
+        pictures = read(*given)
+        peaks.append(tracemalloc.get_traced_memory()[1] / pictures.nbytes)
+        tracemalloc.stop()
+        held.append(weakref.ref(pictures))
+        return pictures
+
+    monkeypatch.setattr(Subject, "pictures", watched)
+    read_evaluation(script["parse_arguments"]([str(word) for word in words])).run()
+    assert len(held) == 2
+    assert max(peaks) < 1.6  # its own size, and one picture of twelve with what its file takes
+
+
 def test_factors_under_which_nothing_guides_are_not_matched(evaluate: Callable[..., Outcome]) -> None:
     mute = "b1=0,b2=0,s1=0,s2=0,channels=all"
     done = evaluate("--settings", mute, "--prompts", 2, "--seeds", 1, "--metrics", "saturation")
@@ -198,6 +260,7 @@ def test_factors_under_which_nothing_guides_are_not_matched(evaluate: Callable[.
         (["--seeds", "0"], "--seeds is 0"),
         (["--seeds", "999999999999"], "over 1,000,000 pictures"),
         (["--prompts", "999999999999"], "over 1,000,000 pictures"),
+        (["--prompts", 5000 * "9"], "over 1,000,000 pictures"),
         (["--clip", 300 * "c"], f"{40 * 'c'}... is too long a name"),
         (["--scale", "nan"], "The guidance scale is nan"),
         (["--steps", "0"], "0"),
@@ -245,6 +308,14 @@ def test_a_reference_picture_too_large_to_be_opened_is_named(tmp_path: Path) -> 
     (tmp_path / "small.png").write_bytes(png_of_size(8, 8))
     (tmp_path / "vast.png").write_bytes(png_of_size(20_000, 20_000))
     with pytest.raises(InputError, match=r"vast\.png cannot be read: Image size \(400000000 pixels\)"):
+        list(read_pictures(tmp_path))
+
+
+def test_a_folder_with_one_true_picture_is_told_that_two_are_needed(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"There is no picture .* put two PNGs or JPEGs or more there"):
+        read_pictures(tmp_path)
+    (tmp_path / "small.png").write_bytes(png_of_size(8, 8))
+    with pytest.raises(InputError, match=r"There is one picture .* put two PNGs or JPEGs or more there"):
         read_pictures(tmp_path)
 
 
@@ -268,6 +339,23 @@ def test_captions_are_asked_for_with_their_scenes_and_no_seed_twice() -> None:
         assert all(f"{thing.size} {thing.colour}" in prompt for thing in scene.things)
     with pytest.raises(InputError, match="paper names 8"):
         plan("9", False, 1, nn.Identity())
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_no_caption_is_asked_for_twice(held_out: bool) -> None:
+    first = plan("256", held_out, 1, text_encoder())
+    assert len(set(first.prompts)) == 256
+    assert [describe(scene) for scene in first.scenes] == first.prompts
+    second = plan("256", held_out, 1, text_encoder(), apart=first)
+    assert len({*first.prompts, *second.prompts}) == 512
+
+
+def test_more_captions_than_there_are_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = draw_scene(default_rng(0))
+    monkeypatch.setattr(asked_for, "draw_scene", lambda *_: scene)
+    assert plan("1", False, 1, text_encoder()).prompts == [describe(scene)]
+    with pytest.raises(InputError, match="hardly 2 captions that differ: ask for fewer --prompts"):
+        plan("2", False, 1, text_encoder())
 
 
 def test_held_out_captions_hold_only_pairs_that_training_never_showed() -> None:
@@ -328,7 +416,9 @@ def test_what_a_search_saw_is_left_out(encoder: nn.Module, tmp_path: Path) -> No
         plan_unseen(str(file), False, 1, encoder, read_seen(told))
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"prompts": [1], "seeds_each": 1}', '{"prompts": []}'])
+@pytest.mark.parametrize("content", [
+    None, "{", "[]", '{"prompts": [1], "seeds_each": 1}', '{"prompts": []}',
+    '{"prompts": ["a star"], "seeds_each": 0}'])  # fmt: skip
 def test_a_file_that_no_search_wrote_is_refused(content: str | None, tmp_path: Path) -> None:
     path = tmp_path / "search.json"
     if content is not None:

@@ -36,6 +36,16 @@ def test_the_interval_is_that_of_the_resampled_differences_widened_as_few_prompt
     assert not estimate.leaves_out_zero
 
 
+def test_the_interval_of_few_resamples_is_students_quantile_times_their_deviation() -> None:
+    counts = np.array([[k, 20 - k] for k in range(21)])
+    on, off = Mean([[3.0], [1.0]]), Mean([[1.0], [1.0]])
+    on.draws = off.draws = 21
+    estimate = compare(spread(on, counts), spread(off, counts))
+    # The resampled differences are 2 k / 20; Student's quantile for 21 of them is 2.0860. Widened as above.
+    reach = 2.0860 * 2 / 20 * (21 * 22 / 12) ** 0.5 * 12.7062 / 1.9600 * 2**0.5
+    assert (estimate.low, estimate.high) == pytest.approx((1 - reach, 1 + reach), rel=1e-4)
+
+
 def test_what_both_settings_share_is_no_part_of_the_interval() -> None:
     prompts = 50 * default_rng(0).standard_normal((12, 2))
     counts = resamples(12)

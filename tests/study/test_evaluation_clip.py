@@ -1,6 +1,6 @@
 """CLIP's scores, with a small CLIP model of random weights that transformers itself saves."""
 
-from itertools import pairwise
+from itertools import pairwise, repeat
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 
 from ldm.errors import InputError
 from ldm.study.evaluation.asked import Asked
-from ldm.study.evaluation.clip import AestheticHead, Clip, clip_scores
+from ldm.study.evaluation.clip import AT_ONCE, AestheticHead, Clip, clip_scores
 from ldm.study.evaluation.measures import Meter, Weights
 from ldm.txt2img.jobs import Job
 from tests.study.test_evaluation_frechet import by_definition
@@ -65,6 +65,15 @@ def test_the_score_is_a_hundred_times_the_cosine_of_each_picture_with_its_prompt
         assert clip_scores(images, texts)[i] == pytest.approx(expected, abs=1e-3)
 
 
+def test_pictures_are_taken_one_batch_after_the_other(folder: Path) -> None:
+    clip, taken, ahead = Clip(folder, CPU), [], []
+    clip.model.register_forward_pre_hook(lambda *_: ahead.append(len(taken)))
+    pictures = (taken.append(i) or PICTURES[i % 4] for i in range(AT_ONCE + 4))
+    images, _ = clip.embed(pictures, repeat(""))
+    assert ahead == [AT_ONCE, AT_ONCE + 4]
+    np.testing.assert_allclose(images[-4:], clip.embed(PICTURES, [""] * 4)[0], atol=1e-6)
+
+
 @pytest.mark.parametrize("widths", [(12, 1), (12, 8, 4, 1)])
 def test_the_aesthetic_score_is_that_of_linear_layers_in_a_row(widths: tuple, tmp_path: Path) -> None:
     layers = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(widths)))
@@ -105,6 +114,17 @@ def test_a_meter_scores_each_picture_with_its_own_prompt_and_the_set_against_tru
     reference, _ = meter.clip.embed(true, [""] * 6)
     once = np.ones((1, 2), int)
     assert statistics["frechet"].at(once)[0] == pytest.approx(by_definition(images, reference), abs=1e-5)
+
+
+@pytest.mark.parametrize("part", ["visual_projection", "text_projection"])
+def test_a_clip_with_weights_that_are_no_numbers_is_an_error_that_names_its_folder(
+    folder: Path, part: str
+) -> None:
+    clip = Clip(folder, CPU)
+    with torch.no_grad():
+        getattr(clip.model, part).weight.fill_(torch.nan)
+    with pytest.raises(InputError, match=f"embeddings of the CLIP model in {folder} are not finite"):
+        clip.embed(PICTURES, PROMPTS)
 
 
 def test_a_damaged_clip_is_an_error_that_names_its_folder(folder: Path, tmp_path: Path) -> None:

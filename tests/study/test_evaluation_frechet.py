@@ -3,8 +3,9 @@ import pytest
 from numpy.random import default_rng
 from numpy.typing import NDArray
 
-from ldm.study.evaluation.bootstrap import compare, resamples, spread
-from ldm.study.evaluation.frechet import FrechetDistance, Reference
+from ldm.study.evaluation import frechet
+from ldm.study.evaluation.bootstrap import DRAWS, Estimate, compare, resamples, spread
+from ldm.study.evaluation.frechet import FEW, FrechetDistance, Reference
 
 
 def with_moments(mean: NDArray, covariance: NDArray, count: int, seed: int) -> NDArray:
@@ -89,3 +90,45 @@ def test_from_fewer_pictures_than_features_a_difference_has_no_interval() -> Non
         estimate = compare(spread(on, resamples(pictures)), spread(off, resamples(pictures)))
         assert np.isfinite(estimate.difference)
         assert np.isfinite([estimate.low, estimate.high]).all() == some
+
+
+def test_where_features_are_wide_a_distance_is_taken_of_few_resamples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert 96 < frechet.WIDE < 2048  # the judge's features are not wide, Inception's are
+    rng = default_rng(4)
+    reference = Reference(rng.standard_normal((40, 8)))
+    for wide, draws in ((8, DRAWS), (7, FEW)):
+        monkeypatch.setattr(frechet, "WIDE", wide)
+        statistic = FrechetDistance(rng.standard_normal((16, 1, 8)), reference)
+        assert len(spread(statistic, resamples(16)).drawn) == draws
+
+
+def test_few_resamples_tell_about_the_same_interval_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = default_rng(5)
+    reference = Reference(rng.standard_normal((200, 8)))
+    off = rng.standard_normal((64, 1, 8))
+    on = 1.2 * off + 0.3 * rng.standard_normal((64, 1, 8))
+
+    def interval(wide: int) -> Estimate:
+        monkeypatch.setattr(frechet, "WIDE", wide)
+        return compare(*(spread(FrechetDistance(x, reference), resamples(64)) for x in (on, off)))
+
+    many, few = interval(8), interval(7)
+    width = many.high - many.low
+    assert few.high - few.low == pytest.approx(width, rel=0.2)
+    for name in ("difference", "low", "high"):
+        assert getattr(few, name) == pytest.approx(getattr(many, name), abs=0.2 * width), name
+
+
+def test_the_interval_of_few_resamples_covers_the_true_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frechet, "WIDE", 7)
+    deviations, covered, trials = np.linspace(0.5, 1, 8), 0, 200
+    reference = Reference(with_moments(np.zeros(8), np.diag(deviations**2), 200, 0))
+    truth = ((0.5 * deviations) ** 2).sum() + 8 * 0.05**2
+    for trial in range(trials):
+        off = deviations * default_rng(trial).standard_normal((48, 1, 8))
+        counts = resamples(48, seed=trial)
+        estimate = compare(*(spread(FrechetDistance(x, reference), counts) for x in (1.5 * off + 0.05, off)))
+        covered += estimate.low <= truth <= estimate.high
+    assert 0.90 <= covered / trials <= 0.99

@@ -15,9 +15,10 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ldm.errors import InputError
+from ldm.study.evaluation import measures
 from ldm.study.evaluation.asked import Asked
-from ldm.study.evaluation.inception import Inception
-from ldm.study.evaluation.measures import Meter, Weights, choose
+from ldm.study.evaluation.inception import AT_ONCE, Inception
+from ldm.study.evaluation.measures import Meter, Weights, choose, read_pictures
 from ldm.txt2img.jobs import Job
 from tests.conftest import relative_error
 
@@ -81,6 +82,24 @@ def test_pictures_of_several_sizes_keep_their_places(weights: Path) -> None:
     assert alone.shape == (4, 2048) and len({row.tobytes() for row in alone}) == 4
 
 
+def test_of_many_pictures_no_more_are_read_than_the_network_takes_at_once(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(2 * AT_ONCE + 1):
+        Image.fromarray(TRUE[0]).save(tmp_path / f"{i}.png")
+    read: list[Path] = []
+    monkeypatch.setattr(measures, "read_picture", lambda path: read.append(path) or TRUE[0])
+    inception, ahead = Inception(weights, CPU), []
+
+    def see(batch: Tensor) -> tuple[Tensor]:
+        ahead.append(len(read))
+        return (torch.zeros(len(batch), 2048),)
+
+    inception.network = see
+    assert inception.embed(read_pictures(tmp_path)).shape == (2 * AT_ONCE + 1, 2048)
+    assert ahead == [AT_ONCE, 2 * AT_ONCE, 2 * AT_ONCE + 1]
+
+
 def test_nothing_in_the_file_of_weights_runs(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -96,6 +115,13 @@ def test_what_is_no_inception_is_an_error_that_names_the_right_file(tmp_path: Pa
     save_file({"fc.bias": torch.ones(3)}, path := tmp_path / "other.safetensors")
     with pytest.raises(InputError, match=r"holds no Inception weights for FID: they are torch-fidelity's"):
         Inception(path, CPU)
+
+
+def test_weights_that_are_no_numbers_are_an_error_that_names_the_file(weights: Path) -> None:
+    inception = Inception(weights, CPU)
+    inception.network = lambda batch: (torch.full((len(batch), 2048), torch.nan),)
+    with pytest.raises(InputError, match=f"with {weights} is not finite: its weights are damaged"):
+        inception.embed(PICTURES)
 
 
 def test_without_true_pictures_there_is_no_fid(weights: Path) -> None:

@@ -222,6 +222,7 @@ def test_dollars_in_a_prompt_are_drawn_as_they_are(prompt):
     assert (drawn(in_lines(prompt)) == drawn(prompt, parse_math=False)).all()
 
 
+@pytest.mark.slow
 def test_a_plain_config_without_guidance_draws_pictures_that_are_not_square(figures):
     plain = ["--config", "tiny.yaml", "sampling.scale=1.0", "sampling.width=96"]
     outcome = figures("--figure", "4", "7", "14", *plain)

@@ -1,5 +1,6 @@
 """What bad input gets from scripts/figures.py: exit code 2 and a plain line; finished figures are kept."""
 
+import json
 import os
 import resource
 import sys
@@ -13,6 +14,7 @@ from torch import nn
 
 from ldm.errors import InputError
 from ldm.modules.encoders.words import WordEmbedder
+from ldm.study.figures.figure import save
 from ldm.study.pairs import PAPER_PROMPTS, plan_pairs
 from tests.conftest import Outcome
 
@@ -36,6 +38,7 @@ def said(outcome: Outcome) -> str:
         (["--all", "--seeds", "0"], "--seeds is 0"),
         (["--all", "--seeds", "999999999999"], "over 1,000,000 pictures"),
         (["--all", "--prompts", "999999999999"], "over 1,000,000 pictures"),
+        (["--all", "--prompts", 5000 * "9"], "over 1,000,000 pictures"),
         (["--all", "--steps", "0"], "0"),
         (["--all", "--steps", "1001"], "1001"),
         (["--all", "--config", "no-such.yaml"], "no-such.yaml"),
@@ -71,6 +74,15 @@ def test_names_of_files_may_be_any_bytes(figures, tiny_checkpoint, tmp_path):
     assert "\\udcfe.ckpt" in (outcome.folder / "claims.md").read_text()
 
 
+def test_words_that_the_model_does_not_know_are_said_once(figures, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red squirrel\n")
+    outcome = figures("--figure", "3", "--prompts", tmp_path / "prompts.txt", "--seeds", "2")
+    assert outcome.code == 0, outcome.err
+    [line] = [line for line in outcome.err.splitlines() if line.startswith("warning: ")]
+    assert "does not know squirrel;" in line
+
+
+@pytest.mark.slow
 def test_prompts_may_hold_dollars(figures, tmp_path):
     (tmp_path / "prompts.txt").write_text("price $1_$\na sign: $\\foo$\n")
     outcome = figures("--figure", "5", "8", "10", "14", "--prompts", tmp_path / "prompts.txt")
@@ -104,6 +116,7 @@ def largest_file(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.slow
 def test_where_the_disk_is_full_halfway_finished_figures_stay(figures):
     with largest_file(200_000):
         outcome = figures("--figure", "6", "5")  # figure 5's pictures take more room than figure 6's curves
@@ -111,6 +124,44 @@ def test_where_the_disk_is_full_halfway_finished_figures_stay(figures):
     kept = sorted(path.name for path in outcome.folder.glob("*.*"))
     assert kept == ["figure06.csv", "figure06.json", "figure06.pdf", "figure06.png"]
     assert figures("--figure", "6", "5").code == 0
+
+
+@pytest.mark.slow
+def test_a_study_stopped_after_its_first_figure_leaves_no_page_of_two_studies(figures, monkeypatch):
+    folder = figures("--figure", "17", "18").folder
+    assert {"figures.html", "claims.md"} <= {path.name for path in folder.iterdir()}
+
+    def save_one(figure, *others):
+        if figure.number == 18:
+            raise KeyboardInterrupt
+        save(figure, *others)
+
+    monkeypatch.setattr("ldm.study.figures.study.save", save_one)
+    assert figures("--figure", "17", "18", "--steps", "2").code == 130
+    steps = [json.loads((folder / f"figure{n}.json").read_text())["sampling"]["steps"] for n in (17, 18)]
+    assert steps == [2, 3]
+    assert not {"figures.html", "claims.md"} & {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_a_figure_that_is_only_half_written_anew_has_no_json(figures):
+    folder = figures("--figure", "5").folder
+    assert (folder / "figure05.json").is_file()
+    with largest_file(200_000):
+        assert "figure05.png cannot be written" in said(figures("--figure", "5"))
+    assert not (folder / "figure05.json").exists()
+
+
+def test_a_page_that_cannot_be_replaced_is_named(figures):
+    folder = figures("--figure", "17").folder
+    (folder / "figures.html").unlink()
+    (folder / "figures.html").mkdir()
+    assert "figures.html cannot be removed" in said(figures("--figure", "17"))
+
+
+def test_one_step_is_told_as_one(figures):
+    outcome = figures("--figure", "17", "--steps", "1", "--prompts", "1")
+    assert "over 1 pair of prompt and seed: 1 DDIM step, guidance" in outcome.out
 
 
 def test_figures_of_the_supplement_are_found(figures):

@@ -146,6 +146,40 @@ def test_a_damaged_file_is_named_with_the_remedy(runs, content):
         runs.read(run)
 
 
+def test_a_file_with_any_bit_flipped_gives_what_was_kept_or_the_remedy(runs):
+    run = Run(PAIRS[0], None, SAMPLING, False)
+    kept = {"latents": np.arange(2.0), "picture": np.arange(3, dtype=np.uint8)}
+    np.savez(runs.path(run), allow_pickle=False, **kept)
+    whole = runs.path(run).read_bytes()
+    refused = 0
+    for i in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[i // 8] ^= 1 << i % 8
+        runs.path(run).write_bytes(damaged)
+        try:
+            read = runs.read(run)
+        except InputError as fault:
+            refused += 1
+            assert "cannot be read" in str(fault) and "remove it" in str(fault)
+        else:
+            assert {name: (it.dtype, it.tolist()) for name, it in read.items()} == {
+                name: (it.dtype, it.tolist()) for name, it in kept.items()
+            }
+    assert refused > 4 * len(whole)
+
+
+def test_a_file_that_lacks_an_array_is_damaged(runs):
+    run = Run(PAIRS[0], None, SAMPLING, watched=True)
+    [kept] = made(runs, run)
+    with np.load(runs.path(run)) as arrays:
+        assert set(arrays) == set(kept)
+    for lost in kept:
+        rest = {name: array for name, array in kept.items() if name != lost}
+        np.savez(runs.path(run), allow_pickle=False, **rest)
+        with pytest.raises(InputError, match=rf"cannot be read .*{lost}.*remove it"):
+            runs.read(run)
+
+
 def test_factors_that_meet_no_block_are_refused_plainly(runs):
     with pytest.raises(InputError, match="stages name"):
         made(runs, Run(PAIRS[0], replace(FREEU, stages={999: (1.2, 0.9)}), SAMPLING, False))

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import runpy
 import shlex
 import signal
@@ -11,19 +12,22 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from optuna.storages.journal import JournalFileSymlinkLock
 from optuna.trial import TrialState
 from PIL import Image
 
 from ldm.checkpoint import load_model
+from ldm.errors import InputError, NoNumbers
 from ldm.freeu import PRESETS, FreeUSettings
 from ldm.generate import Sampling, generate
 from ldm.study.evaluation import measures
@@ -32,6 +36,7 @@ from ldm.study.evaluation.measures import MEASURES, Measure
 from ldm.study.evaluation.settings import freeu_of
 from ldm.study.pairs import FIRST_SEED
 from ldm.study.pictures import saturations
+from ldm.study.runs import Run, Runs
 from ldm.study.search import report
 from ldm.study.search import search as searching
 from ldm.study.search import trials as trials_module
@@ -244,10 +249,8 @@ def test_what_is_tried_lies_in_the_space_and_baselines_are_as_given(
     assert {row["name"]: row["s1"] for row in table(done.folder)}["config"] == "0.87654321"
 
 
-@pytest.mark.parametrize(
-    "given",
-    ["captions", *(pytest.param(given, marks=pytest.mark.slow) for given in ("one file", "two files"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("given", ["captions", "one file", "two files"])
 def test_the_evaluation_that_a_search_advises_is_on_prompts_and_noise_that_it_did_not_see(
     given: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -321,6 +324,34 @@ def test_the_verdict_says_of_what_was_found_no_more_than_the_intervals_do(
     )
 
 
+@pytest.mark.parametrize(
+    ("lows", "gain", "said"),
+    [
+        ((0.01, 0.01), "better", "What was found beats FreeU off beyond the noise"),
+        ((0.01, -0.02), "mixed", "better in alignment, undecided in shape"),
+        ((-0.07, 0.01), "mixed", "better in shape, worse in alignment"),
+        ((-0.02, -0.07), "mixed", "worse in shape, undecided in alignment"),
+        ((-0.02, -0.02), "undecided", "What was found does not beat FreeU off beyond the noise"),
+        ((-0.07, -0.07), "worse", "What was found is worse than FreeU off beyond the noise"),
+    ],
+)
+def test_of_several_goals_that_do_not_agree_each_is_told_and_off_is_not_beaten(
+    lows: tuple[float, float], gain: str, said: str
+) -> None:
+    goals = [Goal("alignment", "higher"), Goal("shape", "higher")]
+    apart = {
+        goal.metric: Estimate(0.9, low + 0.03, low, low + 0.06) for goal, low in zip(goals, lows, strict=True)
+    }
+    came = searching.Outcome([], [], None, None, [], {"off": apart, "V1": apart})
+    verdict = report.verdict(SimpleNamespace(goals=goals), came)
+    assert came.gain_over("off", goals) == gain
+    if gain == "mixed":
+        assert verdict.startswith(f"Against FreeU off what was found is {said}: alignment ")
+        assert f". Against published V1 it is {said}: alignment " in verdict
+    else:
+        assert verdict.startswith(f"{said}: alignment ")
+
+
 def test_a_search_of_match_that_the_u_net_refuses_ends_before_the_first_trial(
     search: Callable[..., Outcome],
 ) -> None:
@@ -365,6 +396,7 @@ def test_two_processes_share_one_storage_and_come_to_the_same(
     assert (tmp_path / "one" / "found.yaml").read_text() == (tmp_path / "two" / "found.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_leaves_nothing_untried(
     search: Callable[..., Outcome], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,6 +424,60 @@ def test_a_trial_that_another_process_took_for_dead_ends_no_search(tmp_path: Pat
     trials.hear(trial)
     trials.finish(trial, [1.0])
     assert [one.state for one in trials.all()] == [TrialState.FAIL]
+
+
+@pytest.mark.parametrize("name", ["se{1}", "c{x}d", "what?mode=ro", "100%20b", "a#b", "file:a"])
+def test_a_folder_of_any_name_holds_the_trials(name: str, tmp_path: Path) -> None:
+    for made in (1, 2):
+        trials = Trials(tmp_path / name / "search.db", {}, ["maximize"], seed=0, flag="--outdir")
+        trials.finish(trials.study.ask(), [1.0])
+        assert len(trials.complete()) == made
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / name, tmp_path / name / "search.db"]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 30])
+def test_a_journal_whose_last_line_was_cut_short_goes_on(cut: int, tmp_path: Path) -> None:
+    path = tmp_path / "trials.log"
+
+    def opened() -> Trials:
+        return Trials(path, {}, ["maximize"], seed=0, flag="--storage")
+
+    running = opened()
+    running.finish(running.study.ask(), [1.0])
+    opened().study.ask()
+    path.write_bytes(path.read_bytes()[:-cut])
+    # One that ran all along, on another machine, goes on as well as one that begins.
+    for trials in (running, opened()) if cut == 5 else (opened(), running):
+        trials.finish(trials.study.ask(), [1.0])
+    assert len(opened().complete()) == len(running.complete()) == 3
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_a_line_that_another_process_is_writing_is_no_line_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "trials.log"
+    trials = Trials(path, {}, ["maximize"], seed=0, flag="--storage")
+    trials.finish(trials.study.ask(), [1.0])
+    whole = path.read_bytes()
+    lock = JournalFileSymlinkLock(str(path))
+    lock.acquire()
+    path.write_bytes(whole[:-5])
+    other = Thread(target=lambda: trials.study.ask())
+    other.start()
+    other.join(0.2)
+    assert other.is_alive() and path.read_bytes() == whole[:-5]
+    path.write_bytes(whole)
+    lock.release()
+    other.join()
+    assert path.read_bytes().startswith(whole) and len(trials.all()) == 2
+
+
+def test_a_journal_that_is_spoilt_under_way_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "trials.log"
+    trials = Trials(path, {}, ["maximize"], seed=0, flag="--storage")
+    with path.open("ab") as file:
+        file.write(b'{"op_code":4,"wor\n{"op_code":4}\n')
+    with pytest.raises(InputError, match=re.escape(f"The storage {path} cannot be used: ")):
+        trials.all()
 
 
 def test_a_killed_search_tries_no_baseline_twice(tmp_path: Path) -> None:
@@ -447,6 +533,57 @@ def test_published_factors_too_strong_for_numbers_are_left_out_of_the_check(
     assert done.code == 0, done.err
     record = json.loads((done.folder / "search.json").read_text())
     assert "V1" not in [variant["setting"] for variant in record["check"]["variants"]]
+
+
+def test_published_factors_that_the_check_alone_finds_too_strong_are_left_out_with_a_word(
+    search: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PRESETS, ("sd14", 1), FreeUSettings(1e38, 1.4, 0.9, 0.2))
+    for _ in range(2):
+        done = search("--metrics", "saturation:lower", "--space", "b1=1:1.2", "--trials", 4)
+        assert done.code == 0, done.err
+        assert "published V1 is left out of the check: The latents are no longer numbers" in done.err
+        record = json.loads((done.folder / "search.json").read_text())
+        assert {one["setting"] for one in record["check"]["variants"]} >= {"off", "found", "V2"}
+        assert "V1" not in [one["setting"] for one in record["check"]["variants"]]
+        assert record["verdict"].endswith("The check came to no numbers with published V1.")
+
+
+def test_where_the_best_trial_comes_to_no_numbers_in_the_check_the_next_best_is_found(
+    search: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, strong = Runs.make, set()
+
+    def fail_first(runs: Runs, batch: Sequence[Run], on_step: Callable[[], object]) -> None:
+        freeu = batch[0].freeu
+        if freeu is not None and batch[0].pair.prompt in FRESH and strong <= {str(freeu)}:
+            strong.add(str(freeu))
+            raise NoNumbers("Too strong.")
+        make(runs, batch, on_step)
+
+    monkeypatch.setattr(Runs, "make", fail_first)
+    done = search("--metrics", "saturation:lower", "--space", "b1=1:1.2", "--trials", 6)
+    assert done.code == 0, done.err
+    ranked = sorted(
+        (row for row in table(done.folder) if row["name"] != "off"), key=lambda row: float(row["saturation"])
+    )
+    record = json.loads((done.folder / "search.json").read_text())
+    assert str(record["best"]) == ranked[1]["trial"]
+    assert f"The check came to no numbers with trial {ranked[0]['trial']}." in record["verdict"]
+    found = freeu_of(load_config(done.folder / "found.yaml"))
+    assert found.b1 == float(ranked[1]["b1"])
+
+
+def test_one_of_a_thing_is_told_as_one(search: Callable[..., Outcome], tmp_path: Path) -> None:
+    (tmp_path / "prompts").write_text(PROMPTS[0])
+    (tmp_path / "fresh").write_text(FRESH[0])
+    argv = ("--metrics", "saturation:lower", "--steps", 1, "--search-steps", 1)
+    done = search(*argv, "--trials", 4)
+    assert done.code == 0, done.err
+    told = " ".join(done.out.split())
+    assert "each on the same 1 prompt x 1 seed, in 1 ddim step at guidance" in told
+    assert "What was found, on 1 prompt x 1 that the search did not see, with fresh noise, in 1 step." in told
+    assert "That makes 1 trial: give" in search(*argv, "--trials", 1, into="few").err
 
 
 def test_a_search_in_which_no_trial_has_a_value_says_so(

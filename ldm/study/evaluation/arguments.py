@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from ldm.command_line import add_model_flags
+
 
 def add_measures(parser: argparse.ArgumentParser, usual: str) -> None:
     """Which measures are taken, `usual` being the default, and the weights that some of them need."""
@@ -20,11 +22,7 @@ def add_measures(parser: argparse.ArgumentParser, usual: str) -> None:
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Which model is measured."""
     add = parser.add_argument_group("model").add_argument
-    add("--config", default="freeu_tiny.yaml", help="a file, here or in configs/ (default: the small model)")
-    add("--ckpt", help="weights, .safetensors or .ckpt, here or in checkpoints/ (default: the config's)")
-    add("--download", action="store_true", help="fetch the config's checkpoint if it is not there")
-    add("--trust-config", action="store_true", help="run code of other packages that the config names")
-    add("--device", default="auto", help="auto, cuda, mps or cpu")
+    add_model_flags(add)
     add("--precision", choices=("auto", "full", "fp16", "bf16"), default="auto",
         help="auto: what the device does fast and safely; full: float32")  # fmt: skip
     add("overrides", nargs="*", metavar="key=value", help="changes to the config")

@@ -1,9 +1,8 @@
 """What the pictures of an evaluation are asked to show."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count as count_up
-from itertools import islice
 from pathlib import Path
 
 from numpy.random import default_rng
@@ -16,6 +15,7 @@ from ldm.study.pairs import FIRST_SEED, SCENES_SEED, check_seeds, file_or_count,
 from ldm.txt2img.jobs import Job, check_number, read_prompts
 
 CAPTIONS = 64  # for the embedded model, unless told otherwise
+MOST_DRAWS = 4  # of scenes for each caption: the more there are, the more come again
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,11 @@ def plan(
 ) -> Asked:
     """What is asked for: a file with a prompt a line, each taken once, or how many of the usual ones.
 
-    These are captions of scenes for the embedded model, `usual` of them unless told otherwise, with
-    `held_out` those of shape and colour pairs that training never showed, and the paper's prompts for others.
-    No seed is one of those that are `apart`, and no caption. Raises InputError where there are none.
+    These are captions of scenes for the embedded model, `usual` of them unless told otherwise and no two
+    alike, with `held_out` those of shape and colour pairs that training never showed, and the paper's prompts
+    for others. No seed is one of those that are `apart`, and no caption.
+
+    Raises InputError where there are none.
     """
     check_seeds(seeds)
     file, count = file_or_count(prompts)
@@ -55,13 +57,26 @@ def plan(
         texts = [*dict.fromkeys(read_prompts(file))]
     elif embedded:
         check_number((count or usual) * seeds)
-        known = apart.prompts if apart else []
-        drawn = (draw_scene(default_rng((SCENES_SEED, k)), held_out) for k in count_up(len(known)))
-        scenes = list(islice((scene for scene in drawn if describe(scene) not in known), count or usual))
-        texts = [describe(scene) for scene in scenes]
+        drawn = draw_captions(count or usual, held_out, apart.prompts if apart else [])
+        texts, scenes = [*drawn], [*drawn.values()]
     else:
         texts = usual_prompts(text_encoder, count)
     return Asked(paired(texts, seeds, apart), scenes)
+
+
+def draw_captions(count: int, held_out: bool, known: Sequence[str]) -> dict[str, Scene]:
+    """So many captions by lot, each with its scene, none twice and none that is known. Raises InputError."""
+    captions: dict[str, Scene] = {}
+    taken = {*known}
+    for k in range(len(known), MOST_DRAWS * (len(known) + count)):
+        if len(captions) == count:
+            break
+        scene = draw_scene(default_rng((SCENES_SEED, k)), held_out)
+        if (caption := describe(scene)) not in taken:
+            captions.setdefault(caption, scene)
+    if len(captions) < count:
+        raise InputError(f"There are hardly {count} captions that differ: ask for fewer --prompts.")
+    return captions
 
 
 def plan_apart(
@@ -107,9 +122,8 @@ def read_seen(path: Path) -> Asked:
     try:
         told = json.loads(path.read_bytes())
         prompts, seeds = told["prompts"], told["seeds_each"]
-        whole = (
-            isinstance(prompts, list) and all(isinstance(it, str) for it in prompts) and type(seeds) is int
-        )
+        whole = isinstance(prompts, list) and all(isinstance(it, str) for it in prompts)
+        whole = whole and type(seeds) is int and seeds >= 1
     except OSError as fault:
         raise InputError(f"--unseen-by {path} cannot be read: {fault.strerror}.") from None
     except (ValueError, LookupError, TypeError, RecursionError):

@@ -24,7 +24,7 @@ class Statistic(Protocol):
     """A number that a set of pictures has, whatever the share of each prompt in the set."""
 
     biased: bool  # whether it comes out too large for few pictures, as distances of distributions do
-    enough: bool  # whether there are so many pictures that resamples tell how far it is off
+    draws: int  # of how many resamples it is taken at most; 0 where they do not tell how far it is off
 
     def at(self, counts: NDArray[Any]) -> Numbers:
         """The numbers (D,) of D sets in which prompt p comes counts[d, p] times."""
@@ -37,7 +37,7 @@ class Mean:
     NaN for sets in which nothing counts.
     """
 
-    biased, enough = False, True
+    biased, draws = False, DRAWS
 
     def __init__(self, values: ArrayLike, weights: ArrayLike = 1.0):
         self.values = np.asarray(values, np.float64)
@@ -55,9 +55,10 @@ class Spread:
     """A statistic of a set of P prompts as it is, and of D resamples of them."""
 
     value: float
-    drawn: Numbers  # (D,), or none where there are not enough pictures
+    drawn: Numbers  # (D,), or none where resamples tell nothing
     prompts: int
     biased: bool
+    few: bool  # whether there are fewer resamples than percentiles need
 
 
 @dataclass(frozen=True)
@@ -87,18 +88,19 @@ def spread(statistic: Statistic, counts: NDArray[Any]) -> Spread:
     """The statistic of the set as it is and of each resample; `counts` are (D, P)."""
     prompts = counts.shape[1]
     as_it_is = float(statistic.at(np.ones((1, prompts), np.int64))[0])
-    drawn = statistic.at(counts if statistic.enough else counts[:0])
-    return Spread(as_it_is, drawn, prompts, statistic.biased)
+    drawn = statistic.at(counts[: statistic.draws])
+    return Spread(as_it_is, drawn, prompts, statistic.biased, few=statistic.draws < DRAWS)
 
 
 def compare(on: Spread, off: Spread) -> Estimate:
     """The value of `on` and its difference to that of `off`, both over the same resamples.
 
-    The interval reaches as far as the percentiles of the resampled differences, and further by what a normal
-    quantile and a deviation over P fall short of Student's and one over P - 1. Of a biased statistic the
-    resamples are as far off the set as the set is off the truth, and to the same side: their mean bias is
-    taken out of the difference, and the interval is reflected (the basic bootstrap: Davison and Hinkley 1997,
-    5.2). Without resamples there is no interval, and its ends are NaN.
+    The interval reaches as far as the percentiles of the resampled differences, or where these are few as
+    Student's quantile times their deviation; and further by what a normal quantile and a deviation over P
+    fall short of Student's and one over P - 1. Of a biased statistic the resamples are as far off the set as
+    the set is off the truth, and to the same side: their mean bias is taken out of the difference, and the
+    interval is reflected (the basic bootstrap: Davison and Hinkley 1997, 5.2). Without resamples there is no
+    interval, and its ends are NaN.
     """
     difference = on.value - off.value
     drawn = on.drawn - off.drawn  # (D,)
@@ -106,7 +108,11 @@ def compare(on: Spread, off: Spread) -> Estimate:
     if not len(drawn):
         return Estimate(on.value, difference, np.nan, np.nan)
     center = drawn.mean() if on.biased else difference
-    ends = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    if on.few:
+        reach = t_quantile(CONFIDENCE, len(drawn) - 1) * drawn.std(ddof=1)
+        ends = drawn.mean() + reach * np.array([-1, 1])
+    else:
+        ends = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     low, high = (ends - center) * widening(on.prompts)
     if on.biased:
         difference, low, high = 2 * difference - center, -high, -low

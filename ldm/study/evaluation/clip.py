@@ -4,8 +4,8 @@ torchmetrics has a CLIP score too, but takes no local folder and fails with tran
 """
 
 import re
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterable
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,22 @@ class Clip:
     """A CLIP model on a device. Raises InputError where its folder does not hold one."""
 
     def __init__(self, folder: Path, device: torch.device):
+        self.folder = folder
         self.model, self.processor = read_clip(folder)
         self.model.to(device).eval()
 
     @torch.no_grad()
-    def embed(self, pictures: Sequence[Picture], prompts: Sequence[str]) -> tuple[Numbers, Numbers]:
-        """The embeddings of pictures (N, F) and of as many prompts, (N, F), each of length one."""
+    def embed(self, pictures: Iterable[Picture], prompts: Iterable[str]) -> tuple[Numbers, Numbers]:
+        """The embeddings of pictures (N, F), each with a prompt, and of these, (N, F), all of length one.
+
+        Raises InputError where they are not finite.
+        """
         both: list[tuple[Tensor, Tensor]] = []
-        for start in range(0, len(pictures), AT_ONCE):
+        pairs = zip(pictures, prompts, strict=False)
+        while some := [*islice(pairs, AT_ONCE)]:
             inputs = self.processor(
-                images=[np.array(picture) for picture in pictures[start : start + AT_ONCE]],
-                text=list(prompts[start : start + AT_ONCE]),
+                images=[np.array(picture) for picture, _ in some],
+                text=[prompt for _, prompt in some],
                 return_tensors="pt",
                 padding=True,
                 truncation=True,
@@ -45,6 +50,11 @@ class Clip:
             out = self.model(**inputs.to(self.model.device))
             both.append((out.image_embeds.float().cpu(), out.text_embeds.float().cpu()))
         images, texts = (torch.cat(parts).numpy() for parts in zip(*both, strict=True))
+        if not np.isfinite(images).all() or not np.isfinite(texts).all():
+            raise InputError(
+                f"The embeddings of the CLIP model in {self.folder} are not finite: its weights are damaged. "
+                "Fetch them again."
+            )
         return images, texts
 
 

@@ -7,17 +7,19 @@ from typing import Any
 from tqdm import tqdm
 
 from ldm.freeu import FreeUSettings
+from ldm.generate import total_steps
 from ldm.study.claims import CONFIDENCE
 from ldm.study.evaluation import bootstrap
 from ldm.study.evaluation.asked import Asked, plan, plan_unseen, read_seen
 from ldm.study.evaluation.bootstrap import Estimate, Spread, Statistic, compare, resamples, spread
+from ldm.study.evaluation.frechet import FEW, WIDE
 from ldm.study.evaluation.guidance import guidance_ratios
 from ldm.study.evaluation.measures import RENDERS, Meter, check_names, choose
 from ldm.study.evaluation.settings import read_settings
 from ldm.study.evaluation.subject import Subject, checkpoint_name, weights_of
 from ldm.study.pictures import Pictures
 from ldm.study.runs import Run
-from ldm.study.watch import total_steps
+from ldm.txt2img.caveats import warn_of_words
 from ldm.util import load_config
 
 PROBES = 16  # prompts over which a setting's ratio of guidance is measured, with one seed each
@@ -69,6 +71,7 @@ class Evaluation:
             "true_renders": RENDERS if meter.by_judge else None,
             "bootstrap": {
                 "draws": bootstrap.DRAWS,
+                f"draws_of_over_{WIDE}_features": FEW,
                 "seed": bootstrap.SEED,
                 "confidence": CONFIDENCE,
                 "resampled": "prompts",
@@ -86,14 +89,18 @@ class Evaluation:
         results: list[Result] = []
         off: dict[str, Spread] = {}
         for variant in tqdm(variants, "measuring", unit="setting", disable=None):
-            pictures = self.subject.pictures(self.asked, self.runs_of(variant))
-            statistics = self.meter.measure(pictures, self.asked)
+            statistics, shown = self.measure(variant)
             spreads = {name: spread(statistic, counts) for name, statistic in statistics.items()}
             off = off or spreads
             estimates = {name: compare(spreads[name], off[name]) for name in spreads}
-            shown = pictures[:SHOWN, 0].copy()  # a view would keep all of the variant's pictures
             results.append(Result(variant, statistics, estimates, shown))
         return results, ratios
+
+    def measure(self, variant: Variant) -> tuple[dict[str, Statistic], Pictures]:
+        """A variant's measures, and what is shown of it. Its other pictures are held no longer than that."""
+        pictures = self.subject.pictures(self.asked, self.runs_of(variant))
+        shown = pictures[:SHOWN, 0].copy()  # a view would keep all of the variant's pictures
+        return self.meter.measure(pictures, self.asked), shown
 
     def ratios(self) -> dict[str, float]:
         """The ratio of guidance of each setting, rounded; none where nothing is guided or to be matched."""
@@ -135,6 +142,7 @@ def read_evaluation(arguments: Namespace) -> Evaluation:
     subject.fit(settings)
     given = arguments.prompts, arguments.held_out, arguments.seeds, subject.model.cond_stage_model
     asked = plan(*given) if seen is None else plan_unseen(*given, seen)
+    warn_of_words(subject.model.cond_stage_model, asked.prompts)
     metrics = choose(names, asked, subject.side, weights)
     return Evaluation(
         subject, settings, asked, Meter(metrics, arguments.held_out, weights, subject.model.device)

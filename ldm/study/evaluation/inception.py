@@ -1,8 +1,8 @@
 """What the Inception network of the Fréchet inception distance sees of pictures, by torch-fidelity."""
 
 import io
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Iterable
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,20 @@ class Inception:
                 "weights-inception-2015-12-05-6726825d.pth."
             ) from None
         self.network = network.to(device)
-        self.device = device
+        self.path, self.device = path, device
 
     @torch.no_grad()
-    def embed(self, pictures: Sequence[Picture]) -> Numbers:
-        """The features of pictures (H, W, 3): (N, 2048)."""
+    def embed(self, pictures: Iterable[Picture]) -> Numbers:
+        """The features of pictures (H, W, 3): (N, 2048). Raises InputError where they are not finite."""
         features = []
         for _, alike in groupby(pictures, key=np.shape):
-            batches = torch.from_numpy(np.stack([*alike])).permute(0, 3, 1, 2).split(AT_ONCE)  # (n, 3, H, W)
-            features += [self.network(batch.to(self.device))[0].cpu() for batch in batches]  # (n, 2048)
-        return torch.cat(features).numpy()
+            while some := [*islice(alike, AT_ONCE)]:
+                batch = torch.from_numpy(np.stack(some)).permute(0, 3, 1, 2)  # (n, 3, H, W)
+                features.append(self.network(batch.to(self.device))[0].cpu())  # (n, 2048)
+        found = torch.cat(features).numpy()
+        if not np.isfinite(found).all():
+            raise InputError(
+                f"What Inception sees with {self.path} is not finite: its weights are damaged. Fetch them "
+                "again."
+            )
+        return found

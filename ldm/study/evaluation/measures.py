@@ -1,7 +1,8 @@
 """The measures of an evaluation: which there are, which can be had, and how pictures come out in them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Literal
 
@@ -136,14 +137,15 @@ class Meter:
         if "fid" in names and weights.inception is not None:
             self.inception = Inception(weights.inception, device)
         if "frechet" in names or "fid" in names:
-            true = None if weights.reference is None else read_pictures(weights.reference)
-            if "frechet" in names and self.clip is not None and true is not None:
-                self.reference = Reference(self.clip.embed(true, [""] * len(true))[0])
-            renders = true_renders(held_out) if self.by_judge or true is None else []
+            folder = weights.reference
+            if "frechet" in names and self.clip is not None and folder is not None:
+                self.reference = Reference(self.clip.embed(read_pictures(folder), repeat(""))[0])
+            renders = true_renders(held_out) if self.by_judge or folder is None else []
             if self.by_judge and self.judge is not None:
                 self.reference = Reference(pooled(self.judge, renders))
             if self.inception is not None:
-                self.fid_reference = Reference(self.inception.embed(true or renders))
+                true = renders if folder is None else read_pictures(folder)
+                self.fid_reference = Reference(self.inception.embed(true))
 
     def measure(self, pictures: Pictures, asked: Asked) -> dict[str, Statistic]:
         """Each measure of pictures (P, S, H, W, 3), those of asked prompt p with its seeds."""
@@ -208,9 +210,12 @@ def batched(pictures: Sequence[Picture]) -> list[Sequence[Picture]]:
     return [pictures[start : start + AT_ONCE] for start in range(0, len(pictures), AT_ONCE)]
 
 
-def read_pictures(folder: Path) -> list[Picture]:
-    """The PNG and JPEG pictures in a folder. Raises InputError where there are not two."""
+def read_pictures(folder: Path) -> Iterator[Picture]:
+    """The PNG and JPEG pictures in a folder, read one by one. Raises InputError where there are not two."""
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
     if len(paths) < 2:
-        raise InputError(f"There are no pictures to compare with in {folder}: put PNGs or JPEGs there.")
-    return [read_picture(path) for path in paths]
+        there = "one picture" if paths else "no picture"
+        raise InputError(
+            f"There is {there} to compare with in {folder}: put two PNGs or JPEGs or more there."
+        )
+    return map(read_picture, paths)

@@ -12,11 +12,12 @@ from typing import Any
 
 from ldm.image_io import save_png, written_whole
 from ldm.study.evaluation.asked import Asked
-from ldm.study.evaluation.bootstrap import Estimate, Mean
+from ldm.study.evaluation.bootstrap import DRAWS, Estimate, Mean
 from ldm.study.evaluation.evaluation import SHOWN, Evaluation, Result
 from ldm.study.evaluation.measures import MEASURES, Measure
 from ldm.study.evaluation.settings import in_words
 from ldm.txt2img.sheets import Words, labelled
+from ldm.wording import counted
 
 WIDTH = 100  # columns of the terminal
 
@@ -47,13 +48,17 @@ def headline(facts: dict[str, Any]) -> list[str]:
     held_out = " of pairs that training never showed" if facts["held_out"] else ""
     boot = facts["bootstrap"]
     return textwrap.wrap(
-        f"FreeU against the plain model on {Path(facts['checkpoint']).name}: {prompts} prompts{held_out} x "
-        f"{seeds} {'seed' if seeds == 1 else 'seeds'}, {sampling['steps']} {sampling['sampler']} steps, "
-        f"{facts['precision']} on {facts['device']}. Behind each value is its difference to off, from the "
-        f"same noise, with its 95 % interval ({boot['draws']} bootstrap draws of the prompts, seed "
-        f"{boot['seed']}).",
+        f"FreeU against the plain model on {Path(facts['checkpoint']).name}: {counted(prompts, 'prompt')}"
+        f"{held_out} x {counted(seeds, 'seed')}, {steps_of(sampling)}, {facts['precision']} on "
+        f"{facts['device']}. Behind each value is its difference to off, from the same noise, with its 95 % "
+        f"interval ({boot['draws']} bootstrap draws of the prompts, seed {boot['seed']}).",
         WIDTH,
     )
+
+
+def steps_of(sampling: dict[str, Any]) -> str:
+    """As 50 ddim steps."""
+    return counted(sampling["steps"], f"{sampling['sampler']} step")
 
 
 def row(name: str, results: Sequence[Result], decimals: int) -> str:
@@ -100,6 +105,9 @@ def legend(results: Sequence[Result], ratios: dict[str, float], facts: dict[str,
             "A Frechet distance of few pictures is too large. Its differences are freed of what resamples "
             "show of that; from fewer pictures than features they are not, and have no interval."
         )
+    if few := [name for name, one in results[0].statistics.items() if 0 < one.draws < DRAWS]:
+        draws = results[0].statistics[few[0]].draws
+        lines.append(f"Of {' and '.join(few)} there are {draws} draws, as each takes seconds.")
     if ratios:
         lines.append(
             "FreeU changes how far the caption guides: with it the network's answer to the caption moves so "
@@ -124,9 +132,7 @@ def write(evaluation: Evaluation, results: Sequence[Result], ratios: dict[str, f
     labels = [result.variant.label for result in results]
     rows = [[result.shown[i] for result in results] for i in range(len(results[0].shown))]
     sampling = evaluation.facts["sampling"]
-    words = Words(
-        small_print=[f"{sampling['steps']} {sampling['sampler']} steps", f"guidance {sampling['scale']:g}"]
-    )
+    words = Words(small_print=[steps_of(sampling), f"guidance {sampling['scale']:g}"])
     save_png(sheet, labelled(rows, [labels], asked.prompts[:SHOWN], words))
     return [*files, sheet]
 

@@ -13,14 +13,13 @@ from ldm.checkpoint import fingerprint
 from ldm.device import pick_device, pick_dtype
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
-from ldm.generate import check
+from ldm.generate import check, total_steps
 from ldm.image_io import writable_folder
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
 from ldm.study.evaluation.asked import Asked
 from ldm.study.evaluation.measures import Weights
 from ldm.study.pictures import Pictures
 from ldm.study.runs import Run, Runs
-from ldm.study.watch import total_steps
 from ldm.txt2img.caveats import warn_of_mix_up
 from ldm.txt2img.prompted import load_prompted
 from ldm.txt2img.request import DTYPES, usual_sampling
@@ -78,8 +77,8 @@ class Subject:
         """Raises InputError where the U-Net does not take one of these settings."""
         for name, freeu in settings.items():
             try:
-                self.unet.freeu = freeu
-            except ValueError as fault:
+                self.unet.factors_of(freeu)
+            except InputError as fault:
                 raise InputError(f"{name} does not fit this model. {fault}") from None
 
     def runs_of(self, asked: Asked, freeu: FreeUSettings | None, **changes: Any) -> list[Run]:
@@ -98,7 +97,9 @@ class Subject:
 
     def pictures(self, asked: Asked, runs: Sequence[Run]) -> Pictures:
         """The pictures of such runs, (P, S, H, W, 3)."""
-        pictures = np.stack([self.runs.read(run)["picture"] for run in runs])
+        pictures = np.empty((len(runs), *self.side, 3), np.uint8)  # filled one by one, not held twice
+        for i, run in enumerate(runs):
+            pictures[i] = self.runs.read(run)["picture"]
         return pictures.reshape(len(asked.pairs), -1, *pictures.shape[1:])
 
 

@@ -12,6 +12,7 @@ import matplotlib.figure
 import numpy as np
 from numpy.typing import NDArray
 
+from ldm.errors import InputError
 from ldm.freeu import DecoderStage, FreeUSettings
 from ldm.image_io import written_whole
 from ldm.study.claims import Check
@@ -79,8 +80,10 @@ def save(
 ) -> None:
     """Writes a figure as PNG and PDF, its numbers as CSV, its settings and the outcome of its checks as JSON.
 
-    The JSON comes last, so that where it lies the others do. Raises InputError where the disk refuses.
+    The JSON goes first and comes last, so that where it lies the others do. Raises InputError where the disk
+    refuses.
     """
+    remove(folder / f"{figure.stem}.json")
     # Without dates the same numbers give the same bytes.
     for kind, metadata in {"png": {}, "pdf": {"CreationDate": None}}.items():
         with written_whole(folder / f"{figure.stem}.{kind}") as file:
@@ -103,6 +106,14 @@ def save(
     }.items():
         with written_whole(folder / f"{figure.stem}.{kind}") as file:
             file.write(content.encode())
+
+
+def remove(path: Path) -> None:
+    """Takes a file away that is to be made anew. Raises InputError where the disk refuses."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as fault:
+        raise InputError(f"{path} cannot be removed: {fault.strerror or fault}.") from None
 
 
 def finite(value: Any) -> Any:

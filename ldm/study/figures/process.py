@@ -27,6 +27,7 @@ from ldm.study.figures.style import (
     draw_curves,
     frequency_axis,
 )
+from ldm.wording import counted
 
 SHOWN = 8  # steps that figure 3 has pictures of
 STATES = {"t": "$x_t$", "0": "predicted $x_0$"}
@@ -81,7 +82,7 @@ def draw_bands(material: Material) -> Drawing:
         claim = f"Low frequencies of the decoded {plain_name} change less from step to step than high ones"
         quantity = "change over the band's norm, high - low"
         checks.append(judge(claim, quantity, (change["high"] - change["low"]).mean(1)))
-    grid = Grid(pictures, names, [f"{steps[k]} {'step' if steps[k] == 1 else 'steps'}" for k in chosen])
+    grid = Grid(pictures, names, [counted(steps[k], "step") for k in chosen])
     sheet = new_sheet(PAGE, grid.height)
     grid.draw(sheet)
     return Drawing(sheet, rows, checks)

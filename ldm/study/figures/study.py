@@ -14,21 +14,21 @@ from ldm.config.trust import trusting
 from ldm.device import pick_device, pick_dtype
 from ldm.errors import InputError
 from ldm.freeu import find_preset
-from ldm.generate import check
+from ldm.generate import check, total_steps
 from ldm.image_io import writable_folder
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.plots import style
-from ldm.study.figures.figure import Figure, Material, Setup, save
+from ldm.study.figures.figure import Figure, Material, Setup, remove, save
 from ldm.study.figures.report import Drawn, write_claims, write_page
 from ldm.study.pairs import plan_pairs
 from ldm.study.runs import Run, Runs
-from ldm.study.watch import total_steps
-from ldm.txt2img.caveats import warn_of_mix_up
+from ldm.txt2img.caveats import warn_of_mix_up, warn_of_words
 from ldm.txt2img.prompted import load_prompted
 from ldm.txt2img.request import usual_sampling
 from ldm.util import FACTORS, UNET, get_class, load_config, remove_freeu, set_freeu, unet_section
 from ldm.weights.download import sha256
 from ldm.weights.place import find_checkpoint
+from ldm.wording import counted
 
 
 class Study:
@@ -49,6 +49,7 @@ class Study:
         check(self.sampling, self.model)
         warn_of_mix_up(model)
         self.pairs = plan_pairs(arguments.prompts, arguments.seeds, self.model.cond_stage_model)
+        warn_of_words(self.model.cond_stage_model, [pair.prompt for pair in self.pairs])
 
         digest = sha256(find_checkpoint(name))
         precision = str(dtype).removeprefix("torch.")
@@ -85,6 +86,8 @@ class Study:
                 kept = {variant: [self.runs.read(run) for run in them] for variant, them in runs.items()}
                 drawing = figure.draw(Material(self.pairs, self.unet.decoder_stages, kept))
                 variants = {variant: them[0].freeu for variant, them in runs.items()}
+                for name in ("figures.html", "claims.md"):  # which tell of all figures as they were
+                    remove(self.folder / name)
                 save(figure, drawing, variants, self.settings, self.folder)
                 drawn.append(Drawn(figure, drawing.checks, variants))
                 bar.update()
@@ -115,14 +118,14 @@ class Study:
 
     def facts(self) -> str:
         """What the numbers rest on, in a line."""
-        sampling, facts, n = self.sampling, self.settings, len(self.pairs)
+        sampling, facts = self.sampling, self.settings
         square = "" if sampling.height == sampling.width else " Spectra are of the middle square."
         return (
-            f"Measured on {facts['checkpoint']} (sha256 {facts['sha256'][:12]}…) over {n} "
-            f"{'pair' if n == 1 else 'pairs'} of prompt and seed: {sampling.steps} DDIM steps, guidance "
-            f"{sampling.scale:g}, {sampling.width}x{sampling.height} pixels, {facts['precision']}.{square} "
-            "Intervals are Student's t over the pairs, for these prompts; a claim holds where its whole "
-            "interval is above zero."
+            f"Measured on {facts['checkpoint']} (sha256 {facts['sha256'][:12]}…) over "
+            f"{counted(len(self.pairs), 'pair')} of prompt and seed: {counted(sampling.steps, 'DDIM step')}, "
+            f"guidance {sampling.scale:g}, {sampling.width}x{sampling.height} pixels, {facts['precision']}."
+            f"{square} Intervals are Student's t over the pairs, for these prompts; a claim holds where its "
+            "whole interval is above zero."
         )
 
 

@@ -6,7 +6,7 @@ import json
 import re
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -15,12 +15,13 @@ from ldm.image_io import written_whole
 from ldm.study.evaluation.measures import MEASURES
 from ldm.study.evaluation.report import WIDTH, difference, digits, number, summary
 from ldm.study.evaluation.settings import in_words
-from ldm.study.search.goals import Goal
+from ldm.study.search.goals import Goal, Verdict
 from ldm.study.search.plot import save_plot
 from ldm.study.search.search import FOUND, PRESET, Outcome, Search, called
 from ldm.study.search.trials import NAME
 from ldm.util import CONFIGS, FACTORS, FREE_UNET, FREEU, find_config
 from ldm.weights.place import find_checkpoint
+from ldm.wording import counted
 
 RECORD = "search.json"
 
@@ -31,16 +32,16 @@ def told(search: Search, outcome: Outcome) -> str:
     seeds = len(search.asked.pairs[0])
     goals = " and ".join(f"{goal.metric} ({goal.better} is better)" for goal in search.goals)
     head = (
-        f"Tried {len(outcome.trials)} settings of FreeU, over {search.space}, for {goals}, on "
-        f"{Path(facts['checkpoint']).name}: each on the same {len(prompts)} prompts x {seeds} "
-        f"{'seed' if seeds == 1 else 'seeds'}, in {search.steps} {facts['sampling']['sampler']} steps at "
+        f"Tried {counted(len(outcome.trials), 'setting')} of FreeU, over {search.space}, for {goals}, on "
+        f"{Path(facts['checkpoint']).name}: each on the same {counted(len(prompts), 'prompt')} x "
+        f"{counted(seeds, 'seed')}, in {counted(search.steps, facts['sampling']['sampler'] + ' step')} at "
         f"guidance {facts['sampling']['scale']:g}."
     )
     check = (
-        f"What was found, on {len(fresh)} prompts x {seeds} that the search did not see, with fresh noise, "
-        f"in {facts['sampling']['steps']} steps. Behind each value is its difference to off with the 95 % "
-        f"interval ({facts['bootstrap']['draws']} bootstrap draws of the prompts), and a star where that "
-        "leaves out zero."
+        f"What was found, on {counted(len(fresh), 'prompt')} x {seeds} that the search did not see, with "
+        f"fresh noise, in {counted(facts['sampling']['steps'], 'step')}. Behind each value is its difference "
+        f"to off with the 95 % interval ({facts['bootstrap']['draws']} bootstrap draws of the prompts), and "
+        "a star where that leaves out zero."
     )
     lines = [*textwrap.wrap(head, WIDTH), "", *trial_lines(search, outcome), "", *textwrap.wrap(check, WIDTH)]
     return "\n".join(
@@ -93,14 +94,13 @@ def verdict(search: Search, outcome: Outcome) -> str:
     said = {
         "better": "What was found beats FreeU off beyond the noise",
         "worse": "What was found is worse than FreeU off beyond the noise",
-        "mixed": "What was found beats FreeU off in one goal and is worse in another",
+        "mixed": f"Against FreeU off what was found is {by_goal(search, outcome, 'off')}",
         "undecided": "What was found does not beat FreeU off beyond the noise",
     }
     sentences = [f"{said[outcome.gain_over('off', search.goals)]}: {differences(search, outcome, 'off')}."]
     relations = {
         "better": "better than",
         "undecided": "not told apart from",
-        "mixed": "better in one goal and worse in another than",
         "worse": "worse than",
     }
     others = {name: outcome.gain_over(name, search.goals) for name in outcome.against if name != "off"}
@@ -109,7 +109,24 @@ def verdict(search: Search, outcome: Outcome) -> str:
         them = "; ".join(f"{called(name)}, {differences(search, outcome, name)}" for name in names)
         if names:
             sentences.append(f"It is {relation} {them}.")
+    for name in others:
+        if others[name] == "mixed":
+            them = f"{by_goal(search, outcome, name)}: {differences(search, outcome, name)}"
+            sentences.append(f"Against {called(name)} it is {them}.")
+    if outcome.left_out:
+        sentences.append(f"The check came to no numbers with {' and '.join(outcome.left_out)}.")
     return " ".join(sentences)
+
+
+def by_goal(search: Search, outcome: Outcome, name: str) -> str:
+    """In which goals what was found is better than another, in which worse and in which undecided."""
+    told = []
+    for verdict in get_args(Verdict):
+        estimates = outcome.against[name]
+        goals = [goal.metric for goal in search.goals if goal.verdict(estimates[goal.metric]) == verdict]
+        if goals:
+            told.append(f"{verdict} in {' and '.join(goals)}")
+    return ", ".join(told)
 
 
 def differences(search: Search, outcome: Outcome, name: str) -> str:
@@ -158,7 +175,7 @@ def preset(search: Search, outcome: Outcome) -> str:
     found = {"sampling": sampling, "model": {"params": {"unet_config": unet}}}
     merged = OmegaConf.merge(content, *changes, found)
     comment = (
-        f"FreeU found by scripts/search.py, the best of {len(outcome.trials)} trials at guidance "
+        f"FreeU found by scripts/search.py, the best of {counted(len(outcome.trials), 'trial')} at guidance "
         f"{facts['sampling']['scale']:g}. {verdict(search, outcome)} evaluate.py judges it on prompts and "
         f"noise that the search did not see with --unseen-by and the {RECORD} beside this file."
     )

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ldm.errors import InputError, NoNumbers
 from ldm.freeu import FreeUSettings
+from ldm.generate import total_steps
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.schedule import check_steps
 from ldm.study.evaluation.asked import plan_apart
@@ -29,8 +30,9 @@ from ldm.study.evaluation.subject import Subject, checkpoint_name, weights_of
 from ldm.study.search.goals import Goal, read_goals, usual_goals
 from ldm.study.search.space import read_space
 from ldm.study.search.trials import NAME, Trials
-from ldm.study.watch import total_steps
+from ldm.txt2img.caveats import warn_of_words
 from ldm.util import find_config, load_config, read_with_base
+from ldm.wording import counted
 
 CAPTIONS = (32, 96)  # of the embedded model, for the search and for the check of what it finds
 WAIT = 2.0  # seconds between two looks at trials that run elsewhere
@@ -48,11 +50,12 @@ class Outcome:
     found: FreeUSettings
     results: list[Result]  # FreeU off first, then what was found, then published factors
     against: dict[str, dict[str, Estimate]]  # what was found less each other, by its name and the metric
+    left_out: Sequence[str] = ()  # what came to no numbers on the fresh prompts
 
     def gain_over(self, name: str, goals: Sequence[Goal]) -> str:
-        """Whether what was found is "better", "worse" or both ("mixed") than another, beyond the noise."""
-        verdicts = {goal.verdict(self.against[name][goal.metric]) for goal in goals} - {"undecided"}
-        return verdicts.pop() if len(verdicts) == 1 else "mixed" if verdicts else "undecided"
+        """What every goal says of what was found against another, or "mixed" where they do not agree."""
+        verdicts = {goal.verdict(self.against[name][goal.metric]) for goal in goals}
+        return verdicts.pop() if len(verdicts) == 1 else "mixed"
 
 
 class Search:
@@ -83,6 +86,7 @@ class Search:
         self.asked, fresh = plan_apart(
             arguments.prompts, arguments.fresh_prompts, arguments.seeds, encoder, CAPTIONS
         )
+        warn_of_words(encoder, [*self.asked.prompts, *fresh.prompts])
         metrics = [goal.metric for goal in self.goals]
         for asked in (self.asked, fresh):
             choose(metrics, asked, self.subject.side, weights)
@@ -119,8 +123,9 @@ class Search:
             trials = min(trials, (pictures - checked) // each)
         if trials < least:
             raise InputError(
-                f"That makes {max(trials, 0)} trials: give --trials {least} or more, and --pictures "
-                f"{least * each + checked} or more, as a trial takes {each} and the last check {checked}."
+                f"That makes {counted(max(trials, 0), 'trial')}: give --trials {least} or more, and "
+                f"--pictures {least * each + checked} or more, as a trial takes {each} and the last check "
+                f"{checked}."
             )
         return trials
 
@@ -206,30 +211,54 @@ class Search:
         """The best trial, held against FreeU off and published factors on fresh prompts and noise."""
         trials = self.trials.complete()
         tried = [trial for trial in trials if trial.user_attrs.get(NAME) != "off"]
-        if not tried:
+        left_out: list[str] = []
+        while tried:
+            best = self.best(tried)
+            found = self.space.settings(best.params)
+            if self.draw_check(f"trial {best.number}", found):
+                break
+            left_out.append(f"trial {best.number}")
+            tried = [trial for trial in tried if trial.params != best.params]
+        else:
             metrics = " and ".join(goal.metric for goal in self.goals)
             raise InputError(
                 f"No trial with FreeU has a value in {metrics}: search in another --outdir, by other "
                 "--metrics or over another --space."
             )
-        best = self.best(tried)
-        found = self.space.settings(best.params)
         # What failed on the search's prompts would fail on these too.
-        left_out = {"off", *(trial.user_attrs.get(NAME) for trial in self.trials.failed())}
-        others = {name: it for name, it in self.named.items() if name not in left_out and it != found}
-        self.check.settings = {FOUND: found, **others}
+        failed = {"off", *(trial.user_attrs.get(NAME) for trial in self.trials.failed())}
+        self.check.settings = {FOUND: found}
+        for name, freeu in self.named.items():
+            if name in failed or freeu == found:
+                continue
+            if self.draw_check(called(name), freeu):
+                self.check.settings[name] = freeu
+            else:
+                left_out.append(called(name))
         results, _ = self.check.run()
 
         off, ours, *compared = results
         counts = resamples(len(self.check.asked.pairs))
+        spreads = {name: spread(statistic, counts) for name, statistic in ours.statistics.items()}
         against = {}
         for other in (off, *compared):
             against[other.variant.setting] = {
-                name: compare(spread(statistic, counts), spread(other.statistics[name], counts))
-                for name, statistic in ours.statistics.items()
+                name: compare(it, spread(other.statistics[name], counts)) for name, it in spreads.items()
             }
         front = sorted(trial.number for trial in self.trials.front())
-        return Outcome(trials, front, best, found, results, against)
+        return Outcome(trials, front, best, found, results, against, left_out)
+
+    def draw_check(self, name: str, freeu: FreeUSettings) -> bool:
+        """Samples the check's pictures with these settings; says whether they came to numbers."""
+        runs = self.subject.runs_of(self.check.asked, freeu)
+        work = self.subject.work(runs)
+        try:
+            with tqdm(total=work, desc=f"check of {name}", unit="step", disable=None) as bar:
+                self.subject.draw(runs, bar.update)
+        except NoNumbers as fault:
+            tqdm.write(f"{name} is left out of the check: {fault}", file=sys.stderr)
+            return False
+        return True
 
     def best(self, trials: Sequence[FrozenTrial]) -> FrozenTrial:
         """The best in the goal; with several the one whose ranks in them have the smallest sum."""

@@ -3,10 +3,12 @@
 import contextlib
 import json
 import math
+import os
 import sqlite3
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -16,7 +18,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -72,7 +74,16 @@ class Trials:
         """Turns what a storage may raise into an InputError that names it."""
         try:
             yield
-        except (SQLAlchemyError, StorageInternalError, sqlite3.Error, OSError, RuntimeError) as fault:
+        except InputError:
+            raise
+        except (
+            SQLAlchemyError,
+            StorageInternalError,
+            sqlite3.Error,
+            OSError,
+            RuntimeError,
+            ValueError,
+        ) as fault:
             reason = str(fault.__cause__ or fault).strip().partition("\n")[0]
             raise InputError(f"The storage {self.path} cannot be used: {reason}") from None
 
@@ -201,18 +212,44 @@ def open_storage(path: Path) -> BaseStorage:
     if content == SQLITE or (not content and path.suffix not in JOURNALS):
         if foreign(path):
             raise InputError(other)
-        wait = {"connect_args": {"timeout": 60}}  # for another process that writes
+        # Opened by its path, not by a URL, in which %, ? and braces mean something else. Another process that
+        # writes is waited for.
+        connect = partial(sqlite3.connect, path, timeout=60, check_same_thread=False)
         for _ in range(5):
             with contextlib.suppress(SQLAlchemyError):  # two processes may make its tables at once
-                return RDBStorage(f"sqlite:///{path}", engine_kwargs=wait)
+                return RDBStorage("sqlite:///search.db", engine_kwargs={"creator": connect})
             time.sleep(0.3)
-        return RDBStorage(f"sqlite:///{path}", engine_kwargs=wait)
+        return RDBStorage("sqlite:///search.db", engine_kwargs={"creator": connect})
     if content and not content.startswith(b'{"op_code"'):
         raise InputError(other)
     try:
-        return JournalStorage(JournalFileBackend(str(path)))
+        return JournalStorage(JournalFileBackend(str(path), MendingLock(path)))
     except (ValueError, KeyError, TypeError, AssertionError):
         raise InputError(other) from None
+
+
+class MendingLock(JournalFileSymlinkLock):
+    """Optuna's lock of a journal, under which a last line that was cut short is taken away.
+
+    A full disk or a power cut leaves one. Whoever has the lock has no other that writes beside it.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(str(path))
+        self.path = path
+
+    def acquire(self) -> bool:
+        acquired = super().acquire()
+        try:
+            with self.path.open("rb+") as journal:
+                journal.seek(max(0, journal.seek(0, os.SEEK_END) - 1))
+                if journal.read() not in (b"", b"\n"):
+                    journal.seek(0)
+                    journal.truncate(journal.read().rfind(b"\n") + 1)
+        except BaseException:
+            self.release()
+            raise
+        return acquired
 
 
 def foreign(path: Path) -> bool:

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from ldm import load_model
 from ldm.errors import InputError
 from ldm.generate import Sampling, generate
 from ldm.modules.encoders.words import WordEmbedder
-from ldm.study.user_study import freeu_sides, write_study
+from ldm.study.user_study import freeu_sides, refuse_if_all_alike, write_study
 from ldm.study.votes import KEY
 from ldm.util import load_config
 from tests.study.test_figures_faults import largest_file
@@ -117,6 +118,25 @@ def test_freeu_is_on_either_side_as_often_and_in_no_order(count: int) -> None:
         assert len(np.unique(left, axis=0)) > 2 * count
 
 
+def test_a_study_of_pairs_that_are_all_alike_is_refused(make: Run, tmp_path: Path) -> None:
+    config = tmp_path / "never.yaml"
+    config.write_text(
+        f"base: {tmp_path / 'small.yaml'}\nmodel: {{params: {{unet_config: {{params: {{stop: 0}}}}}}}}\n"
+    )
+    outcome = make("--config", config, "--pairs", 2, "--outdir", tmp_path / "study")
+    assert outcome.code == 2 and "FreeU changes no picture here" in outcome.err
+    assert "start, stop and strength" in outcome.err and len(outcome.err.splitlines()) == 1
+    assert not list((tmp_path / "study").iterdir())
+
+
+def test_how_many_pairs_are_alike_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = some_pairs(3)
+    refuse_if_all_alike(pairs)
+    assert capsys.readouterr().err == ""
+    refuse_if_all_alike([*pairs, replace(pairs[0], freeu=pairs[0].plain)])
+    assert capsys.readouterr().err.startswith("warning: in 1 of 4 pairs FreeU changes nothing")
+
+
 def test_a_key_is_never_written_over(make: Run, tmp_path: Path) -> None:
     write_study(tmp_path, some_pairs(1), SECRET_SEED, SETTINGS)
     before = (tmp_path / "key.json").read_bytes()
@@ -166,6 +186,7 @@ def test_a_missing_checkpoint_is_fetched_where_that_is_asked_for(
     ("flags", "said"),
     [
         (["--pairs", 0], "--pairs is 0"),
+        (["--pairs", 500_001], "over 1,000,000 pictures"),
         (["--seed", -1], "--seed is -1"),
         (["--shuffle-seed", 2**62], "--shuffle-seed is"),
         (["--steps", 0], "0 sampling steps"),

@@ -126,12 +126,12 @@ def test_bad_votes_get_one_line_and_leave_no_tally(run: Run, tmp_path: Path) -> 
         "key2.json": (key.read_bytes(), ["key2.json is no user study votes file, but a user study key"]),
     }
     wrong: dict[str, tuple[dict[str, Any], list[str]]] = {
-        "other.json": ({"study": "0123456789abcdef"}, ["'0123456789abcdef'", study]),
+        "other.json": ({"study": "0123456789abcdef"}, ["'0123456789abcdef'", study, "leave the file out"]),
         "none.json": ({"study": None}, ["None", study]),
-        "nobody.json": ({"voter": ""}, ["names no voter"]),
-        "short.json": ({"votes": [vote]}, ["on 1 pairs", "has 2"]),
+        "nobody.json": ({"voter": ""}, ["names no voter", "Ask for it again"]),
+        "short.json": ({"votes": [vote]}, ["on 1 pairs", "has 2", "or leave this one out"]),
         "novotes.json": ({"votes": None}, ["on no pairs"]),
-        "half.json": ({"votes": [vote, {"text": "left"}]}, ["pair 2"]),
+        "half.json": ({"votes": [vote, {"text": "left"}]}, ["pair 2", "or leave this one out"]),
         "odd.json": ({"votes": [{"text": ["left"], "quality": 3}, vote]}, ["pair 1"]),
         "flat.json": ({"votes": ["left", "right"]}, ["pair 1"]),
     }
