@@ -1,6 +1,8 @@
 """Pictures on disk: PNGs that carry their settings, and grids of pictures."""
 
+import base64
 import contextlib
+import io
 import json
 import math
 import os
@@ -54,11 +56,18 @@ def save_png(path: Path, picture: Picture, parameters: str = "", record: Record 
         Image.fromarray(picture).save(file, format="PNG", pnginfo=info)
 
 
+def data_uri(picture: Picture, kind: str = "PNG", **options: Any) -> str:
+    """A picture as an address that holds it whole, with no text or date in it."""
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
 def read_record(path: Path) -> Record:
     """The record that `save_png` put into a picture. Raises InputError where there is none."""
     try:
         with Image.open(path) as image:
-            text = image.info.get("freeu")
+            text, of_webui = image.info.get("freeu"), "parameters" in image.info
     except FileNotFoundError:
         raise InputError(f"There is no picture {path}.") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as fault:
@@ -68,8 +77,10 @@ def read_record(path: Path) -> Record:
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
+        if of_webui:
+            raise InputError(f"{path} carries a webui's settings, which scripts/demo.py alone takes.")
         raise InputError(
-            f"{path} carries no settings: this project's pictures do, and sheets but those of many prompts."
+            f"{path} carries no settings: this project's pictures do, and sheets of one prompt, not of many."
         )
     return record
 

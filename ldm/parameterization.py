@@ -1,4 +1,4 @@
-"""Whether a network foretells the noise (eps) or the velocity (v): asked of the network itself, once.
+"""Whether a network predicts the noise (eps) or the velocity (v): asked of the network itself, once.
 
 Checkpoints do not say it, and a model used the wrong way draws noise. But at the noisiest step there is
 nothing but noise in the latents, so that an eps-model gives back its input, while a v-model answers with the
@@ -6,6 +6,7 @@ picture it expects, which hardly follows the input. Earlier, at little noise ove
 the noise: a network that does not has learnt neither, and nothing is said of it.
 """
 
+from contextlib import nullcontext
 from typing import Final, Literal
 
 import torch
@@ -25,8 +26,8 @@ NEARLY_NOISE: Final = 0.2  # how much of the picture may be left at the last tim
 STABLE_DIFFUSION_2: Final = {"eps": "freeu_sd21_base.yaml", "v": "freeu_sd21.yaml"}
 
 
-def foretells(model: LatentDiffusion) -> Literal["eps", "v"] | None:
-    """What the network foretells, by two passes on a small latent; None where its answers do not tell."""
+def predicts(model: LatentDiffusion) -> Literal["eps", "v"] | None:
+    """What the network predicts, by two passes on a small latent; None where its answers do not tell."""
     likely = likely_kind(model)
     return likely if likely and has_learnt(model) else None
 
@@ -60,14 +61,8 @@ def noise_and_answer(model: LatentDiffusion, timestep: int) -> tuple[Tensor, Ten
     context = model.get_learned_conditioning([""])
 
     # Whatever FreeU is told to do says nothing about the weights.
-    settings = unet.freeu if isinstance(unet, Free_UNetModel) else None
-    try:
-        if settings is not None:
-            unet.freeu = settings.off()
+    with unet.under(unet.freeu.off()) if isinstance(unet, Free_UNetModel) else nullcontext():
         answer = model.apply_model(model.q_sample(torch.zeros_like(noise), t, noise), t, context)
-    finally:
-        if settings is not None:
-            unet.freeu = settings
     return noise.cpu().double().flatten(), answer.cpu().double().flatten()
 
 
@@ -81,7 +76,7 @@ def mix_up(model: LatentDiffusion) -> str | None:
         return None
     what = {"eps": "the noise (eps)", "v": "the velocity (v)"}
     return (
-        f"the checkpoint is of a model that foretells {what[found]}, the config takes it for "
+        f"the checkpoint is of a model that predicts {what[found]}, the config takes it for "
         f"{what[model.parameterization]}: add model.params.parameterization={found}, "
         f"or for Stable Diffusion 2.1 --config {STABLE_DIFFUSION_2[found]}"
     )

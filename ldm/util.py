@@ -50,9 +50,10 @@ def find_config(name: str | Path) -> Path:
     for path in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yaml"):
         if os.path.isfile(path):  # noqa: PTH113, as Path.is_file fails on names that are too long
             return path
-    known = sorted(path.name for path in CONFIGS.glob("*.yaml"))
-    near = difflib.get_close_matches(Path(name).name, known, n=3, cutoff=0.4) or known
-    raise InputError(f"There is no config {str(name)!r}, here or in {CONFIGS}.\nNear it: {', '.join(near)}.")
+    known = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+    near = difflib.get_close_matches(Path(name).name, known, n=3)
+    there = f"Near it: {', '.join(near)}" if near else f"There are: {', '.join(known)}"
+    raise InputError(f"There is no config {str(name)!r}, here or in {CONFIGS}.\n{there}.")
 
 
 def load_config(name: str | Path, overrides: Iterable[str] = ()) -> DictConfig:
@@ -73,7 +74,9 @@ def resolved(config: DictConfig, overrides: Iterable[str] = (), source: str = "T
     for override in overrides:
         key = OVERRIDE.match(override)
         if key is None:
-            raise InputError(f"{override!r} is no override key=value. A prompt goes behind --prompt.")
+            raise InputError(
+                f"{override!r} is no override key=value. A prompt goes behind --prompt, in quotes."
+            )
         if key[1] not in {*config, "checkpoint", "sampling"}:
             raise InputError(
                 f"{override!r}: the config has no {key[1]!r}, only {', '.join(map(str, config))}."
@@ -133,6 +136,8 @@ def _reason(fault: Exception) -> str:
     """What is wrong, in one line: the key where OmegaConf knows it, and the message without its appendix."""
     key = getattr(fault, "full_key", None)
     message = " ".join(str(fault).partition("\n    full_key:")[0].split())
+    if "cannot start any token" in message:
+        message += " (YAML is indented by spaces, never by tabs)"
     return f"{key}: {message}" if key else message
 
 

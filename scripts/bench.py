@@ -16,6 +16,8 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from ldm.errors import InputError, exit_code, needing, stop_when_asked
+
 if TYPE_CHECKING:
     from ldm.study.bench.rounds import Row
 
@@ -25,15 +27,17 @@ USUAL, QUICK = SUBJECTS[:5], ("filters", "step")
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage="%(prog)s [--quick | --subject SUBJECT ...] [further options]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--subject", nargs="+", choices=SUBJECTS,
-        help="the filters alone, FreeU on against off, a U-Net step, decoding, the embedded model's picture, "
-        "the start on Stable Diffusion's weights, growth with size (default: the first five)")  # fmt: skip
+    add("--subject", nargs="+", choices=SUBJECTS, metavar="SUBJECT",
+        help="filters alone, freeu on against off, a U-Net's step, decode, the embedded model's picture, the "
+        "start on Stable Diffusion's weights, growth with size (default: the first five)")  # fmt: skip
     add("--rounds", type=int, help="of each subject (default: 5; with --quick, 2)")
-    add("--dtype", nargs="+", choices=("float32", "bfloat16", "float16"),
-        help="(default: float32 and bfloat16; with --quick, the faster one here)")  # fmt: skip
+    add("--dtype", nargs="+", choices=("float32", "bfloat16", "float16"), metavar="DTYPE",
+        help="float32, bfloat16, float16 (default: the first two; with --quick, the faster)")  # fmt: skip
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--compile", action="store_true", help="compiled networks too, which takes minutes")
     add("--files", type=Path, help="where the start's weights are kept, 9 GB (default: thrown away)")
@@ -47,7 +51,6 @@ def rows_of(arguments: argparse.Namespace) -> Iterator["Row"]:
     import torch
 
     from ldm.device import pick_device, pick_dtype
-    from ldm.errors import InputError
     from ldm.study.bench import filters, networks, start
 
     device, rounds, side = pick_device(arguments.device), arguments.rounds, 32 if arguments.quick else 64
@@ -81,20 +84,13 @@ def rows_of(arguments: argparse.Namespace) -> Iterator["Row"]:
 
 def import_growth() -> ModuleType:
     """The growth's module. Raises InputError where matplotlib is not there."""
-    try:
+    with needing(["matplotlib"], 'The growth is drawn with matplotlib: pip install -e ".[figures]"'):
         from ldm.study.bench import growth
-    except ModuleNotFoundError as fault:
-        if str(fault.name).partition(".")[0] != "matplotlib":
-            raise
-        from ldm.errors import InputError
-
-        raise InputError('The growth is drawn with matplotlib: pip install -e ".[figures]"') from None
     return growth
 
 
 def check(arguments: argparse.Namespace) -> None:
     """Raises InputError for what would else be found out after all the rounds."""
-    from ldm.errors import InputError
     from ldm.image_io import writable_folder
 
     if arguments.rounds < 1:
@@ -115,7 +111,6 @@ def check(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from ldm.device import pick_device
-    from ldm.errors import InputError
     from ldm.image_io import written_whole
     from ldm.study.bench.rounds import machine
 
@@ -145,13 +140,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    from ldm.errors import exit_code
-
     return exit_code(lambda: run(make_parser().parse_args(argv)), "stopped")
 
 
 if __name__ == "__main__":
-    from ldm.errors import stop_when_asked
-
     stop_when_asked()
     sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ldm.errors import InputError, exit_code, stop_when_asked
+from ldm.command_line import add_model_flags
+from ldm.errors import exit_code, needing, stop_when_asked
 from ldm.memory import lasting
 
 
@@ -21,11 +22,7 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument_group("model").add_argument
-    add("--config", default="freeu_tiny.yaml", help="a file, here or in configs/ (default: the small model)")
-    add("--ckpt", help="weights, .safetensors or .ckpt, here or in checkpoints/ (default: the config's)")
-    add("--download", action="store_true", help="fetch the config's checkpoint if it is not there")
-    add("--trust-config", action="store_true", help="run code of other packages that the config names")
-    add("--device", default="auto", help="auto, cuda, mps or cpu")
+    add_model_flags(add)
     add("--precision", choices=("auto", "full", "autocast", "fp16", "bf16"), default="auto",
         help="auto and autocast: what the device does fast and safely; full: float32")  # fmt: skip
     add("overrides", nargs="*", metavar="key=value", help="changes to the config")
@@ -57,13 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
     checkpoint = arguments.ckpt or config.get("checkpoint")
     cast_ahead(checkpoint, arguments.device, arguments.precision)
     read_ahead(checkpoint)
-    try:
-        with lasting():
-            from ldm.page.server import serve
-    except ModuleNotFoundError as fault:
-        if fault.name != "gradio":
-            raise
-        raise InputError('The page needs gradio: pip install -e ".[demo]".') from None
+    with lasting(), needing(["gradio"], 'The page needs gradio: pip install -e ".[demo]".'):
+        from ldm.page.server import serve
     serve(arguments, config)
 
 

@@ -11,7 +11,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from ldm.command_line import in_either_spelling, sort_out_overrides
+from ldm.command_line import add_model_flags, in_either_spelling, sort_out_overrides
 from ldm.errors import exit_code, stop_when_asked
 from ldm.memory import lasting
 from ldm.txt2img.freeu_flags import add_freeu_flags, make_config
@@ -39,11 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--fixed_code", action="store_true", help="start every batch from the same noise")
 
     add = parser.add_argument_group("model").add_argument
-    add("--config", default="freeu_tiny.yaml", help="a file, here or in configs/ (default: the small model)")
-    add("--ckpt", help="weights, .safetensors or .ckpt, here or in checkpoints/ (default: the config's)")
-    add("--download", action="store_true", help="fetch the config's checkpoint if it is not there")
-    add("--trust-config", action="store_true", help="run code of other packages that the config names")
-    add("--device", default="auto", help="auto, cuda, mps or cpu")
+    add_model_flags(add)
     add("--devices", type=int, default=1, help="GPUs of this machine to share the pictures among (default 1)")
     add("--precision", choices=("auto", "full", "autocast", "fp16", "bf16"), default="auto",
         help="auto and autocast: what the device does fast and safely; full: float32")  # fmt: skip

@@ -1,4 +1,4 @@
-"""A network's answers tell whether it foretells noise or velocity; where they do not, nothing is said."""
+"""A network's answers tell whether it predicts noise or velocity; where they do not, nothing is said."""
 
 import math
 import runpy
@@ -16,7 +16,7 @@ from ldm.checkpoint import load_model
 from ldm.errors import InputError
 from ldm.generate import Sampling, generate
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.parameterization import foretells, mix_up
+from ldm.parameterization import mix_up, predicts
 from ldm.util import ROOT, instantiate_from_config, load_config
 from tests.conftest import fill_by_name
 
@@ -69,21 +69,21 @@ def embedded(tiny_checkpoint: Path) -> LatentDiffusion:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_embedded_model_is_known_for_the_v_model_it_is(dtype: torch.dtype, tiny_checkpoint: Path) -> None:
-    assert foretells(load_model("tiny.yaml", tiny_checkpoint, "cpu", dtype)) == "v"
+    assert predicts(load_model("tiny.yaml", tiny_checkpoint, "cpu", dtype)) == "v"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_ideal_network_is_known_for_what_it_is(kind: str) -> None:
-    assert foretells(ideal(kind, 0.2, 0.2)) == kind
-    assert foretells(ideal(kind, 0.2, 0.2, 0.0001, 0.02)) == kind
+    assert predicts(ideal(kind, 0.2, 0.2)) == kind
+    assert predicts(ideal(kind, 0.2, 0.2, 0.0001, 0.02)) == kind
     # A schedule that ends while the picture is still there gives nothing to tell them apart by.
-    assert foretells(ideal(kind, 0.2, 0.2, 0.00085, 0.012, 100)) is None
+    assert predicts(ideal(kind, 0.2, 0.2, 0.00085, 0.012, 100)) is None
 
 
 @settings(max_examples=60)
 @given(kind=st.sampled_from(KINDS), mean=st.floats(0, 3), deviation=st.floats(0, 2))
 def test_no_ideal_network_is_taken_for_the_other_kind(kind: str, mean: float, deviation: float) -> None:
-    assert foretells(ideal(kind, mean, deviation)) in (kind, None)
+    assert predicts(ideal(kind, mean, deviation)) in (kind, None)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -92,26 +92,26 @@ def test_nothing_is_said_of_networks_that_learnt_nothing(seed: int) -> None:
     model = diffusion()
     for _ in range(2):
         model.parameterization = KINDS[seed % 2]
-        assert foretells(model) is None and mix_up(model) is None
+        assert predicts(model) is None and mix_up(model) is None
         fill_by_name(model)
     model.model.diffusion_model.out[2].weight.zero_()
-    assert foretells(model) is None
+    assert predicts(model) is None
     model.model.diffusion_model.out[2].bias.fill_(math.nan)
-    assert foretells(model) is None
+    assert predicts(model) is None
 
 
 def test_a_model_of_another_conditioning_is_not_asked(embedded: LatentDiffusion) -> None:
     inpainting = diffusion()
     inpainting.model.diffusion_model.in_channels = 9
-    assert foretells(inpainting) is None
+    assert predicts(inpainting) is None
     inpainting.model.conditioning_key = "hybrid"
-    assert foretells(inpainting) is None
+    assert predicts(inpainting) is None
 
 
 def test_asking_leaves_freeu_and_the_generator_as_they_were(embedded: LatentDiffusion) -> None:
     unet = embedded.model.diffusion_model
     before, state = unet.freeu, torch.random.get_rng_state()
-    assert foretells(embedded) == "v"
+    assert predicts(embedded) == "v"
     assert unet.freeu == before and unet.hit_blocks()
     assert torch.equal(state, torch.random.get_rng_state())
 
@@ -120,7 +120,7 @@ def test_a_mix_up_is_said_with_the_remedy_and_drawn(txt2img: Run) -> None:
     outcome = txt2img("model.params.parameterization=eps")
     assert outcome.code == 0 and len(outcome.pictures()) == 1
     [line] = outcome.err.splitlines()
-    assert line.startswith("warning: the checkpoint is of a model that foretells the velocity (v), the con")
+    assert line.startswith("warning: the checkpoint is of a model that predicts the velocity (v), the con")
     assert "model.params.parameterization=v" in line and "freeu_sd21.yaml" in line
     assert txt2img().err == ""
 
@@ -146,14 +146,14 @@ def test_every_study_says_a_mix_up_before_it_draws(
     argv = ["--config", str(config), "--ckpt", str(tiny_checkpoint), "--outdir", str(tmp_path / "out")]
     main = runpy.run_path(str(ROOT / "scripts" / f"{name}.py"))["main"]
     assert main([*COMMANDS[name], *argv, "--device", "cpu"]) == 0
-    assert "foretells the velocity (v), the config takes it for the noise (eps)" in capsys.readouterr().err
+    assert "predicts the velocity (v), the config takes it for the noise (eps)" in capsys.readouterr().err
 
 
 def test_the_other_mix_up_names_the_other_config() -> None:
     model = ideal("eps", 0.2, 0.2)
     model.parameterization = "v"
     said = mix_up(model)
-    assert said is not None and "foretells the noise (eps), the config takes it for the velocity (v)" in said
+    assert said is not None and "predicts the noise (eps), the config takes it for the velocity (v)" in said
     assert "parameterization=eps" in said and "freeu_sd21_base.yaml" in said
     model.parameterization = "eps"
     assert mix_up(model) is None

@@ -108,6 +108,7 @@ def test_a_process_that_is_killed_takes_nothing_along_and_others_go_on_in_anothe
     assert tree(folder) == tree(txt2img(*MANY).folder)
 
 
+@pytest.mark.slow
 def test_bad_input_is_told_of_once_with_code_2(command: list[str], tmp_path: Path) -> None:
     code, out, err = end(start([*command, "--outdir", str(tmp_path / "o"), "--devices", "2", "--H", "33"]))
     assert (code, out, len(err.splitlines())) == (2, "", 1)

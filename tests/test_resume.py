@@ -50,6 +50,7 @@ def killed_at_random(run: Callable[[Path], int], folder: Path, moments: int, see
     assert all((folder / "broken" / name).stat().st_ino == inode for name, inode in kept.items())
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(
     txt2img: Run, prompts: Path, tmp_path: Path, small_sheets: None
 ) -> None:
@@ -110,6 +111,7 @@ def test_a_run_killed_at_each_step_of_its_writing_ends_with_the_same_bytes(
     assert tree(folder) == whole
 
 
+@pytest.mark.slow
 def test_a_run_that_somebody_is_at_is_left_to_them(
     txt2img: Run, prompts: Path, tmp_path: Path, small_sheets: None
 ) -> None:
@@ -179,6 +181,7 @@ def test_a_torn_or_shortened_manifest_costs_no_picture(
     assert inodes == {path: path.stat().st_ino for path in folder.glob("samples/*")}
 
 
+@pytest.mark.slow
 def test_runs_in_one_folder_keep_to_their_own_numbers(
     txt2img: Run, prompts: Path, tmp_path: Path, loaded_once: None
 ) -> None:

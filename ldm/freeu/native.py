@@ -1,4 +1,4 @@
-"""C on a CPU: the libraries that installing this package makes of it, and the filter by the one in filter.c.
+"""C on a CPU: the libraries that installing this package makes of it.
 
 They are built where there is a C compiler. Elsewhere, and where more is asked of an operation than its result
 (gradients, a graph), torch does the same.
@@ -51,36 +51,3 @@ def is_plain(x: Tensor) -> bool:
 def pointer(x: Tensor) -> ctypes.c_void_p:
     """Where a tensor's numbers begin, for a function of such a library."""
     return ctypes.c_void_p(x.data_ptr())
-
-
-WIDEST = 2**14  # positions of a map's row or column, for whose sums there is room on a thread's stack
-
-LIBRARY = load(Path(__file__).with_name("filter.c"), "ldm.freeu")
-
-
-def has_filter(x: Tensor) -> bool:
-    """Whether `add_low_frequencies` is there for these maps, (B, C, H, W).
-
-    It is for contiguous ones and those with channels last, and for some of the channels of either.
-    """
-    if LIBRARY is None or x.dtype not in (torch.float32, torch.bfloat16) or not is_plain(x):
-        return False
-    _, channel, row, position = x.stride()
-    if max(x.shape[2:]) > WIDEST:
-        return False
-    return (channel == 1 or position == 1) and row == x.shape[3] * position
-
-
-def add_low_frequencies(x: Tensor, gain: float | Tensor) -> None:
-    """Adds to maps, (B, C, H, W) of side 3 or more, `gain` times their low frequencies at threshold 1.
-
-    `gain` is one number or one for each sample, (B, 1, 1) or, for all, (1, 1, 1).
-    """
-    assert LIBRARY is not None
-    batch, channels, height, width = x.shape
-    last = x.stride(1) == 1
-    maps = (ctypes.c_long * 6)(batch, channels, height, width, x.stride(0), x.stride(3 if last else 1))
-    gains = gain.expand(batch, 1, 1).flatten().tolist() if isinstance(gain, Tensor) else batch * [gain]
-    threads = torch.get_num_threads()
-    is_bfloat16 = x.dtype == torch.bfloat16
-    LIBRARY.filter(pointer(x), maps, (ctypes.c_float * batch)(*gains), last, is_bfloat16, threads)

@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ldm.freeu import native
+from ldm.freeu import filter_in_c
+from ldm.freeu.native import is_plain
 
 Channels = Literal["first", "second", "alternate", "all"]
 
@@ -94,10 +95,10 @@ def _add_low_frequencies(x: Tensor, threshold: int, gain: float | Tensor, in_pla
         low = low_frequencies_by_axes(x, threshold)
         low *= gain[..., None] if isinstance(gain, Tensor) else gain
         return x.add_(low) if in_place else x + low
-    if native.has_filter(x) and (not isinstance(gain, Tensor) or native.is_plain(gain)):
+    if filter_in_c.has_filter(x) and (not isinstance(gain, Tensor) or is_plain(gain)):
         memory = torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
         x = x if in_place else x.clone(memory_format=memory)
-        native.add_low_frequencies(x, gain)
+        filter_in_c.add_low_frequencies(x, gain)
         return x
     waves = waves_for(x, seven_waves, *x.shape[2:])  # (7, HW)
     every = waves.expand(len(x), -1, -1)  # (B, 7, HW)

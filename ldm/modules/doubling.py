@@ -21,8 +21,8 @@ def convolved_double(
 ) -> Tensor:
     """What a convolution that keeps height and width makes of x doubled, by oneDNN; see `is_fast`.
 
-    (B, C, H, W) and (out, C, 3, 3) to (B, out, 2H, 2W), channels last. As many rows of x as are `above` and
-    `below` are looked at alone, none comes out of them. What does is written to `y`, where that is given.
+    (B, C, H, W) and (out, C, 3, 3) to (B, out, 2H, 2W), channels last. The first `above` and the last `below`
+    rows of x are a halo: read, but nothing is made of them. The rest is written to `y`, where that is given.
     """
     batch, channels, height, width = x.shape
     inside = height - above - below

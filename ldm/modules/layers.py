@@ -120,7 +120,7 @@ class Upsample(nn.Module):
 
 
 def write_inside(layer: Any, x: Tensor, above: int, below: int, y: Tensor) -> None:
-    """Writes to y what a layer makes of x but for so many rows above and below, which it looks at alone.
+    """Writes to y what a layer makes of x but for its halo, so many rows above and below that it only reads.
 
     The layer keeps height and width or doubles them, (B, C, above + H + below, W) to (B, C', H, W) or
     (B, C', 2H, 2W), and y, channels last and dense, may be on another device.

@@ -1,7 +1,7 @@
 """Group normalisation, and SiLU behind it: torch's own and, at inference on a CPU, norm.c's.
 
-That reads a map twice and writes it once, over what it read where nobody needs that; torch's own does so once
-more for each. A strip of a map is normalised by the sums of the whole.
+norm.c reads a map twice and writes it once, over what it read where nobody needs that; torch's own goes over
+it once more for SiLU. A strip of a map is normalised by the sums of the whole.
 """
 
 import ctypes

@@ -77,6 +77,6 @@ def of_input(d: Tensor, dim: int) -> list[Tensor]:
 
 
 def halves(m1: Tensor, m2: Tensor) -> tuple[Tensor, Tensor]:
-    """The halves that G leaves out, in place: half the sum and half the difference of what is given up."""
+    """The halves that G leaves out: half the sum and half the difference, written over m1 and m2."""
     half_sum = torch.lerp(m1, m2, 0.5, out=m1)
     return half_sum, torch.sub(half_sum, m2, out=m2)

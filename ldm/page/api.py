@@ -11,7 +11,7 @@ from gradio.data_classes import FileData
 from ldm.errors import InputError
 from ldm.page.engine import Engine, Waiting
 from ldm.page.pair import Progress
-from ldm.page.settings import NAMES, Settings
+from ldm.page.settings import FIELDS, Settings
 from ldm.page.studio import Pair, Studio
 from ldm.page.words import sentence
 
@@ -56,7 +56,7 @@ class Api:
         Gives two PNGs, which carry their settings, and these settings. Before that come the place in the
         queue, {"ahead": 3}, and how far it is, {"steps": 4, "total": 50}.
         """
-        given = {name: value for name, value in locals().items() if name in NAMES and value is not None}
+        given = {name: value for name, value in locals().items() if name in FIELDS and value is not None}
         try:
             settings = Settings.read(asdict(self.studio.defaults()) | given)
             self.studio.check(settings)

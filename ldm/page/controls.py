@@ -14,9 +14,9 @@ from ldm.txt2img.recipe import WEBUI_SAMPLERS
 def factor_controls(first: Settings, controls: dict[str, Any], chosen: Choices) -> tuple[Any, Any, Any]:
     """FreeU's controls; with them the presets, their source, and whether to draw at each change."""
     with gr.Group(elem_id="factors"):
-        name = next(iter(chosen))
-        preset = gr.Dropdown([*chosen, OWN], value=name, label="FreeU's factors", elem_id="preset")
-        source = gr.HTML(source_line(chosen[name][1]), apply_default_css=False)
+        taken = next(iter(chosen))
+        preset = gr.Dropdown([*chosen, OWN], value=taken, label="FreeU's factors", elem_id="preset")
+        source = gr.HTML(source_line(chosen[taken][1]), apply_default_css=False)
         for factor, info in {
             "b1": "backbone, deepest stage: more structure",
             "b2": "backbone, next stage",
@@ -35,39 +35,15 @@ def factor_controls(first: Settings, controls: dict[str, Any], chosen: Choices) 
         )
         live = gr.Checkbox(True, label="Draw again when I let one of these go", elem_id="live")
         with gr.Accordion("When, and how much of it", open=False):
-            controls["strength"] = gr.Slider(
-                0,
-                1,
-                first.strength,
-                step=0.01,
-                label="strength",
-                info="0 is the plain model, 1 the factors whole",
-            )
-            controls["start"] = gr.Slider(
-                0,
-                1,
-                first.start,
-                step=0.01,
-                label="start",
-                info="share of the steps after which FreeU begins",
-            )
-            controls["stop"] = gr.Slider(
-                0,
-                1,
-                first.stop,
-                step=0.01,
-                label="stop",
-                elem_id="stop-share",
-                info="share of the steps after which it ends",
-            )
-            controls["ramp"] = gr.Slider(
-                0,
-                1,
-                first.ramp,
-                step=0.01,
-                label="ramp",
-                info="over how much of the steps it fades in and out",
-            )
+            for name, info in {
+                "strength": "0 is the plain model, 1 the factors whole",
+                "start": "share of the steps after which FreeU begins",
+                "stop": "share of the steps after which it ends",
+                "ramp": "over how much of the steps it fades in and out",
+            }.items():
+                controls[name] = gr.Slider(
+                    0, 1, getattr(first, name), step=0.01, label=name, info=info, elem_id=f"{name}-share"
+                )
         with gr.Accordion("Which channels, stages and frequencies", open=False):
             controls["match"] = gr.Radio(
                 [("width, as the paper", "channels"), ("resolution, as diffusers", "resolution")],

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 from PIL import Image, UnidentifiedImageError
 
 from ldm.errors import InputError
-from ldm.page.settings import NAMES, Settings
+from ldm.page.settings import FIELDS, Settings
 from ldm.util import FREEU_NAMES
 
 LARGEST_PICTURE = 64 << 20  # pixels, of a picture that is opened for its settings
@@ -35,7 +35,7 @@ def to_query(settings: Settings) -> str:
 
 def from_query(query: Mapping[str, str], defaults: Settings) -> tuple[Settings, list[str]]:
     """The settings of a link over the defaults, and a line for each part that means nothing."""
-    given = {name: query[key] for name in NAMES if (key := LINK_NAMES.get(name, name)) in query}
+    given = {name: query[key] for name in FIELDS if (key := LINK_NAMES.get(name, name)) in query}
     return _over(defaults, given)
 
 
@@ -85,7 +85,7 @@ def _json(text: str | None) -> dict[str, Any]:
 
 def _from_record(record: dict[str, Any], defaults: Settings, config: str) -> tuple[Settings, list[str]]:
     freeu = record.get("freeu")
-    given = {name: record[name] for name in NAMES if name in record}
+    given = {name: record[name] for name in FIELDS if name in record}
     if isinstance(freeu, dict):
         given |= {name: freeu[name] for name in FREEU_NAMES if name in freeu}
     settings, notes = _over(replace(defaults, n_samples=1), given)

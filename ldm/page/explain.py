@@ -28,7 +28,7 @@ def markup(studio: Studio, settings: Settings) -> str:
     """The explanation as HTML. Raises InputError where the settings mean nothing."""
     freeu = studio.freeu(settings)
     stages = studio.unet.decoder_stages
-    factors = freeu.factors(stages, studio.unet.model_channels)
+    factors = studio.unet.factors_of(freeu)
     f = studio.model.first_stage_model.downsampling
     height, width = settings.height // f, settings.width // f
     sizes = [(height // stage.downsampling, width // stage.downsampling) for stage in stages]

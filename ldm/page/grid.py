@@ -14,10 +14,10 @@ from ldm.page.settings import Settings
 from ldm.page.stage import COARSE, address
 from ldm.page.studio import Studio
 from ldm.txt2img.grid_sheets import GridSheets
-from ldm.txt2img.settings_grid import NAMES, Axis, parse_axis
+from ldm.txt2img.settings_grid import AXIS_NAMES, Axis, parse_axis
 
 NONE = "nothing"
-CHOICES = (*NAMES, NONE)
+CHOICES = (*AXIS_NAMES, NONE)
 
 
 @dataclass(frozen=True)

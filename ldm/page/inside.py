@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldm.freeu.spectrum import diagonal_frequencies
+from ldm.image_io import data_uri
 from ldm.page import svg
 from ldm.page.look import Inside
-from ldm.page.stage import NAMES
+from ldm.page.stage import SIDE_NAMES
 from ldm.page.studio import SIDES
 
 FREQUENCIES = {0.0: "0", math.pi / 4: "π/4", math.pi / 2: "π/2", 3 * math.pi / 4: "3π/4", math.pi: "π"}
@@ -23,10 +24,10 @@ def markup(seen: Inside, moment: int, block: int) -> str:
     moment, block = min(moment, len(seen.steps) - 1), min(block, len(seen.stages) - 1)
     stage = seen.stages[block]
     step = f"step {seen.steps[moment]} of {seen.total}"
-    pictures = {NAMES[side]: seen.pictures[side] for side in SIDES}
-    latents = {NAMES[side]: seen.latents[side, moment] for side in SIDES}
+    pictures = {SIDE_NAMES[side]: seen.pictures[side] for side in SIDES}
+    latents = {SIDE_NAMES[side]: seen.latents[side, moment] for side in SIDES}
     features = {
-        f"{kind}, {NAMES[side]}": seen.curves[side, kind, moment, block]
+        f"{kind}, {SIDE_NAMES[side]}": seen.curves[side, kind, moment, block]
         for kind in ("backbone", "skip")
         for side in SIDES
     }
@@ -61,8 +62,8 @@ def pair_of_maps(seen: Inside, kind: str, moment: int, block: int) -> str:
     maps = {side: seen.maps[side, kind, moment, block] for side in SIDES}
     low, high = np.min([*maps.values()]), np.max([*maps.values()])
     return "".join(
-        f'<figure><img src="{svg.as_png(svg.shaded(each, low, high))}" alt="{kind}, {NAMES[side]}: '
-        f'means from {each.min():.2f} to {each.max():.2f}">'
-        f"<figcaption>{kind}, {NAMES[side]}</figcaption></figure>"
+        f'<figure><img src="{data_uri(svg.shaded(each, low, high))}" '
+        f'alt="{kind}, {SIDE_NAMES[side]}: means from {each.min():.2f} to {each.max():.2f}">'
+        f"<figcaption>{kind}, {SIDE_NAMES[side]}</figcaption></figure>"
         for side, each in maps.items()
     )

@@ -9,7 +9,7 @@ import gradio as gr
 from ldm.page import presets, stage
 from ldm.page.controls import factor_controls, picture_controls
 from ldm.page.engine import Engine
-from ldm.page.settings import NAMES
+from ldm.page.settings import FIELDS
 from ldm.page.studio import Studio
 from ldm.page.tabs import ExplainTab, GridTab, InsideTab
 
@@ -56,7 +56,7 @@ class Parts:
 
     def inputs(self) -> list[Any]:
         """The controls in the order of the settings' names."""
-        return [self.controls[name] for name in NAMES]
+        return [self.controls[name] for name in FIELDS]
 
 
 def masthead(studio: Studio) -> str:
@@ -140,7 +140,7 @@ def build(studio: Studio, engine: Engine) -> Parts:
                 cells = GridTab(studio, engine)
             with gr.Tab("Explain", id="explain"):
                 words_on_it = ExplainTab(studio)
-    ordered = {name: controls[name] for name in NAMES}
+    ordered = {name: controls[name] for name in FIELDS}
     return Parts(
         controls=ordered,
         preset=preset,

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from ldm.freeu import DecoderStage
 from ldm.freeu.spectrum import relative_log_amplitude
-from ldm.generate import decode
+from ldm.generate import decode, total_steps
 from ldm.page.pair import Progress, lockstep
 from ldm.page.settings import Settings
 from ldm.page.studio import SIDES, Studio
 from ldm.study.record import Concatenation, recorded
-from ldm.study.watch import total_steps
 
 MOMENTS = 8  # steps that are looked at, evenly spread over the run
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldm.freeu import FreeUSettings
-from ldm.generate import Sampling, decode, denoise
+from ldm.generate import Sampling, decode, denoise, total_steps
 from ldm.image_io import Picture
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.sampling import Step
-from ldm.study.watch import total_steps
 
 SHARE = 0.2  # of the time of sampling, that previews may take
 
@@ -57,8 +56,7 @@ def lockstep(
     for _ in range(total_steps(model, sampling)):
         steps = {}
         for side, freeu in sides.items():
-            unet.freeu = freeu
-            with around(side):
+            with unet.under(freeu), around(side):
                 steps[side] = next(runs[side])
         yield steps
 

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 from omegaconf import DictConfig
 
-from ldm.errors import InputError
+from ldm.errors import InputError, warn
 from ldm.generate import Sampling
 from ldm.page import layout, theme
 from ldm.page.api import Api
@@ -18,7 +18,7 @@ from ldm.page.engine import Engine
 from ldm.page.settings import Limits
 from ldm.page.studio import Studio
 from ldm.page.visit import Visit
-from ldm.txt2img.caveats import caveats, warn
+from ldm.txt2img.caveats import caveats
 from ldm.txt2img.request import usual_settings
 
 MANY = 1000  # visitors whose events are followed at once; how many may wait is the engine's to say

@@ -1,6 +1,6 @@
 """What a visitor may set, and the limits that the page's owner puts on it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -55,7 +55,12 @@ class Settings:
     @classmethod
     def read(cls, values: dict[str, Any]) -> "Settings":
         """Settings out of a form's, a link's or a client's values. Raises InputError that names a bad one."""
-        return cls(**{name: _READERS[name](name, values[name]) for name in NAMES})
+        return cls(**{name: _READERS[name](name, values[name]) for name in FIELDS})
+
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> "Settings":
+        """Settings out of the controls' values, in the order of the fields. Raises InputError."""
+        return cls.read(dict(zip(FIELDS, values, strict=True)))
 
     @property
     def sampling(self) -> Sampling:
@@ -114,9 +119,9 @@ class Settings:
         return [str(self.seed) if name == "seed" else value for name, value in asdict(self).items()]
 
 
-NAMES = tuple(field.name for field in fields(Settings))
+FIELDS = tuple(field.name for field in fields(Settings))
 # What sentences call them.
-TITLES = dict(zip(NAMES, NAMES, strict=True)) | {
+TITLES = dict(zip(FIELDS, FIELDS, strict=True)) | {
     "negative_prompt": "negative prompt",
     "n_samples": "number of pairs",
     "scale": "guidance",

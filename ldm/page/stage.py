@@ -1,7 +1,5 @@
 """The markup of the two pictures: before, while and after they are drawn."""
 
-import base64
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,9 +7,10 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 from PIL import Image
 
-from ldm.image_io import Picture
+from ldm.image_io import Picture, data_uri
 from ldm.page.pair import Progress
 from ldm.page.settings import Settings
 from ldm.page.studio import SIDES, Pair
@@ -20,7 +19,7 @@ from ldm.page.words import place
 PREVIEW = 512  # pixels, the longest side of a preview
 COARSE = 256  # pixels; pictures up to this side are enlarged without smoothing, as what they are
 
-NAMES = {"plain": "Plain", "freeu": "FreeU"}
+SIDE_NAMES = {"plain": "Plain", "freeu": "FreeU"}
 WIPE = (
     '<input class="wipe" type="range" min="0" max="100" step="0.5" value="50" '
     'aria-label="Wipe between plain and FreeU">'
@@ -51,9 +50,7 @@ def as_data(picture: Picture) -> str:
     """A preview inside the page itself, so that no file is written for it."""
     image = Image.fromarray(picture)
     image.thumbnail((PREVIEW, PREVIEW))
-    content = io.BytesIO()
-    image.save(content, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+    return data_uri(np.asarray(image), "JPEG", quality=85)
 
 
 def empty(settings: Settings) -> View:
@@ -138,7 +135,7 @@ def markup(view: View) -> str:
 
 def figure(view: View, side: str) -> str:
     """One of the two pictures, or its empty place, with its name and its download."""
-    source, name = view.sources.get(side), NAMES[side]
+    source, name = view.sources.get(side), SIDE_NAMES[side]
     picture = '<span class="blank"></span>'
     if source:
         picture = f'<img src="{escape(source)}" alt="{name}: {escape(view.caption)}" draggable="false">'

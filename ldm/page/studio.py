@@ -108,10 +108,7 @@ class Studio:
     def freeu(self, settings: Settings) -> FreeUSettings:
         """FreeU as it acts under these settings. Raises InputError where it does not fit the model."""
         freeu = replace(settings.freeu, stages=self.config_freeu.stages)
-        try:
-            freeu.factors(self.unet.decoder_stages, self.unet.model_channels)
-        except ValueError as fault:
-            raise InputError(str(fault)) from None
+        self.unet.factors_of(freeu)
         return freeu
 
     def check(self, settings: Settings) -> None:
@@ -192,9 +189,7 @@ class Studio:
     def recipe(self, settings: Settings, side: str) -> Recipe:
         """What txt2img needs to draw one side of a pair again, to the bit."""
         freeu = self.freeu(settings)
-        acts = any(
-            pair != (1, 1) for pair in freeu.factors(self.unet.decoder_stages, self.unet.model_channels)
-        )
+        acts = any(pair != (1, 1) for pair in self.unet.factors_of(freeu))
         return Recipe(
             prompt=settings.prompt,
             negative_prompt=settings.negative_prompt,

@@ -1,14 +1,11 @@
 """Small drawings as SVG, in the colours of the page, so that they follow light and dark."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 # From dark to light, even in lightness, for maps: ink, lake, paper.
 SHADES = np.array([(22, 21, 19), (28, 116, 113), (118, 203, 195), (251, 250, 247)], np.float64)
@@ -19,13 +16,6 @@ def shaded(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     unit = np.clip((values.astype(np.float64) - low) / max(high - low, 1e-12), 0, 1) * (len(SHADES) - 1)
     stops = np.arange(len(SHADES))
     return np.stack([np.interp(unit, stops, SHADES[:, c]) for c in range(3)], -1).round().astype(np.uint8)
-
-
-def as_png(picture: NDArray[np.uint8]) -> str:
-    """A picture (H, W, 3) as an address that holds it whole."""
-    content = io.BytesIO()
-    Image.fromarray(picture).save(content, "PNG")
-    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
 
 
 def curves(

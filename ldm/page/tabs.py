@@ -11,7 +11,7 @@ from ldm.page import explain, grid, inside
 from ldm.page.engine import Engine, Waiting
 from ldm.page.look import MOMENTS, Inside, look
 from ldm.page.pair import Progress
-from ldm.page.settings import NAMES, Settings
+from ldm.page.settings import Settings
 from ldm.page.studio import Pair, Studio
 from ldm.page.words import lines, place, sentence
 
@@ -68,17 +68,17 @@ class InsideTab:
                 if isinstance(news, Waiting):
                     yield {self.view: lines([place(news.ahead)], "told")}
                     continue
-                for item in news[-1:]:
-                    if isinstance(item, Inside):
-                        moments = len(item.steps)
-                        at = min(max(moment, 1), moments)
-                        yield {
-                            self.seen: item,
-                            self.moment: gr.update(maximum=max(moments, 2), value=at),
-                            self.view: inside.markup(item, at - 1, block),
-                        }
-                    elif isinstance(item, Progress):
-                        yield {self.view: lines([f"Listening: step {item.steps} of {item.total}"], "told")}
+                newest = news[-1] if news else None
+                if isinstance(newest, Inside):
+                    moments = len(newest.steps)
+                    at = min(max(moment, 1), moments)
+                    yield {
+                        self.seen: newest,
+                        self.moment: gr.update(maximum=max(moments, 2), value=at),
+                        self.view: inside.markup(newest, at - 1, block),
+                    }
+                elif isinstance(newest, Progress):
+                    yield {self.view: lines([f"Listening: step {newest.steps} of {newest.total}"], "told")}
         except Exception as fault:
             yield {self.view: lines([sentence(fault)], "fault")}
         yield {self.halt: gr.update(interactive=False)}
@@ -133,14 +133,15 @@ class GridTab:
         self.engine.leave(*owner)
         plan = None
         try:
-            base = Settings.read(dict(zip(NAMES, values, strict=True)))
+            base = Settings.of(values)
             axes = grid.read_axis(across, across_values), grid.read_axis(down, down_values)
             plan = grid.plan(base, *axes, self.studio)
             yield {self.view: grid.markup(plan, "Beginning …"), self.halt: gr.update(interactive=True)}
             async for news in self.engine.follow(owner, partial(grid.draw_cells, self.studio, plan)):
                 if isinstance(news, Waiting):
                     yield {self.view: grid.markup(plan, place(news.ahead))}
-                for plan in [] if isinstance(news, Waiting) else news[-1:]:
+                elif news:
+                    plan = news[-1]
                     yield {self.view: grid.markup(plan, f"{len(plan.files)} of {len(plan.cells)} pictures")}
             left = len(plan.cells) - len(plan.files)
             said = f"Stopped; {left} are not drawn." if left else "Done. Choose a picture to keep it."
@@ -170,6 +171,6 @@ class ExplainTab:
 
     def explain(self, *values: Any) -> str:
         try:
-            return explain.markup(self.studio, Settings.read(dict(zip(NAMES, values, strict=True))))
+            return explain.markup(self.studio, Settings.of(values))
         except InputError as fault:
             return lines([str(fault)], "fault")

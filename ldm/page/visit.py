@@ -15,7 +15,7 @@ from ldm.errors import InputError
 from ldm.page import controls, exchange, layout, presets, stage
 from ldm.page.engine import Engine, Waiting
 from ldm.page.pair import Progress
-from ldm.page.settings import NAMES, Settings
+from ldm.page.settings import FIELDS, Settings
 from ldm.page.studio import Pair, Studio
 from ldm.page.tabs import AT_ONCE, WORK
 from ldm.page.words import lines, sentence
@@ -48,7 +48,7 @@ class Visit:
         self.engine.leave(visitor, "draw")
         view = stage.finished(pairs[0]) if pairs else stage.empty(self.studio.defaults())
         try:
-            settings = Settings.read(dict(zip(NAMES, values, strict=True)))
+            settings = Settings.of(values)
             self.studio.check(settings)
             notes = self.studio.notes(settings)
             view = replace(view, state="running", message="Beginning …", width=settings.width,
@@ -145,7 +145,7 @@ class Visit:
     def open_link(self, request: gr.Request) -> dict[Any, Any]:
         """Sets the controls as the page's link has it."""
         query = dict(request.query_params)
-        if not query.keys() & {exchange.LINK_NAMES.get(name, name) for name in NAMES}:
+        if not query.keys() & {exchange.LINK_NAMES.get(name, name) for name in FIELDS}:
             return {self.parts.told: ""}
         settings, notes = exchange.from_query(query, self.studio.defaults())
         return self.set_controls(settings, ["The controls are set as in the link.", *notes])
@@ -177,7 +177,7 @@ class Visit:
     def link(self, *values: Any) -> dict[str, Any]:
         """Shows the query part of a link with all settings."""
         try:
-            query = exchange.to_query(Settings.read(dict(zip(NAMES, values, strict=True))))
+            query = exchange.to_query(Settings.of(values))
             return gr.update(value=query, visible=True)
         except InputError as fault:
             raise gr.Error(str(fault), print_exception=False) from None
@@ -236,7 +236,7 @@ def forget_upload(path: Path) -> None:
 def thumbnails(pairs: list[Pair]) -> list[tuple[str, str]]:
     """A visit's pictures for the gallery, the newest pair first."""
     return [
-        (str(pair.files[side]), f"{stage.NAMES[side]} · {pair.settings.seed}")
+        (str(pair.files[side]), f"{stage.SIDE_NAMES[side]} · {pair.settings.seed}")
         for pair in pairs
         for side in pair.files
     ]

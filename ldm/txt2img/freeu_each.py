@@ -17,10 +17,10 @@ def freeu_of_each(unet: Free_UNetModel, settings: Sequence[FreeUSettings]) -> It
     """Within it the U-Net takes batches of n samples, n being the number of settings, or of 2n, as guidance
     makes them: settings k belong to samples k and n + k.
 
-    Raises ValueError where settings do not fit the U-Net.
+    Raises InputError where settings do not fit the U-Net.
     """
-    n, usual = len(settings), unet.freeu
-    factors = [one.factors(unet.decoder_stages, unet.model_channels) for one in settings]
+    n = len(settings)
+    factors = [unet.factors_of(one) for one in settings]
     weights: list[Tensor | None] = []
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -44,10 +44,9 @@ def freeu_of_each(unet: Free_UNetModel, settings: Sequence[FreeUSettings]) -> It
     handles += [
         block.register_forward_pre_hook(partial(weigh, i)) for i, block in enumerate(unet.output_blocks)
     ]
-    unet.freeu = usual.off()
     try:
-        yield
+        with unet.under(unet.freeu.off()):
+            yield
     finally:
-        unet.freeu = usual
         for handle in handles:
             handle.remove()

@@ -25,7 +25,7 @@ def add_freeu_flags(parser: argparse.ArgumentParser) -> None:
     add("--ramp", type=float, help="over how much of the run it fades in and out")
     add("--threshold", type=int, help="half-width of the skip filter's window of frequencies")
     add("--channels", type=fraction_or_name, help="scaled ones: first, second, alternate, all, or a fraction")
-    add("--match", help="tell the stages by their channels, as the paper does, or by their resolution")
+    add("--match", help="channels or resolution: what tells the stages, in the paper and in diffusers")
     add("--stage", nargs=3, type=float, action="append", dest="stages", metavar=("WIDTH", "B", "S"),
         help="factors for any other stage: 320 1.1 0.9")  # fmt: skip
     add("--no-freeu", action="store_true", help="the plain model")
@@ -48,6 +48,8 @@ def make_config(arguments: argparse.Namespace) -> "DictConfig":
     """
     from ldm.util import FREEU, load_config, remove_freeu, resolved, set_freeu
 
+    if arguments.compare and arguments.no_freeu:
+        raise InputError("--compare draws without FreeU too: leave out --no-freeu.")
     config = load_config(arguments.config, arguments.overrides)
     factors = {name: value for name in FREEU if (value := getattr(arguments, name)) is not None}
     if arguments.stages:

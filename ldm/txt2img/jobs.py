@@ -37,6 +37,8 @@ def read_prompts(path: Path) -> list[str]:
         raise InputError(
             f"The prompt file {path} is not UTF-8 text (its line {line} is not): save it as UTF-8."
         ) from None
+    if "\0" in text:
+        raise InputError(f"The prompt file {path} is not UTF-8 text, as it holds NULs: save it as UTF-8.")
     # Only these end a line, and not all that Unicode has beside them.
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     prompts = [line.strip() for line in lines if line.strip()]

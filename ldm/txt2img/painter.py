@@ -8,13 +8,12 @@ from typing import Any
 from tqdm import tqdm
 
 from ldm.device import is_out_of_memory
-from ldm.errors import InputError
+from ldm.errors import InputError, warn
 from ldm.freeu import FreeUSettings
-from ldm.generate import SAMPLERS, Sampling, check, generate
+from ldm.generate import Sampling, check, generate, total_steps
 from ldm.image_io import Picture
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
-from ldm.txt2img.caveats import warn
 from ldm.txt2img.freeu_each import freeu_of_each
 from ldm.txt2img.jobs import Job
 from ldm.txt2img.settings_grid import Cell, CellJob
@@ -54,11 +53,7 @@ class Painter:
 
     def active(self, settings: FreeUSettings) -> dict[str, Any] | None:
         """These settings of FreeU, None where they change nothing. Raises InputError if they do not fit."""
-        try:
-            pairs = settings.factors(self.unet.decoder_stages, self.unet.model_channels)
-        except ValueError as fault:
-            raise InputError(str(fault)) from None
-        hit = any(pair != (1, 1) for pair in pairs)
+        hit = any(pair != (1, 1) for pair in self.unet.factors_of(settings))
         return {name: getattr(settings, name) for name in FREEU} if hit else None
 
     def check(self, jobs: Sequence[Job]) -> None:
@@ -106,12 +101,8 @@ class Painter:
         on = self._generate(jobs, self.sampling)
         if self.compare is None:
             return on
-        settings = self.unet.freeu
-        self.unet.freeu = settings.off()
-        try:
+        with self.unet.under(self.unet.freeu.off()):
             off = self._generate(jobs, self.sampling)
-        finally:
-            self.unet.freeu = settings
         return [self.compare(*each) for each in zip(jobs, off, on, strict=True)]
 
     def _cells(self, jobs: Sequence[Job], cells: Sequence[Cell]) -> list[Picture]:
@@ -119,20 +110,12 @@ class Painter:
         sampling, settings = cells[0].sampling, [cell.freeu for cell in cells if cell.freeu is not None]
         if not settings:
             return self._generate(jobs, sampling)
-        usual = self.unet.freeu
-        if len(set(map(repr, settings))) > 1:
-            with freeu_of_each(self.unet, settings):
-                return self._generate(jobs, sampling)
-        self.unet.freeu = settings[0]
-        try:
+        alike = len(set(map(repr, settings))) == 1
+        with self.unet.under(settings[0]) if alike else freeu_of_each(self.unet, settings):
             return self._generate(jobs, sampling)
-        finally:
-            self.unet.freeu = usual
 
     def _generate(self, jobs: Sequence[Job], sampling: Sampling) -> list[Picture]:
-        sampler = SAMPLERS[sampling.sampler](self.model)
-        total = len(sampler.timesteps(sampling.steps))
-        with tqdm(total=total, unit="step", leave=False, disable=None) as bar:
+        with tqdm(total=total_steps(self.model, sampling), unit="step", leave=False, disable=None) as bar:
             return generate(
                 self.model,
                 [job.prompt for job in jobs],

@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from ldm.checkpoint import fingerprint
 from ldm.device import pick_dtype, room_for_the_model
-from ldm.errors import InputError
+from ldm.errors import InputError, warn
 from ldm.generate import Sampling, check
 from ldm.image_io import Picture
-from ldm.txt2img.caveats import caveats, too_large, warn
+from ldm.txt2img.caveats import caveats, too_large
 from ldm.txt2img.gallery import Gallery, PlainSheets, Sheets
 from ldm.txt2img.grid_sheets import GridSheets, side_by_side
 from ldm.txt2img.jobs import Job
@@ -27,6 +27,7 @@ from ldm.txt2img.prompted import load_prompted
 from ldm.txt2img.recipe import Recipe
 from ldm.txt2img.request import DTYPES, PRECISIONS, check_latents, freeu_of, read_request
 from ldm.txt2img.settings_grid import CellJob
+from ldm.wording import counted
 
 GRID_AT_ONCE = 16  # pictures of a grid on a GPU, if its memory holds them
 
@@ -161,7 +162,7 @@ class Run:
             files, outdir = gallery.files, self.arguments.outdir
             place = outdir / files.picture(0) if total == 1 == files.pictures else outdir
             kept = f"in {place}" if files.names() else "not kept"
-            print(f"{total} {'picture' if total == 1 else 'pictures'} {kept}")
+            print(f"{counted(total, 'picture')} {kept}")
 
 
 def draw(arguments: Namespace, config: DictConfig, device: torch.device, group: Group) -> None:

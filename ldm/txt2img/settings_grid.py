@@ -15,7 +15,7 @@ from ldm.util import FREEU_NAMES
 Value = int | float | str
 
 SAMPLING_NAMES = ("steps", "scale", "sampler", "eta")
-NAMES = (*FREEU_NAMES, "seed", *SAMPLING_NAMES)
+AXIS_NAMES = (*FREEU_NAMES, "seed", *SAMPLING_NAMES)
 
 MOST_AXES = 3
 MOST_VALUES = 10_000  # of one axis
@@ -104,8 +104,8 @@ def parse_grid(words: Sequence[str], sure: bool = False) -> list[Axis]:
 def parse_axis(text: str) -> Axis:
     """`b1=1.0:1.4:5`, five values from 1.0 to 1.4, or `b1=1.0,1.2`, these values. Raises InputError."""
     name, equals, rest = text.partition("=")
-    if name not in NAMES:
-        raise InputError(f"--grid {text!r}: there is no setting {name!r}, but {', '.join(NAMES)}.")
+    if name not in AXIS_NAMES:
+        raise InputError(f"--grid {text!r}: there is no setting {name!r}, but {', '.join(AXIS_NAMES)}.")
     if not equals or not rest:
         raise InputError(f"--grid {text!r} has no values: give them as {name}=1.0:1.4:5 or {name}=1,1.2.")
     values = spaced(text, rest.split(":")) if ":" in rest else tuple(map(value_of, rest.split(",")))

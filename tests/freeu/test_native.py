@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.autograd import forward_ad
 
 from ldm.device import has_amx
-from ldm.freeu import fourier_filter, free_u, native
+from ldm.freeu import filter_in_c, fourier_filter, free_u, native
 from ldm.modules import norm, tiles
 from tests.conftest import on_threads, rnd
 
@@ -31,7 +31,9 @@ LIBRARIES = [
     ("ldm.modules", MODULES / "winograd.c", "avx512", AVX512),
     ("ldm.modules", MODULES / "winograd.c", "avx512_bf16", BFLOAT16),
 ]
-with_filter = pytest.mark.skipif(native.LIBRARY is None, reason="no C compiler was there at the installation")
+with_filter = pytest.mark.skipif(
+    filter_in_c.LIBRARY is None, reason="no C compiler was there at the installation"
+)
 FORMATS = (torch.contiguous_format, torch.channels_last)
 
 
@@ -106,8 +108,8 @@ def test_the_filter_is_the_transform(batch, channels, height, width, skipped, me
     x = whole[:, skipped:]
     expected = x.double() + gain[..., None] * low_frequencies(x)
     with on_threads(threads):
-        assert native.has_filter(x)
-        native.add_low_frequencies(x, gain)
+        assert filter_in_c.has_filter(x)
+        filter_in_c.add_low_frequencies(x, gain)
     # Rounded once at the end, to 24 or 8 binary digits.
     assert ((x.double() - expected).abs() <= expected.abs() * 2.0**-8 * (kind != torch.float32) + 4e-6).all()
     assert torch.equal(whole[:, :skipped], before[:, :skipped])
@@ -128,14 +130,14 @@ def test_what_is_no_number_stays_in_its_channel(number, kind, memory):
 
 @with_filter
 def test_it_is_taken_on_plain_maps_and_nothing_else(monkeypatch):
-    called = Mock(wraps=native.add_low_frequencies)
-    monkeypatch.setattr(native, "add_low_frequencies", called)
+    called = Mock(wraps=filter_in_c.add_low_frequencies)
+    monkeypatch.setattr(filter_in_c, "add_low_frequencies", called)
     x = rnd(1, 2, 6, 8, 8)
     for taken in (x, x.bfloat16(), x.to(memory_format=torch.channels_last), x[:, 2:], x[1:]):
         fourier_filter(taken, 1, 0.5)
     free_u(x.clone(), 2, 1.2, 0.5)
     assert called.call_count == 6
-    wide = torch.zeros(1, 1, 3, 2 * native.WIDEST)
+    wide = torch.zeros(1, 1, 3, 2 * filter_in_c.WIDEST)
     for other in (x.double(), x.half(), x.mT, x[..., 1:], x[:, :, ::2], x.to("meta"), x[:, :, :2], wide):
         fourier_filter(other, 1, 0.5)
     fourier_filter(x, 2, 0.5)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ldm.freeu import backbone_factor, fourier_filter, free_u, native, scale_backbone
+from ldm.freeu import backbone_factor, filter_in_c, fourier_filter, free_u, scale_backbone
 from tests.conftest import golden, relative_error, rnd
 
 FORMATS = (torch.contiguous_format, torch.channels_last)
@@ -21,8 +21,8 @@ each_version = pytest.mark.parametrize("version", [1, 2])
 def _computed_by(request):
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "torch":
-            patch.setattr(native, "LIBRARY", None)
-        elif native.LIBRARY is None:
+            patch.setattr(filter_in_c, "LIBRARY", None)
+        elif filter_in_c.LIBRARY is None:
             pytest.skip("no C compiler was there at the installation")
         yield
 

@@ -46,6 +46,9 @@ def fault(outcome: Any, most: int = 2) -> str:
     [
         (["--config", "freeu_sd12.yaml"], ["no config 'freeu_sd12.yaml'", "freeu_sd14.yaml", str(CONFIGS)]),
         (["--config", "freeu_sd14.yaml", "--ckpt", "no.ckpt"], [f"no.ckpt, here or in {CHECKPOINTS}."]),
+        (["--ckpt", "judge"], [f"judge, here or in {CHECKPOINTS}. Is judge.safetensors meant?"]),
+        (["--config", "freeu_sd21_base.yaml", "--ckpt", "v2-1_512-ema-pruned.safetensors"],
+         ["on the hub is meant, 5.2 GB: put it there."]),
         (["--config", "freeu_sd21.yaml", "--ckpt", "v2-1_768-ema-pruned.safetensors"],
          [f"v2-1_768-ema-pruned.safetensors, here or in {CHECKPOINTS}", "dcd69012", "5.2 GB"]),
         (["--ckpt", "/no/where/tiny.safetensors"], ["no checkpoint at /no/where/tiny.safetensors"]),
@@ -56,7 +59,7 @@ def fault(outcome: Any, most: int = 2) -> str:
         (["model=null"], ["no `target:`"]),
         (["model.target=ldm.models.autoencoder.AutoencoderKL"], ["AutoencoderKL knows no parameter"]),
         (["model.params.cond_stage_config=__is_unconditional__"], ["does not fit the config"]),
-        (["a cat on a mat"], ["'a cat on a mat'", "--prompt"]),
+        (["a cat on a mat"], ["'a cat on a mat'", "--prompt, in quotes"]),
         (["--H", "100"], ["height of 100", "take 96"]),
         (["--W", "0"], ["width of 0", "take 32"]),
         (["--H", "32000000000"], ["height of 32000000000"]),
@@ -82,13 +85,16 @@ def fault(outcome: Any, most: int = 2) -> str:
         (["--n_rows", "-1"], ["--n_rows is -1"]),
         (["--repeat", "0"], ["--repeat is 0"]),
         (["--device", "abacus"], ["abacus"]),
-        (["--compare", "--no-freeu"], ["--compare needs FreeU"]),
+        (["--compare", "--no-freeu"], ["leave out --no-freeu"]),
         (["--compare", "--config", "tiny.yaml"], ["--compare needs FreeU"]),
         (["--from-file", "/no/where.txt"], ["/no/where.txt", "No such file"]),
         (["--from-image", "/no/where.png"], ["no picture /no/where.png"]),
         (["--prompt", "caf\udce9"], ["not valid Unicode"]),
         (["--negative-prompt", "caf\udce9"], ["not valid Unicode"]),
         (["--colour", "red"], ["--colour"]),
+        (["--promt", "a star"], ["there is no --promt: --prompt may be meant"]),
+        (["--ddim-stpes=3"], ["there is no --ddim-stpes: --ddim_steps may be meant"]),
+        (["--config", "tiny_words.yaml"], ["Near it: train/tiny_words.yaml"]),
         (["sampling.steps=ten"], ["sampling.steps is 'ten': give a whole number."]),
         (["sampling.height=1e400"], ["sampling.height is"]),
         (["sampling.step=10"], ["'step'", "steps"]),
@@ -119,8 +125,9 @@ def test_a_file_without_prompts_is_named(content: bytes, txt2img: Run, tmp_path:
 
 def test_a_file_of_prompts_that_is_no_text_is_named(txt2img: Run, tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
-    path.write_bytes("a café".encode("latin-1"))
-    assert f"{path} is not UTF-8" in fault(txt2img("--from-file", path))
+    for encoding in ("latin-1", "utf-16-le"):
+        path.write_bytes("a café".encode(encoding))
+        assert f"{path} is not UTF-8" in fault(txt2img("--from-file", path))
     assert "cannot be read" in fault(txt2img("--from-file", tmp_path))
 
 
@@ -136,8 +143,16 @@ def test_a_checkpoint_of_another_model_is_told_apart_by_its_parts(
     assert str(tiny_checkpoint) in message and "U-Net" in message and "another shape" in message
     assert "autoencoder" not in message
     weights = load_file(tiny_checkpoint)
-    save_file({"lora_unet.down": torch.zeros(2)}, tmp_path / "lora.safetensors")
-    assert "LoRA" in fault(txt2img("--ckpt", tmp_path / "lora.safetensors"), most=5)
+    for name, kind in {
+        "lora_unet.down": "LoRA",
+        "unet.down_blocks.0.attn1.to_q.lora_A.weight": "LoRA",
+        "down_blocks.0.attn1.processor.to_q_lora.down.weight": "LoRA",
+        "control_model.input_blocks.0.0.weight": "ControlNet",
+        "emb_params": "textual inversion",
+        "first_stage_model.decoder.conv_in.weight": "autoencoder (VAE) alone",
+    }.items():
+        save_file({name: torch.zeros(2)}, tmp_path / "other.safetensors")
+        assert kind in fault(txt2img("--ckpt", tmp_path / "other.safetensors"), most=1)
     del weights["cond_stage_model.transformer.final_layer_norm.weight"]
     save_file(weights, tmp_path / "short.safetensors")
     message = fault(txt2img("--ckpt", tmp_path / "short.safetensors"))
@@ -296,7 +311,8 @@ def test_a_picture_without_settings_or_damaged_is_named(txt2img: Run, tmp_path: 
     words.write_text("this is no picture")
     save_png(cut, np.zeros((8, 8, 3), np.uint8), record=RECORD)
     cut.write_bytes(cut.read_bytes()[:200])
-    for path, said in ((plain, "carries no settings"), (words, "not a picture"), (tmp_path, "not a picture")):
+    no_picture = "not a picture"
+    for path, said in ((plain, "carries a webui's settings"), (words, no_picture), (tmp_path, no_picture)):
         message = fault(txt2img("--from-image", path, defaults=CPU))
         assert str(path) in message and said in message
     assert str(cut) in fault(txt2img("--from-image", cut, defaults=CPU))

@@ -200,7 +200,7 @@ def test_a_sheet_of_many_prompts_or_sheets_carries_no_settings_and_that_is_told(
         sheet = txt2img(*flags).folder / "grid-0000.png"
         assert not texts(sheet)
         refused = txt2img("--from-image", sheet, defaults=CPU)
-        assert refused.code == 2 and "sheets but those of many" in refused.err
+        assert refused.code == 2 and "sheets of one prompt, not of many" in refused.err
 
 
 def test_a_grid_of_what_a_sheet_shows_is_drawn_from_its_first_picture(txt2img: Run) -> None:
@@ -212,6 +212,7 @@ def test_a_grid_of_what_a_sheet_shows_is_drawn_from_its_first_picture(txt2img: R
     assert [it.read_bytes() for it in varied.pictures()] == [it.read_bytes() for it in afresh.pictures()]
 
 
+@pytest.mark.slow
 def test_flags_beside_from_image_win(txt2img: Run) -> None:
     threshold = "model.params.unet_config.params.threshold"
     made = [

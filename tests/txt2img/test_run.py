@@ -55,7 +55,7 @@ def test_steps_samplers_and_eta_are_the_ones_asked_for(txt2img: Run, monkeypatch
         calls.clear()
         outcome = txt2img("--steps", 4, *argv)
         assert (outcome.code, outcome.err) == (0, "")
-        return pixels(outcome.pictures()[0]), calls[1:]  # the first finds out what the model foretells
+        return pixels(outcome.pictures()[0]), calls[1:]  # the first finds out what the model predicts
 
     ddim, batches = drawn()
     assert batches == [2] * 4

@@ -112,7 +112,7 @@ class Sampler(ABC):
             if guide:
                 without, given = out.chunk(2)  # (b, c, h, w) each
                 out = without + scale * (given - without)
-            # A v-model foretells v = alpha eps - sigma x_0 (arXiv 2202.00512, appendix D).
+            # A v-model predicts v = alpha eps - sigma x_0 (arXiv 2202.00512, appendix D).
             return now.alpha * out + now.sigma * x if self.model.parameterization == "v" else out
 
         return eps

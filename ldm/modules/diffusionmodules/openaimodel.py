@@ -1,6 +1,7 @@
 """The U-Net of latent diffusion, and the same with FreeU in its decoder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -238,8 +239,25 @@ class Free_UNetModel(UNetModel):
 
     @freeu.setter
     def freeu(self, settings: FreeUSettings) -> None:
-        self.factors = settings.factors(self.decoder_stages, self.model_channels)
+        self.factors = self.factors_of(settings)
         self._freeu = settings
+
+    def factors_of(self, settings: FreeUSettings) -> list[tuple[float, float]]:
+        """b and s of each output block under these settings. Raises InputError where they do not fit."""
+        try:
+            return settings.factors(self.decoder_stages, self.model_channels)
+        except ValueError as fault:
+            raise InputError(str(fault)) from None
+
+    @contextmanager
+    def under(self, settings: FreeUSettings) -> Iterator[None]:
+        """Within it FreeU has these settings, afterwards those of before."""
+        usual = self.freeu
+        self.freeu = settings
+        try:
+            yield
+        finally:
+            self.freeu = usual
 
     def hit_blocks(self) -> dict[int, tuple[float, float]]:
         """The output blocks that FreeU changes, each with its b and s."""
