@@ -4,8 +4,17 @@ import argparse
 import difflib
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 OVERRIDE = re.compile(r"[\w-]+[.\[].*=|checkpoint=")
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help with the description as it is written; numbers and paths are named by what they are."""
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        names: dict[object, str] = {int: "N", float: "X", Path: "PATH"}
+        return names.get(action.type) or super()._get_default_metavar_for_optional(action)
 
 
 def add_model_flags(add: Callable[..., object]) -> None:

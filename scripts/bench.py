@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from ldm.command_line import Help
 from ldm.errors import InputError, exit_code, needing, stop_when_asked
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         usage="%(prog)s [--quick | --subject SUBJECT ...] [further options]",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     add = parser.add_argument
     add("--subject", nargs="+", choices=SUBJECTS, metavar="SUBJECT",

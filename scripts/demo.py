@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ldm.command_line import add_model_flags
+from ldm.command_line import Help, add_model_flags
 from ldm.errors import exit_code, needing, stop_when_asked
 from ldm.memory import lasting
 
@@ -19,7 +19,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         usage="%(prog)s [--config CONFIG] [further options] [key=value ...]",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     add = parser.add_argument_group("model").add_argument
     add_model_flags(add)

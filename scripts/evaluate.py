@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ldm.command_line import sort_out_overrides
+from ldm.command_line import Help, sort_out_overrides
 from ldm.errors import exit_code, stop_when_asked
 
 
@@ -23,7 +23,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         usage="%(prog)s [--settings SETTING ...] [--config CONFIG] [further options] [key=value ...]",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     add = parser.add_argument_group("what").add_argument
     add("--settings", nargs="+", metavar="SETTING", help="of FreeU, to compare with off: V1 and V2 (the "
@@ -35,7 +35,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         help="captions of shape and colour pairs that training never showed (small model)")  # fmt: skip
     add("--unseen-by", type=Path, metavar="FILE", help="the search.json of a search, whose prompts and noise "
         "are left out")  # fmt: skip
-    add("--seeds", type=int, default=2, metavar="N", help="pictures of each prompt (default 2)")
+    add("--seeds", type=int, default=2, help="pictures of each prompt (default 2)")
     add_measures(parser, "all that can be had")
     add_model(parser)
     add_sampling(parser, "outputs/evaluation")

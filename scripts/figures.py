@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ldm.command_line import add_model_flags, sort_out_overrides
+from ldm.command_line import Help, add_model_flags, sort_out_overrides
 from ldm.errors import exit_code, needing, stop_when_asked
 
 
@@ -20,7 +20,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         usage="%(prog)s (--all | --figure N ...) [further options] [key=value ...]",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     add = parser.add_argument
     add("--all", action="store_true", help="every figure there is")
@@ -28,7 +28,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add_model_flags(add)
     add("--prompts", metavar="FILE or N", help="a file with a prompt a line, or how many of the usual ones: "
         "captions the small model knows, the paper's prompts for others")  # fmt: skip
-    add("--seeds", type=int, metavar="N", help="seeds with each prompt (default: 16 pairs or just above)")
+    add("--seeds", type=int, help="seeds with each prompt (default: 16 pairs or just above)")
     add("--steps", type=int, help="of denoising, by DDIM (default: the config's or 50)")
     add("--outdir", type=Path, default=Path("outputs/figures"), help="(default: %(default)s)")
     add("overrides", nargs="*", metavar="key=value", help="changes to the config")

@@ -15,7 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from ldm.command_line import sort_out_overrides
+from ldm.command_line import Help, sort_out_overrides
 from ldm.errors import exit_code, needing, stop_when_asked
 
 
@@ -25,19 +25,19 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         usage="%(prog)s [--space SETTING ...] [--config CONFIG] [further options] [key=value ...]",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     add = parser.add_argument_group("what").add_argument
     add("--space", nargs="+", metavar="SETTING", help="what is searched, as b1=1:1.4, version=1,2 or stop; "
         "the rest is as in the config (default: b1 b2 s1 s2)")  # fmt: skip
-    add("--trials", type=int, default=40, metavar="N", help="of all processes together (default 40)")
-    add("--pictures", type=int, metavar="N", help="at most so many, the check's included")
+    add("--trials", type=int, default=40, help="of all processes together (default 40)")
+    add("--pictures", type=int, help="at most so many, the check's included")
     add("--prompts", metavar="FILE or N", help="a file with a prompt a line, or how many of the usual ones: "
         "captions that the small model knows (32 by default), the paper's 8 prompts for others")  # fmt: skip
     add("--fresh-prompts", metavar="FILE or N", help="for the check (default: 96 captions, or every second "
         "one of --prompts)")  # fmt: skip
-    add("--seeds", type=int, default=1, metavar="N", help="pictures of each prompt (default 1)")
-    add("--search-steps", type=int, metavar="N", help="of the trials' denoising (default: half of --steps)")
+    add("--seeds", type=int, default=1, help="pictures of each prompt (default 1)")
+    add("--search-steps", type=int, help="of the trials' denoising (default: half of --steps)")
     add("--storage", type=Path, metavar="FILE", help="an SQLite database, or for several machines a journal "
         "that ends in .log (default: search.db in --outdir)")  # fmt: skip
     add("--seed", type=int, default=0, help="of what is tried (default 0)")

@@ -30,6 +30,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ldm.command_line import Help
 from ldm.config.annotations import misfits
 from ldm.errors import InputError, exit_code, stop_when_asked
 from ldm.image_io import writable_folder, written_whole
@@ -44,9 +45,7 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")  # in all of which the weight
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("--config", required=True, help="what to train, a file of configs/train")
     parser.add_argument("--outdir", type=Path, required=True, help="where everything goes")
     parser.add_argument(

@@ -11,7 +11,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from ldm.command_line import add_model_flags, in_either_spelling, sort_out_overrides
+from ldm.command_line import Help, add_model_flags, in_either_spelling, sort_out_overrides
 from ldm.errors import exit_code, stop_when_asked
 from ldm.memory import lasting
 from ldm.txt2img.freeu_flags import add_freeu_flags, make_config
@@ -21,7 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         usage="%(prog)s [--prompt PROMPT] [--config CONFIG] [further options] [key=value ...]",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     group = parser.add_argument_group("what")
     add, either = group.add_argument, group.add_mutually_exclusive_group().add_argument
@@ -57,8 +57,8 @@ def make_parser() -> argparse.ArgumentParser:
     either("--dpm", "--dpm_solver", action="store_const", const="dpm", dest="sampler", help="--sampler dpm")
     add("--ddim_eta", type=float, default=0.0, dest="eta", help="0 is deterministic, 1 as noisy as training")
     add("--scale", type=float, help="of guidance; 1 is none, twice as fast (default: the config's or 7.5)")
-    add("--H", "--height", type=int, dest="height", help="height in pixels (default: the config's or 512)")
-    add("--W", "--width", type=int, dest="width", help="width in pixels (default: the config's or 512)")
+    add("--H", "--height", type=int, dest="height", help="in pixels (default: the config's or 512)")
+    add("--W", "--width", type=int, dest="width", help="in pixels (default: the config's or 512)")
 
     add_freeu_flags(parser)
 

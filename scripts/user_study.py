@@ -11,14 +11,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from ldm.command_line import add_model_flags
+from ldm.command_line import Help, add_model_flags
 from ldm.errors import exit_code, stop_when_asked
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     commands = parser.add_subparsers(dest="command", required=True)
 
     about = "pairs of pictures, plain and with FreeU from the same noise, as a page to vote on"
@@ -26,7 +24,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add_model_flags(add)
     add("--prompts", type=Path, metavar="FILE", help="a prompt a line (default: captions that the small "
         "model knows; the paper's prompts for others)")  # fmt: skip
-    add("--pairs", type=int, metavar="N", help="how many (default: one for each prompt in FILE, else 16)")
+    add("--pairs", type=int, help="how many (default: one for each prompt in FILE, else 16)")
     add("--seed", type=int, default=42, help="of the first pair's noise; the others count on (default 42)")
     add("--shuffle-seed", type=int, metavar="SEED", help="of the lot for left and right (default: by chance)")
     add("--steps", type=int, help="of denoising (default: the config's or 50)")
