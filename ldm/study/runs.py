@@ -86,7 +86,7 @@ class Runs:
         made = sample(self.model, pairs, first.sampling, first.freeu, first.watched, on_step)
         for run, kept in zip(batch, made, strict=True):
             with written_whole(self.path(run)) as file:
-                np.savez(file, allow_pickle=False, **kept)
+                np.savez(file, **dict[str, Any](kept))  # one of them could be allow_pickle to mypy
 
     def read(self, run: Run) -> Kept:
         """What was kept of a run. Raises InputError where its file is not there or damaged."""

@@ -149,7 +149,7 @@ def test_a_damaged_file_is_named_with_the_remedy(runs, content):
 def test_a_file_with_any_bit_flipped_gives_what_was_kept_or_the_remedy(runs):
     run = Run(PAIRS[0], None, SAMPLING, False)
     kept = {"latents": np.arange(2.0), "picture": np.arange(3, dtype=np.uint8)}
-    np.savez(runs.path(run), allow_pickle=False, **kept)
+    np.savez(runs.path(run), **kept)
     whole = runs.path(run).read_bytes()
     refused = 0
     for i in range(8 * len(whole)):
@@ -175,7 +175,7 @@ def test_a_file_that_lacks_an_array_is_damaged(runs):
         assert set(arrays) == set(kept)
     for lost in kept:
         rest = {name: array for name, array in kept.items() if name != lost}
-        np.savez(runs.path(run), allow_pickle=False, **rest)
+        np.savez(runs.path(run), **rest)
         with pytest.raises(InputError, match=rf"cannot be read .*{lost}.*remove it"):
             runs.read(run)
 
