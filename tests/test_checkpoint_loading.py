@@ -80,6 +80,9 @@ def test_a_checkpoint_that_is_not_there_is_asked_for(tmp_path: Path, monkeypatch
         find_checkpoint(tmp_path / "mine.ckpt")
     with pytest.raises(InputError, match="cannot be downloaded"):
         find_checkpoint("mine.ckpt", download=True)
+    monkeypatch.setattr("ldm.weights.place.CHECKPOINTS", tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"There are none; of others README tells of sd-v1-4\.ckpt"):
+        find_checkpoint("mine.ckpt")
     for name in ("x" * 5000, "~nobody-of-that-name/mine.ckpt"):
         with pytest.raises(InputError, match="no checkpoint"):
             find_checkpoint(name)

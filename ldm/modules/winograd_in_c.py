@@ -55,9 +55,9 @@ def winograd_in_c(
 ) -> Tensor:
     """What a convolution that keeps height and width makes of x, (B, C, H, W) to (B, out, H, W).
 
-    Maps are channels last; the kernels, (out, C, 3, 3), are so or contiguous. The first
-    `above` and the last `below` rows of x are a halo: read, but nothing is made of them. The rest is written
-    to `y`, where that is given.
+    Maps are channels last; the kernels, (out, C, 3, 3), are so or contiguous. The first `above` and
+    the last `below` rows of x are a halo: read, but nothing is made of them. The rest is written to `y`,
+    where that is given.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     batch, channels, height, width = x.shape

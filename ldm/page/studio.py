@@ -189,7 +189,7 @@ class Studio:
     def recipe(self, settings: Settings, side: str) -> Recipe:
         """What txt2img needs to draw one side of a pair again, to the bit."""
         freeu = self.freeu(settings)
-        acts = any(pair != (1, 1) for pair in self.unet.factors_of(freeu))
+        acts = side == "freeu" and self.unet.hit_blocks(freeu)
         return Recipe(
             prompt=settings.prompt,
             negative_prompt=settings.negative_prompt,
@@ -198,7 +198,7 @@ class Studio:
             ckpt=self.arguments.ckpt,
             precision=self.precision,
             overrides=self.arguments.overrides,
-            freeu={name: getattr(freeu, name) for name in FREEU} if acts and side == "freeu" else None,
+            freeu={name: getattr(freeu, name) for name in FREEU} if acts else None,
             compare=False,
             **asdict(settings.sampling),
         )

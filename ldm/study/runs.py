@@ -17,7 +17,7 @@ from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling
 from ldm.image_io import writable_folder, written_whole
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.study.watch import MOMENTS, Kept, sample
+from ldm.study.watch import Kept, kept_names, sample
 from ldm.txt2img.jobs import Job
 
 LAYOUT = 1  # of the files; with another number all of them are made anew
@@ -91,21 +91,11 @@ class Runs:
     def read(self, run: Run) -> Kept:
         """What was kept of a run. Raises InputError where its file is not there or damaged."""
         path = self.find(run) or self.path(run)
+        unet: Any = self.model.model.diffusion_model
+        names = kept_names(unet.decoder_stages, run.watched)
         try:
             with ZipFile(path) as file:
                 # What is read wholly is held against its checksum.
-                return {name: np.load(io.BytesIO(file.read(f"{name}.npy"))) for name in self.names(run)}
+                return {name: np.load(io.BytesIO(file.read(f"{name}.npy"))) for name in names}
         except Exception as fault:  # any of a dozen, by where the damage is
             raise InputError(f"{path} cannot be read ({fault}): remove it, and it is made again.") from None
-
-    def names(self, run: Run) -> list[str]:
-        """What is kept of a run."""
-        names = ["latents", "picture"]
-        if run.watched:
-            stages: Any = self.model.model.diffusion_model.decoder_stages
-            names += ["positions", "x_t", "x_0", "pictures_t", "pictures_0"]
-            names += {f"features.{stage.downsampling}" for stage in stages}
-            for place in [f"{moment}.{i}" for moment in MOMENTS for i in range(len(stages))]:
-                sides = [f"{kind}.{side}" for kind in ("x", "h", "fused") for side in ("before", "after")]
-                names += [f"mean.{place}", *(f"curve.{side}.{place}" for side in sides)]
-        return names

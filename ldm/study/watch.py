@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ldm.freeu import FreeUSettings
+from ldm.freeu import DecoderStage, FreeUSettings
 from ldm.freeu.spectrum import relative_log_amplitude
 from ldm.generate import Sampling, decode, denoise, seeded_noise, total_steps
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -66,6 +66,18 @@ def sample(
         kept |= watch.kept(model)
     each = [{name: array[b] for name, array in kept.items()} for b in range(len(pairs))]
     return [one | {"positions": np.array(positions(total))} for one in each] if watched else each
+
+
+def kept_names(stages: Sequence[DecoderStage], watched: bool) -> list[str]:
+    """The names of what `sample` keeps of a picture."""
+    names = ["latents", "picture"]
+    if watched:
+        names += ["positions", "x_t", "x_0", "pictures_t", "pictures_0"]
+        names += {f"features.{stage.downsampling}" for stage in stages}
+        for place in [f"{moment}.{i}" for moment in MOMENTS for i in range(len(stages))]:
+            sides = [f"{kind}.{side}" for kind in ("x", "h", "fused") for side in ("before", "after")]
+            names += [f"mean.{place}", *(f"curve.{side}.{place}" for side in sides)]
+    return names
 
 
 class Watch:

@@ -53,7 +53,7 @@ class Painter:
 
     def active(self, settings: FreeUSettings) -> dict[str, Any] | None:
         """These settings of FreeU, None where they change nothing. Raises InputError if they do not fit."""
-        hit = any(pair != (1, 1) for pair in self.unet.factors_of(settings))
+        hit = self.unet.hit_blocks(settings)
         return {name: getattr(settings, name) for name in FREEU} if hit else None
 
     def check(self, jobs: Sequence[Job]) -> None:

@@ -25,7 +25,7 @@ def find_checkpoint(name: str | Path, download: bool = False) -> Path:
     looked = f"at {path}" if home == path else f"{path}, here or in {CHECKPOINTS}"
     known = KNOWN_FILES.get(home.name)
     if known is None:
-        there = sorted(it.name for it in CHECKPOINTS.iterdir() if it.suffix in SUFFIXES)
+        there = sorted(it.name for it in CHECKPOINTS.glob("*") if it.suffix in SUFFIXES)
         stems = {Path(it).stem: it for it in (*there, *KNOWN_FILES)}
         near = [stems[it] for it in difflib.get_close_matches(home.stem, stems)]
         names = f"There are {', '.join(there) or 'none'}; of others README tells of {', '.join(KNOWN_FILES)}."

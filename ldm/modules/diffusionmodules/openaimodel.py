@@ -259,9 +259,10 @@ class Free_UNetModel(UNetModel):
         finally:
             self.freeu = usual
 
-    def hit_blocks(self) -> dict[int, tuple[float, float]]:
-        """The output blocks that FreeU changes, each with its b and s."""
-        return {i: (b, s) for i, (b, s) in enumerate(self.factors) if (b, s) != (1, 1)}
+    def hit_blocks(self, settings: FreeUSettings | None = None) -> dict[int, tuple[float, float]]:
+        """The output blocks that FreeU changes, each with its b and s; under other settings where given."""
+        factors = self.factors if settings is None else self.factors_of(settings)
+        return {i: pair for i, pair in enumerate(factors) if pair != (1, 1)}
 
     def describe(self) -> str:
         """One line for people: the version, and each pair of factors with the output blocks it meets."""
