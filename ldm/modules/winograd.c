@@ -4,6 +4,8 @@
    The letters are those of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (CVPR 2016).
    Of the numbers that a tile has, 36 or 16, each is a plane of all tiles, and so for kernels and products. */
 
+#include <omp.h>
+
 #include "lanes.h"
 
 #ifdef BFLOAT16 /* Sums for larger tiles weigh numbers too differently for it. */
@@ -24,6 +26,7 @@ enum {
                               longer sums would also be rounded more */
     TURNED = 16,           /* channels going in, of whose kernels a panel is made at a time */
     LINE = 16,             /* numbers between planes: those at one place of all do not share a cache's set */
+    SOME = 64,             /* channels going in of a panel that stays there with its sums where tiles are few */
 };
 
 /* What is convolved, and how many of all tiles and of the channels coming out are taken at a time. Channels
@@ -168,10 +171,14 @@ static void input_of_tile(const number *x, const struct work *w, long tile, numb
 static void kernels_of_panel(const number *g, const struct work *w, long channels, number *u, long plane)
 {
     number turned[TURNED][NINE][PANEL];
-    for (long lane = 0; lane < PANEL; lane++)
+    for (long lane = 0; lane < PANEL; lane++) {
+        const number *from = g + lane * NINE * w->in, *next = from + TURNED * w->into;
+        for (long k = 0; k < NINE; k++) /* Most likely the next that are asked for: they are far apart. */
+            __builtin_prefetch(next + k * (w->apart > 1 ? w->apart : TURNED));
         for (long c = 0; c < channels; c++)
             for (long k = 0; k < NINE; k++)
-                turned[c][k][lane] = g[lane * NINE * w->in + c * w->into + k * w->apart];
+                turned[c][k][lane] = from[c * w->into + k * w->apart];
+    }
     for (long c = 0; c < channels; c += TOGETHER)
         for (long first = 0; first < PANEL; first += LANES) {
             lanes all[NINE], half[TILE * KERNEL], whole[TOGETHER * PLANES];
@@ -214,26 +221,34 @@ INLINE void strip(const factor *v, long in, const factors *u, long deep, float *
         }
 }
 
+/* In one plane v times a panel of u, (rows, deep) and (deep, PANEL), becomes m, (rows, PANEL), or is added to
+   it. Rows of v and m lie `in` and `out` apart. */
+static void meet(const number *v, long rows, long in, const number *u, long deep, float *m, long out,
+                 int begun)
+{
+    long strips = parts_of(rows, STRIP), far = in / TOGETHER, factors_deep = deep / TOGETHER;
+    const factors *panel = (const factors *)u;
+    for (long i = 0; i < strips; i++) {
+        long row = rows * i / strips, count = rows * (i + 1) / strips - row;
+        const factor *numbers = (const factor *)(v + row * in);
+        float *sums = m + row * out;
+        switch (count) { /* Each with its own number of registers. */
+        case 1: strip(numbers, far, panel, factors_deep, sums, out, 1, begun); break;
+        case 2: strip(numbers, far, panel, factors_deep, sums, out, 2, begun); break;
+        case 3: strip(numbers, far, panel, factors_deep, sums, out, 3, begun); break;
+        case 4: strip(numbers, far, panel, factors_deep, sums, out, 4, begun); break;
+        case 5: strip(numbers, far, panel, factors_deep, sums, out, 5, begun); break;
+        case 6: strip(numbers, far, panel, factors_deep, sums, out, 6, begun); break;
+        }
+    }
+}
+
 /* In one plane v times u: (rows, in) and (out / PANEL, in, PANEL) make m, (rows, out). */
 static void multiply(const number *v, long rows, long in, const number *u, long out, float *m)
 {
-    long strips = parts_of(rows, STRIP);
     for (long c = 0; c < in; c += DEEP)
         for (long o = 0; o < out; o += PANEL)
-            for (long i = 0; i < strips; i++) {
-                long row = rows * i / strips, count = rows * (i + 1) / strips - row, deep = min(in - c, DEEP);
-                const factor *numbers = (const factor *)(v + row * in + c);
-                const factors *panel = (const factors *)(u + o * in + c * PANEL);
-                float *sums = m + row * out + o;
-                switch (count) { /* Each with its own number of registers. */
-                case 1: strip(numbers, in / TOGETHER, panel, deep / TOGETHER, sums, out, 1, c > 0); break;
-                case 2: strip(numbers, in / TOGETHER, panel, deep / TOGETHER, sums, out, 2, c > 0); break;
-                case 3: strip(numbers, in / TOGETHER, panel, deep / TOGETHER, sums, out, 3, c > 0); break;
-                case 4: strip(numbers, in / TOGETHER, panel, deep / TOGETHER, sums, out, 4, c > 0); break;
-                case 5: strip(numbers, in / TOGETHER, panel, deep / TOGETHER, sums, out, 5, c > 0); break;
-                case 6: strip(numbers, in / TOGETHER, panel, deep / TOGETHER, sums, out, 6, c > 0); break;
-                }
-            }
+            meet(v + c, rows, in, u + o * in + c * PANEL, min(in - c, DEEP), m + o, out, c > 0);
 }
 
 /* A^T m A of a tile plus bias, into as many channels of y. */
@@ -300,5 +315,36 @@ void convolve(const number *x, const number *g, const number *bias, const struct
 #pragma omp for
         for (long i = 0; i < tiles; i++)
             output_of_tile(m + i * out, m_plane, bias + first, w, out, tile + i, y + first);
+    }
+}
+
+/* The same where tiles are few, all of them at a time. Making the kernels then takes longest: each thread makes
+   a panel of them in parts that stay in its core's cache, and lets each part meet the tiles at once. u and m
+   are for such a part and for the sums of its panel, of each thread. */
+void convolve_few(const number *x, const number *g, const number *bias, const struct work *w, number *v,
+                  number *u, float *m, number *y, int threads)
+{
+    long v_plane = w->tiles * w->in + LINE, u_plane = SOME * PANEL + LINE, m_plane = w->tiles * PANEL + LINE;
+#pragma omp parallel num_threads(threads)
+    {
+        number *kernels = u + omp_get_thread_num() * PLANES * u_plane;
+        float *sums = m + omp_get_thread_num() * PLANES * m_plane;
+#pragma omp for
+        for (long i = 0; i < w->tiles; i++)
+            input_of_tile(x, w, i, v + i * w->in, v_plane);
+#pragma omp for schedule(dynamic)
+        for (long o = 0; o < w->out; o += PANEL) {
+            for (long first = 0; first < w->in; first += SOME) {
+                long deep = min(w->in - first, SOME);
+                for (long c = 0; c < deep; c += TURNED)
+                    kernels_of_panel(g + o * NINE * w->in + (first + c) * w->into, w, min(deep - c, TURNED),
+                                     kernels + c * PANEL, u_plane);
+                for (long k = 0; k < PLANES; k++)
+                    meet(v + k * v_plane + first, w->tiles, w->in, kernels + k * u_plane, deep,
+                         sums + k * m_plane, PANEL, first > 0);
+            }
+            for (long i = 0; i < w->tiles; i++)
+                output_of_tile(sums + i * PANEL, m_plane, bias + o, w, PANEL, i, y + o);
+        }
     }
 }

@@ -23,6 +23,8 @@ PANEL = 2 * LANES  # ... and of these those coming out
 LINE = 16  # numbers that lie behind each plane of those that are made of tiles and of kernels
 MOST = (MAPPED_ALONE - 2**20) // 4  # such numbers of tiles or kernels, whose memory is kept for the next ones
 CACHED = 6 * 2**18  # such numbers that stay in a processor's cache
+FEW_TILES = 32  # up to so many, kernels take longest: each panel of them meets all tiles as it is made, ...
+SOME = 64  # ... so many channels going in at a time
 
 SOURCE = Path(__file__).with_name("winograd.c")
 LIBRARIES = libraries(SOURCE)
@@ -68,22 +70,27 @@ def winograd_in_c(
     core = CORE[x.dtype]
     planes = (core + 2) ** 2
     all_tiles = batch * -(-height // core) * -(-width // core)
-    # Of tiles and kernels, the fewer are kept while the others pass by in parts that stay in the cache.
-    kept = part(min(all_tiles, len(weight)), MOST // (planes * channels))
-    passing = part(max(all_tiles, len(weight)), CACHED // (planes * max(channels, kept)))
-    tiles, out = (kept, passing) if all_tiles < len(weight) else (passing, kept)
+    library, threads = LIBRARIES[x.dtype], torch.get_num_threads()
+    if all_tiles <= FEW_TILES:
+        convolve, hands, tiles, deep, out = library.convolve_few, threads, all_tiles, SOME, PANEL
+    else:
+        # Of tiles and kernels, the fewer are kept while the others pass by in parts that stay in the cache.
+        kept = part(min(all_tiles, len(weight)), MOST // (planes * channels))
+        passing = part(max(all_tiles, len(weight)), CACHED // (planes * max(channels, kept)))
+        tiles, out = (kept, passing) if all_tiles < len(weight) else (passing, kept)
+        convolve, hands, deep = library.convolve, 1, channels
     v, u, m = (
-        torch.empty(planes * (count + LINE), dtype=dtype, device=x.device)
-        for count, dtype in (
-            (tiles * channels, x.dtype),
-            (out * channels, x.dtype),
-            (tiles * out, torch.float),
+        torch.empty(parts * planes * (count + LINE), dtype=dtype, device=x.device)
+        for parts, count, dtype in (
+            (1, tiles * channels, x.dtype),
+            (hands, out * deep, x.dtype),
+            (hands, tiles * out, torch.float),
         )
     )
     sides = height, width, above, below, channels, len(weight)
     work = (ctypes.c_long * 11)(*sides, into, apart, all_tiles, tiles, out)
     given, made = [pointer(it) for it in (x, weight, bias)], [pointer(it) for it in (v, u, m, y)]
-    LIBRARIES[x.dtype].convolve(*given, work, *made, torch.get_num_threads())
+    convolve(*given, work, *made, threads)
     return y
 
 

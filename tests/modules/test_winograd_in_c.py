@@ -12,6 +12,7 @@ from tests.modules.kinds import FORM_KINDS, assert_convolved, distance_from_conv
 
 pytestmark = only_here
 LAYOUTS = st.sampled_from([torch.contiguous_format, torch.channels_last])
+FEW = st.sampled_from([0, 2**20])  # with up to so many tiles kernels are made a panel at a time
 
 
 def convolved(x, weight, bias, *how):
@@ -40,11 +41,12 @@ def kind(request, monkeypatch):
     kernels=LAYOUTS,
     most=st.integers(1, 2**18),
     cached=st.integers(1, 2**18),
+    few=FEW,
     threads=st.integers(1, 4),
     seed=st.integers(0, 99),
 )
 def test_any_map_is_convolved_as_by_the_formula(
-    kind, batch, lanes, panels, height, width, memory, kernels, most, cached, threads, seed
+    kind, batch, lanes, panels, height, width, memory, kernels, most, cached, few, threads, seed
 ):
     channels, out = lanes * winograd_in_c.LANES, panels * winograd_in_c.PANEL
     x = rnd(seed, batch, channels, height, width).to(kind).contiguous(memory_format=memory)
@@ -53,6 +55,7 @@ def test_any_map_is_convolved_as_by_the_formula(
     with on_threads(threads), pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         patch.setattr(winograd_in_c, "MOST", most)
         patch.setattr(winograd_in_c, "CACHED", cached)
+        patch.setattr(winograd_in_c, "FEW_TILES", few)
         made = convolved(x, weight, bias)
     # In float32 its sums weigh numbers by up to 8, and where these cancel, what they were rounded by stays.
     assert_convolved(made, x, weight, bias, close={torch.float32: 8e-6, torch.bfloat16: 8e-3}[kind])
@@ -66,10 +69,11 @@ def test_any_map_is_convolved_as_by_the_formula(
     above=st.integers(0, 3),
     below=st.integers(0, 3),
     memory=LAYOUTS,
+    few=FEW,
     seed=st.integers(0, 99),
 )
 def test_rows_above_and_below_are_looked_at_and_none_comes_out_of_them(
-    kind, batch, height, width, above, below, memory, seed
+    kind, batch, height, width, above, below, memory, few, seed
 ):
     lanes, panel = winograd_in_c.LANES, winograd_in_c.PANEL
     x = rnd(seed, batch, lanes, above + height + below, width).to(kind).contiguous(memory_format=memory)
@@ -77,7 +81,8 @@ def test_rows_above_and_below_are_looked_at_and_none_comes_out_of_them(
     # Written between rows that stay as they are.
     around = torch.full((height + 2, batch, width, panel), 7, dtype=kind)
     y = around[1:-1].permute(1, 3, 0, 2) if batch == 1 else None
-    with torch.inference_mode():
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(winograd_in_c, "FEW_TILES", few)
         made = convolved(x, weight, bias, above, below, y)
     close = {torch.float32: 8e-6, torch.bfloat16: 8e-3}[kind]
     assert_convolved(made, x, weight, bias, close, above, below)
