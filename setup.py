@@ -36,6 +36,8 @@ def extension(source: str, *flags: str, form: str = "") -> Extension:
     )
 
 
+CARRIED = {"ldm.configs": "configs", "ldm.checkpoints": "checkpoints"}
+
 EXTENSIONS = []
 if sys.platform == "linux":
     EXTENSIONS.append(extension("ldm/freeu/filter.c"))
@@ -56,9 +58,13 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["ldm", "ldm.*"]),
+    # An installation that is no clone draws, too: it carries the configs and the embedded model within.
+    packages=[*find_packages(include=["ldm", "ldm.*"]), *CARRIED],
+    package_dir=CARRIED,
     ext_modules=EXTENSIONS,
     package_data={
+        "ldm.configs": ["*.yaml", "train/*.yaml"],
+        "ldm.checkpoints": ["tiny.safetensors", "judge.safetensors"],
         "ldm.freeu": ["*.c"],
         "ldm.modules": ["*.c", "*.h"],
         "ldm.study": ["*.html"],

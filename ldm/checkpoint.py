@@ -88,6 +88,8 @@ def load_model(
     path = find_checkpoint(str(name), download)
     device = pick_device(device)
     dtype = pick_dtype(device) if dtype == "auto" else dtype
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"dtype is {dtype!r}: give 'auto' or a precision of torch's, such as torch.float16.")
     tensors = read_tensors(path)
     with trusting(trust_config):
         model = build_on_meta(config.model)

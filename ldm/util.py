@@ -23,8 +23,10 @@ from ldm.config.trust import refuse_foreign_class, refuse_foreign_name, trusting
 from ldm.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = ROOT / "configs"
-CHECKPOINTS = ROOT / "checkpoints"
+IS_CLONE = not (ROOT / "ldm" / "configs").is_dir()  # else an installation, which carries these within
+CARRIED = ROOT if IS_CLONE else ROOT / "ldm"
+CONFIGS, EMBEDDED = CARRIED / "configs", CARRIED / "checkpoints"
+CHECKPOINTS = EMBEDDED if IS_CLONE else Path.cwd() / "checkpoints"  # those that people put there
 UNET = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
 FREE_UNET = "ldm.modules.diffusionmodules.openaimodel.Free_UNetModel"
 FACTORS = ("b1", "b2", "s1", "s2")

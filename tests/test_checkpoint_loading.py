@@ -94,6 +94,9 @@ def test_devices_and_precisions_are_chosen_and_checked() -> None:
     assert pick_dtype(torch.device("mps")) == torch.float16
     with pytest.raises(InputError, match="'gpu'"):
         pick_device("gpu")
+    for dtype in ("float16", torch.int8):
+        with pytest.raises(InputError, match=f"dtype is '?{dtype}.*torch.float16"):
+            load_model("freeu_tiny.yaml", dtype=dtype)
 
 
 @pytest.mark.parametrize(

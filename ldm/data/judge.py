@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ldm.data.scenes import COLOURS, SHAPES, TEXTURES
 from ldm.image_io import Picture
-from ldm.util import CHECKPOINTS
+from ldm.util import EMBEDDED
 
 SIDE = 128  # of the pictures, in pixels
 CELLS = 16  # of the grid of answers, on both axes
@@ -107,5 +107,5 @@ class Judge(nn.Module):
 def load_judge() -> Judge:
     """The trained judge that comes with the embedded model."""
     judge = Judge()
-    judge.load_state_dict(load_file(CHECKPOINTS / "judge.safetensors"))
+    judge.load_state_dict(load_file(EMBEDDED / "judge.safetensors"))
     return judge.eval()

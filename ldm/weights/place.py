@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from ldm.errors import InputError
-from ldm.util import CHECKPOINTS
+from ldm.util import CHECKPOINTS, EMBEDDED
 from ldm.weights.download import KNOWN_FILES
 from ldm.weights.download import download as fetch
 
@@ -15,8 +15,9 @@ SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
 def find_checkpoint(name: str | Path, download: bool = False) -> Path:
     """The file of that path, or of that bare name in `checkpoints/`; `download` fetches a missing one."""
     path = Path(os.path.expanduser(name))  # noqa: PTH111, as Path.expanduser fails on a stranger's home
-    home = CHECKPOINTS / path if path.name == str(path) else path
-    for place in (path, home):
+    bare = path.name == str(path)
+    home, embedded = (CHECKPOINTS / path, EMBEDDED / path) if bare else (path, path)
+    for place in (path, home, embedded):
         if os.path.exists(place):  # noqa: PTH110, as Path.exists fails on names that are too long
             return place
     if download:

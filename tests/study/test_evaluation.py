@@ -279,7 +279,7 @@ def test_what_makes_no_sense_is_one_clear_line(
 def test_missing_weights_of_the_judge_are_named(
     evaluate: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(measures, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(measures, "EMBEDDED", tmp_path)
     done = evaluate("--metrics", "colour", "--prompts", 1)
     assert done.code == 2
     assert f"The judge's weights are not there: {tmp_path / 'judge.safetensors'}" in done.err

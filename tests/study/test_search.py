@@ -683,7 +683,7 @@ def test_a_preset_is_refined_elsewhere_and_never_written_over(
 def test_missing_weights_of_the_judge_are_named(
     search: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(measures, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(measures, "EMBEDDED", tmp_path)
     captions = ("--prompts", 4, "--fresh-prompts", 4, "sampling.height=128", "sampling.width=128")
     done = search(*captions, "--metrics", "colour")
     assert done.code == 2

@@ -24,7 +24,7 @@ from ldm.study.evaluation.frechet import FrechetDistance, Reference
 from ldm.study.evaluation.inception import Inception
 from ldm.study.pairs import SCENES_SEED
 from ldm.study.pictures import Pictures, clipped_shares, diversities, energies, saturations
-from ldm.util import CHECKPOINTS
+from ldm.util import EMBEDDED
 
 RENDERS = 1024  # true ones, that the embedded model's pictures are compared with
 AT_ONCE = 64  # pictures before the judge
@@ -126,7 +126,7 @@ class Meter:
         # Without pictures to compare with, or a CLIP to see them, the judge looks at true renders.
         self.by_judge = "frechet" in names and (weights.reference is None or weights.clip is None)
         if self.by_judge or any(name in JUDGED for name in names):
-            path = CHECKPOINTS / "judge.safetensors"
+            path = EMBEDDED / "judge.safetensors"
             if not path.is_file():
                 raise InputError(f"The judge's weights are not there: {path}. Choose other --metrics.")
             self.judge = load_judge()
