@@ -19,7 +19,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 def add_model_flags(add: Callable[..., object]) -> None:
     """The flags of a model, to a parser or a group of its arguments by its `add_argument`."""
-    add("--config", default="freeu_tiny.yaml", help="a file, here or in configs/ (default: the small model)")
+    add("--config", default="freeu_tiny.yaml", help="a file, here or in configs/ (default: embedded model)")
     add("--ckpt", help="weights, .safetensors or .ckpt, here or in checkpoints/ (default: the config's)")
     add("--download", action="store_true", help="fetch the config's checkpoint if it is not there")
     add("--trust-config", action="store_true", help="run code of other packages that the config names")

@@ -38,13 +38,13 @@ def make_parser() -> argparse.ArgumentParser:
         "start on Stable Diffusion's weights, growth with size (default: the first five)")  # fmt: skip
     add("--rounds", type=int, help="of each subject (default: 5; with --quick, 2)")
     add("--dtype", nargs="+", choices=("float32", "bfloat16", "float16"), metavar="DTYPE",
-        help="float32, bfloat16, float16 (default: the first two; with --quick, the faster)")  # fmt: skip
+        help="float32, bfloat16, float16 (default: first two; --quick: the device's)")  # fmt: skip
     add("--device", default="auto", help="auto, cuda, mps or cpu")
     add("--compile", action="store_true", help="compiled networks too, which takes minutes")
-    add("--files", type=Path, help="where the start's weights are kept, 9 GB (default: thrown away)")
+    add("--files", type=Path, help="keeps the start's weights, 9 GB (default: deleted)")
     add("--quick", action="store_true", help="in a minute: the filters, and a step on small latents")
-    add("--plot", type=Path, metavar="FILE", help="gets the growth drawn, a PNG or a PDF")
-    add("--json", type=Path, metavar="FILE", help="gets the machine and every round")
+    add("--plot", type=Path, metavar="FILE", help="draws the growth to a PNG or a PDF")
+    add("--json", type=Path, metavar="FILE", help="saves machine and every round")
     return parser
 
 

@@ -28,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("overrides", nargs="*", metavar="key=value", help="changes to the config")
 
     add = parser.add_argument_group("server").add_argument
-    add("--host", default="127.0.0.1", help="who may come: 127.0.0.1 is this machine alone, 0.0.0.0 all")
+    add("--host", default="127.0.0.1", help="address to serve: 127.0.0.1 this machine, 0.0.0.0 all")
     add("--port", type=int, help="(default: the first free one from 7860 up)")
     add("--share", action="store_true",
         help="a public address at gradio.live: whoever has it can draw on this machine")  # fmt: skip
@@ -36,12 +36,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="pictures and uploads; visitors read no other file (default: %(default)s)")  # fmt: skip
 
     add = parser.add_argument_group("limits").add_argument
-    add("--max-side", type=int, help="pixels of a picture's side (default: twice the config's, 256 at least)")
+    add("--max-side", type=int, help="in pixels (default: twice the config's, at least 256)")
     add("--max-steps", type=int, default=150, help="(default: %(default)s)")
-    add("--max-samples", type=int, default=4, help="pairs at one press (default: %(default)s)")
+    add("--max-samples", type=int, default=4, help="pairs per click (default: %(default)s)")
     add("--max-cells", type=int, default=25, help="pictures of one grid (default: %(default)s)")
-    add("--max-queue", type=int, default=100, help="visitors that wait (default: %(default)s)")
-    add("--max-upload", type=int, default=16, help="MiB of a dropped picture (default: %(default)s)")
+    add("--max-queue", type=int, default=100, help="waiting jobs (default: %(default)s)")
+    add("--max-upload", type=int, default=16, help="in MiB (default: %(default)s)")
     return parser
 
 

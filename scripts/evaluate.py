@@ -3,7 +3,7 @@
     python scripts/evaluate.py
     python scripts/evaluate.py --config freeu_sd21.yaml --settings V2 b1=1.2,b2=1.3,s1=0.9,s2=0.4,version=2
 
-Every difference comes with a 95 % interval, at the same guidance and where both guide equally far. A table
+Every difference has a 95 % interval, at the same guidance scale and at a matched one. A table
 goes to the terminal, every picture's numbers to evaluation.csv, settings and results to evaluation.json, a
 few pictures to evaluation.png. What was sampled is kept in runs/, so that a run that was stopped goes on
 where it was. Trailing arguments change the config: sampling.height=256
@@ -26,13 +26,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         formatter_class=Help,
     )
     add = parser.add_argument_group("what").add_argument
-    add("--settings", nargs="+", metavar="SETTING", help="of FreeU, to compare with off: V1 and V2 (the "
-        "published factors), config, or values as b1=1.2,s1=0.9,version=2, the others being one "
+    add("--settings", nargs="+", metavar="SETTING", help="FreeU's, to compare with off: V1, V2 (published "
+        "factors), config, or b1=1.2,s1=0.9,version=2, factors left out being one "
         "(default: V1, V2 and the config's)")  # fmt: skip
-    add("--prompts", metavar="FILE or N", help="a file with a prompt a line, or how many of the usual ones: "
-        "captions that the small model knows (64 by default), the paper's 8 prompts for others")  # fmt: skip
+    add("--prompts", metavar="FILE or N", help="a file with a prompt per line, or how many of the "
+        "defaults: 64 captions for the embedded model, the paper's 8 prompts for other models")  # fmt: skip
     add("--held-out", action="store_true",
-        help="captions of shape and colour pairs that training never showed (small model)")  # fmt: skip
+        help="captions of shape and colour pairs that training never showed (embedded model)")  # fmt: skip
     add("--unseen-by", type=Path, metavar="FILE", help="the search.json of a search, whose prompts and noise "
         "are left out")  # fmt: skip
     add("--seeds", type=int, default=2, help="pictures of each prompt (default 2)")

@@ -26,10 +26,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--all", action="store_true", help="every figure there is")
     add("--figure", nargs="+", default=[], metavar="N", help="by their numbers in the paper (CVPR)")
     add_model_flags(add)
-    add("--prompts", metavar="FILE or N", help="a file with a prompt a line, or how many of the usual ones: "
-        "captions the small model knows, the paper's prompts for others")  # fmt: skip
-    add("--seeds", type=int, help="seeds with each prompt (default: 16 pairs or just above)")
-    add("--steps", type=int, help="of denoising, by DDIM (default: the config's or 50)")
+    add("--prompts", metavar="FILE or N", help="a file with a prompt per line, or how many of the "
+        "defaults: captions for the embedded model, the paper's prompts for other models")  # fmt: skip
+    add("--seeds", type=int, help="seeds per prompt (default: fewest for 16 pairs)")
+    add("--steps", type=int, help="denoising steps, DDIM (default: config's or 50)")
     add("--outdir", type=Path, default=Path("outputs/figures"), help="(default: %(default)s)")
     add("overrides", nargs="*", metavar="key=value", help="changes to the config")
     arguments = parser.parse_intermixed_args(argv)

@@ -30,18 +30,18 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument_group("what").add_argument
     add("--space", nargs="+", metavar="SETTING", help="what is searched, as b1=1:1.4, version=1,2 or stop; "
         "the rest is as in the config (default: b1 b2 s1 s2)")  # fmt: skip
-    add("--trials", type=int, default=40, help="of all processes together (default 40)")
-    add("--pictures", type=int, help="at most so many, the check's included")
-    add("--prompts", metavar="FILE or N", help="a file with a prompt a line, or how many of the usual ones: "
-        "captions that the small model knows (32 by default), the paper's 8 prompts for others")  # fmt: skip
+    add("--trials", type=int, default=40, help="trials over all processes (default 40)")
+    add("--pictures", type=int, help="most pictures, the check included")
+    add("--prompts", metavar="FILE or N", help="a file with a prompt per line, or how many of the "
+        "defaults: 32 captions for the embedded model, the paper's 8 prompts for other models")  # fmt: skip
     add("--fresh-prompts", metavar="FILE or N", help="for the check (default: 96 captions, or every second "
         "one of --prompts)")  # fmt: skip
     add("--seeds", type=int, default=1, help="pictures of each prompt (default 1)")
-    add("--search-steps", type=int, help="of the trials' denoising (default: half of --steps)")
+    add("--search-steps", type=int, help="denoising steps, trials (default: half of --steps)")
     add("--storage", type=Path, metavar="FILE", help="an SQLite database, or for several machines a journal "
         "that ends in .log (default: search.db in --outdir)")  # fmt: skip
     add("--seed", type=int, default=0, help="of what is tried (default 0)")
-    add_measures(parser, "alignment for the small model, clip for others; NAME:higher or NAME:lower tells "
+    add_measures(parser, "alignment for the embedded model, clip for others; NAME:higher or NAME:lower tells "
         "which way is better")  # fmt: skip
     add_model(parser)
     add_sampling(parser, "outputs/search")

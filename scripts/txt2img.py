@@ -26,13 +26,13 @@ def make_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("what")
     add, either = group.add_argument, group.add_mutually_exclusive_group().add_argument
     either("--prompt", help="what to draw (default: the config's)")
-    either("--from-file", type=Path, help="a file with a prompt a line")
-    add("--negative-prompt", default="", help="what to keep away from")
+    either("--from-file", type=Path, help="a file with a prompt per line")
+    add("--negative-prompt", default="", help="what to avoid")
     add("--from-image", type=Path, help="repeat a PNG of this script; other flags change it")
-    add("--seed", type=int, default=42, help="of the first picture; the others count on (default 42)")
+    add("--seed", type=int, default=42, help="of the first picture; each next adds 1 (default 42)")
     add("--n_samples", type=int, default=1, help="pictures of --prompt, made at once on a GPU (default 1)")
-    add("--n_iter", type=int, default=1, help="how often to go over the prompts")
-    add("--repeat", type=int, default=1, help="how often to take each line of --from-file")
+    add("--n_iter", type=int, default=1, help="passes over the prompts")
+    add("--repeat", type=int, default=1, help="repeats of each line of --from-file")
     add("--grid", nargs="+", metavar="SETTING", help="a labelled sheet over one to three settings: "
         "b1=1.0:1.4:5 s1=0.2,0.6,1.0 (FreeU's, seed, steps, scale, sampler, eta)")  # fmt: skip
     add("--yes", action="store_true", help="draw a --grid of more than 400 pictures")
@@ -43,20 +43,20 @@ def make_parser() -> argparse.ArgumentParser:
     add("--devices", type=int, default=1, help="GPUs of this machine to share the pictures among (default 1)")
     add("--precision", choices=("auto", "full", "autocast", "fp16", "bf16"), default="auto",
         help="auto and autocast: what the device does fast and safely; full: float32")  # fmt: skip
-    add("--bf16", action="store_true", help="--precision bf16, whatever else is given")
-    add("--C", type=int, dest="latent_channels", help="channels of a latent, the model's and no other")
-    add("--f", type=int, dest="downsampling", help="pixels to a latent's one, the model's and no other")
-    add("--torchscript", "--ipex", action="store_true", help="accepted; a CPU is as fast without")
+    add("--bf16", action="store_true", help="overrides --precision with bf16")
+    add("--C", type=int, dest="latent_channels", help="latent channels; must match the model")
+    add("--f", type=int, dest="downsampling", help="downsampling factor; must match the model")
+    add("--torchscript", "--ipex", action="store_true", help="accepted without effect")
     add("overrides", nargs="*", metavar="key=value", help="changes to the config")
 
     group = parser.add_argument_group("sampling")
     add, either = group.add_argument, group.add_mutually_exclusive_group().add_argument
-    add("--steps", "--ddim_steps", type=int, help="of denoising (default: the config's or 50)")
+    add("--steps", "--ddim_steps", type=int, help="denoising steps (default: config's or 50)")
     either("--sampler", type=str.lower, choices=("ddim", "plms", "dpm"), default="ddim")
     either("--plms", action="store_const", const="plms", dest="sampler", help="--sampler plms")
     either("--dpm", "--dpm_solver", action="store_const", const="dpm", dest="sampler", help="--sampler dpm")
-    add("--ddim_eta", type=float, default=0.0, dest="eta", help="0 is deterministic, 1 as noisy as training")
-    add("--scale", type=float, help="of guidance; 1 is none, twice as fast (default: the config's or 7.5)")
+    add("--ddim_eta", type=float, default=0.0, dest="eta", help="0 is deterministic DDIM, 1 is DDPM")
+    add("--scale", type=float, help="guidance scale; 1 is off, twice as fast (default: config's or 7.5)")
     add("--H", "--height", type=int, dest="height", help="in pixels (default: the config's or 512)")
     add("--W", "--width", type=int, dest="width", help="in pixels (default: the config's or 512)")
 
@@ -66,9 +66,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--outdir", type=Path, default=Path("outputs/txt2img-samples"), help="(default: %(default)s)")
     add("--skip_grid", action="store_true", help="no sheet of all pictures")
     add("--skip_save", action="store_true", help="no single pictures")
-    add("--resume", action="store_true", help="make what is missing of the same command's broken run")
+    add("--resume", action="store_true", help="finish an interrupted run of the same command")
     add("--n_rows", type=int, default=0, help="pictures in a row of the sheet (default: n_samples)")
-    add("--print-config", action="store_true", help="print the config as YAML, whole, and stop")
+    add("--print-config", action="store_true", help="print the full config as YAML and exit")
     return parser
 
 

@@ -3,8 +3,8 @@
     python scripts/user_study.py make
     python scripts/user_study.py tally outputs/user-study/key.json votes-*.json
 
-study.html goes to the voters; it works offline and sends nothing, each voter hands in the file that it offers
-at the end. key.json says which pictures are FreeU's: keep it to yourself.
+study.html goes to the voters; it works offline and sends nothing, and at the end saves a file for the voter
+to return. key.json says which pictures are FreeU's: keep it to yourself.
 """
 
 import argparse
@@ -22,13 +22,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     about = "pairs of pictures, plain and with FreeU from the same noise, as a page to vote on"
     add = commands.add_parser("make", help=about, description=about).add_argument
     add_model_flags(add)
-    add("--prompts", type=Path, metavar="FILE", help="a prompt a line (default: captions that the small "
-        "model knows; the paper's prompts for others)")  # fmt: skip
+    add("--prompts", type=Path, metavar="FILE", help="a prompt per line (default: captions for the embedded "
+        "model; the paper's prompts for other models)")  # fmt: skip
     add("--pairs", type=int, help="how many (default: one for each prompt in FILE, else 16)")
     add("--seed", type=int, default=42, help="of the first pair's noise; the others count on (default 42)")
-    add("--shuffle-seed", type=int, metavar="SEED", help="of the lot for left and right (default: by chance)")
-    add("--steps", type=int, help="of denoising (default: the config's or 50)")
-    add("--scale", type=float, help="of guidance; 1 is none (default: the config's or 7.5)")
+    add("--shuffle-seed", type=int, metavar="SEED", help="for left or right (default: random)")
+    add("--steps", type=int, help="denoising steps (default: config's or 50)")
+    add("--scale", type=float, help="guidance scale; 1 is off (default: config's or 7.5)")
     add("--outdir", type=Path, default=Path("outputs/user-study"), help="(default: %(default)s)")
 
     about = "the share of votes for FreeU, as a table, tally.csv and tally.json"

@@ -21,13 +21,13 @@ def add_freeu_flags(parser: argparse.ArgumentParser) -> None:
     add("--freeu-version", type=int, choices=(1, 2), dest="version", help="2: structure-related factor")
     add("--strength", type=float, help="moves all factors from one, at 0, to their values, at 1")
     add("--start", type=float, help="where in the denoising run FreeU begins to act, 0 to 1")
-    add("--stop", type=float, help="where it ends")
+    add("--stop", type=float, help="where FreeU ends")
     add("--ramp", type=float, help="over how much of the run it fades in and out")
     add("--threshold", type=int, help="half-width of the skip filter's window of frequencies")
-    add("--channels", type=fraction_or_name, help="scaled ones: first, second, alternate, all, or a fraction")
-    add("--match", help="channels or resolution: what tells the stages, in the paper and in diffusers")
+    add("--channels", type=fraction_or_name, help="b scales: first, second, alternate, all, or a fraction")
+    add("--match", help="stages by channels (as the paper) or by resolution (as diffusers)")
     add("--stage", nargs=3, type=float, action="append", dest="stages", metavar=("WIDTH", "B", "S"),
-        help="factors for any other stage: 320 1.1 0.9")  # fmt: skip
+        help="b and s of any stage: 320 1.1 0.9")  # fmt: skip
     add("--no-freeu", action="store_true", help="the plain model")
     add("--compare", action="store_true", help="FreeU off and on from the same noise, in one picture")
 
