@@ -20,7 +20,7 @@ from ldm.models.diffusion.plms import PLMSSampler
 from ldm.models.diffusion.sampling import Sampler, Step
 from ldm.modules.diffusionmodules.schedule import check_steps
 from ldm.parameterization import mix_up
-from ldm.strips import decode_in_strips, goes_in_strips
+from ldm.strips import decode_in_strips, goes_in_strips, strips_know
 
 LARGEST = 16384  # pixels of a side
 SEEDS = range(-(2**63), 2**64)  # that torch takes
@@ -171,14 +171,16 @@ def decode_one(model: LatentDiffusion, latent: Tensor) -> Tensor:
     """A latent (1, C, h, w) as pixels near [-1, 1], (1, 3, H, W).
 
     In strips where that takes less time, where the picture is large, or where the device's memory does not
-    hold the whole decode.
+    hold the whole decode; never where somebody changed the decode and strips do not know how.
     """
     autoencoder, z = model.first_stage_model, latent.to(model.dtype) / model.scale_factor
-    if not goes_in_strips(autoencoder, z):
+    own = getattr(model.decode_first_stage, "__func__", None) is LatentDiffusion.decode_first_stage
+    known = own and strips_know(autoencoder)
+    if not (known and goes_in_strips(autoencoder, z)):
         try:
             return model.decode_first_stage(latent)
         except RuntimeError as fault:
-            if not is_out_of_memory(fault):
+            if not (known and is_out_of_memory(fault)):
                 raise
     return decode_in_strips(autoencoder, z)
 

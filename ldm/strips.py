@@ -16,19 +16,75 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.models.autoencoder import AutoencoderKL
+from ldm.modules.diffusionmodules.model import AttnBlock, Decoder, Middle, ResnetBlock, Stage
 from ldm.modules.dot_product import attention
-from ldm.modules.layers import Conv3x3, write_inside
+from ldm.modules.layers import Conv3x3, Upsample, is_hooked, is_its_weights, write_inside
 from ldm.modules.norm import GroupNorm, group_sums
 from ldm.modules.winograd_in_c import convolves_in_c
 
 WHOLE = 1024 * 1024  # pixels of the largest picture that is decoded whole
 STRIP = 2**23  # numbers in a strip, or scores of attention at once: 32 MiB in float32
 
+# The parts of a decoder and of its parts, by name, with the kind of each. The others are convolutions.
+PARTS: dict[type[nn.Module], dict[str, type[nn.Module]]] = {
+    Decoder: {"mid": Middle, "up": Stage, "norm_out": GroupNorm},
+    Middle: {"block_1": ResnetBlock, "attn_1": AttnBlock, "block_2": ResnetBlock},
+    Stage: {"block": ResnetBlock, "attn": AttnBlock, "upsample": Upsample},
+    ResnetBlock: {"norm1": GroupNorm, "norm2": GroupNorm, "dropout": nn.Dropout},
+    AttnBlock: {"norm": GroupNorm},
+}
+# Kernel, padding, stride and dilation of those, which reach no further than one row.
+KERNELS = {((n, n), (n // 2, n // 2), (1, 1), (1, 1)) for n in (1, 3)}
+
 
 @torch.no_grad()
 def decode_in_strips(autoencoder: AutoencoderKL, z: Tensor) -> Tensor:
     """The picture, near [-1, 1], of latents z: (1, embed_dim, h, w) to (1, 3, fh, fw) on the CPU."""
     return _Strips(z.device).decode(autoencoder, z)
+
+
+def strips_know(autoencoder: AutoencoderKL) -> bool:
+    """Whether strips do what the autoencoder's decode does: not where somebody changed it.
+
+    Its convolutions alone may pad around, or something like LoRAs may wrap them.
+    """
+    own = getattr(autoencoder.decode, "__func__", None) is AutoencoderKL.decode
+    return own and is_known(autoencoder.decoder, Decoder)
+
+
+def is_known(part: nn.Module, kind: type[nn.Module] | None) -> bool:
+    """Whether a part of a decoder is of that kind and as it was made, with all parts of its own.
+
+    None is the kind of convolutions.
+    """
+    if isinstance(part, nn.ModuleList):
+        return all(is_known(it, kind) for it in part)
+    if kind is None:
+        return looks_a_row_far(part)
+    if kind is AttnBlock and isinstance(part, nn.Identity):  # as of a config that asks for none
+        kind = nn.Identity
+    inside = PARTS.get(kind, {})
+    return is_its_weights(part, kind) and all(
+        is_known(it, inside.get(name)) for name, it in part.named_children()
+    )
+
+
+def looks_a_row_far(layer: nn.Module) -> bool:
+    """Whether a layer, in a convolution's place, can be asked for a strip and reads one row around it.
+
+    What wraps a convolution shows its weight, and no hook may wait for a whole map.
+    """
+    inside = list(layer.modules())
+    return (
+        hasattr(layer, "weight")
+        and not any(map(is_hooked, inside))
+        and all(
+            (it.kernel_size, it.padding, it.stride, it.dilation) in KERNELS
+            and "_conv_forward" not in vars(it)
+            for it in inside
+            if isinstance(it, nn.Conv2d)
+        )
+    )
 
 
 def goes_in_strips(autoencoder: AutoencoderKL, z: Tensor) -> bool:
@@ -39,10 +95,10 @@ def goes_in_strips(autoencoder: AutoencoderKL, z: Tensor) -> bool:
 def strips_pay(autoencoder: AutoencoderKL, z: Tensor) -> bool:
     """Whether strips take less time than a decode in one piece, as they do where they are convolved in C.
 
-    Not where convolutions pad otherwise, so that pictures tile: those are torch's own.
+    Not where convolutions were changed, say to pad around so that pictures tile: those are torch's own.
     """
     layers = (layer for layer in autoencoder.decoder.modules() if isinstance(layer, Conv3x3))
-    return convolves_in_c(z.device, z.dtype) and all(layer.is_as_made() for layer in layers)
+    return convolves_in_c(z.device, z.dtype) and all(is_its_weights(layer, Conv3x3) for layer in layers)
 
 
 class _Strips:

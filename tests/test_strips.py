@@ -1,6 +1,7 @@
 """Decoding in strips is the whole decode."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -8,16 +9,19 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import ldm.strips as strips_module
 from ldm.checkpoint import load_model
-from ldm.generate import Sampling, decode, denoise
+from ldm.generate import Sampling, decode, decode_one, denoise
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.diffusionmodules.model import AttnBlock, Decoder
+from ldm.modules.norm import GroupNorm
 from ldm.modules.winograd_in_c import convolves_in_c
-from ldm.strips import decode_in_strips
+from ldm.strips import decode_in_strips, strips_know
 from ldm.util import instantiate_from_config, load_config
 from tests.checkpoints import CPU
 from tests.conftest import fill_by_name, relative_error, rnd
@@ -93,6 +97,7 @@ def test_pictures_that_tile_do_so_in_strips(strip: int, monkeypatch: pytest.Monk
     for layer in autoencoder.modules():
         if isinstance(layer, nn.Conv2d):
             layer.padding_mode = "circular"
+    assert strips_know(autoencoder)
     tile = decode_in_strips(autoencoder, z)
     assert relative_error(tile, autoencoder.decode(z)) < 1e-5
     rolled = decode_in_strips(autoencoder, z.roll((2, 1), (2, 3)))
@@ -151,6 +156,94 @@ def test_large_pictures_are_decoded_in_strips(
     )
     assert decode(model, rnd(1, 1, 12, 16, 16))[0].shape == (128, 128, 3) and asked == [16]
     assert decode(model, rnd(1, 1, 12, 16, 24))[0].shape == (128, 192, 3) and asked == [16]
+
+
+def hooked(layer: nn.Module) -> None:
+    layer.register_forward_hook(lambda _layer, _in, out: out.flip(2))  # all of the map upside down
+
+
+def patched(layer: Any) -> None:
+    forward = layer.forward
+    layer.forward = lambda x, **how: forward(x, **how).flip(2)
+
+
+def spread(conv: Any) -> None:
+    conv.dilation = conv.padding = (2, 2)
+
+
+def tiling_inside(conv: Any) -> None:
+    conv._conv_forward = lambda x, *given: F.conv2d(F.pad(x, (1, 1, 1, 1), "circular"), *given)
+
+
+def replaced(parent: nn.Module, name: str, by: Callable[[Any], nn.Module]) -> None:
+    setattr(parent, name, by(getattr(parent, name)))
+
+
+def torchs(norm: Any) -> nn.Module:
+    return nn.Sequential(nn.GroupNorm(norm.num_groups, norm.num_channels), nn.SiLU())
+
+
+def two_rows_far(conv: Any) -> nn.Module:
+    return nn.Sequential(conv, fill_by_name(nn.Conv2d(conv.out_channels, conv.out_channels, 3, padding=1)))
+
+
+CHANGES: dict[str, Callable[[Any], None]] = {
+    "decoder hooked": hooked,
+    "block hooked": lambda decoder: hooked(decoder.mid.block_1),
+    "attention hooked": lambda decoder: hooked(decoder.mid.attn_1),
+    "norm hooked": lambda decoder: hooked(decoder.up[1].block[0].norm2),
+    "convolution hooked": lambda decoder: hooked(decoder.conv_out),
+    "decoder patched": patched,
+    "middle patched": lambda decoder: patched(decoder.mid),
+    "block patched": lambda decoder: patched(decoder.up[0].block[1]),
+    "norm patched": lambda decoder: patched(decoder.norm_out),
+    "convolution spread": lambda decoder: spread(decoder.mid.block_1.conv2),
+    "convolution tiling inside": lambda decoder: tiling_inside(decoder.up[0].block[0].conv1),
+    "decoder's middle replaced": lambda decoder: replaced(decoder, "mid", lambda _: nn.Identity()),
+    "block replaced": lambda decoder: replaced(decoder.mid, "block_1", lambda _: nn.Identity()),
+    "norm replaced": lambda decoder: replaced(decoder, "norm_out", torchs),
+    "convolution replaced": lambda decoder: replaced(decoder.up[0].block[0], "conv1", two_rows_far),
+}
+
+
+@pytest.fixture
+def to_change(model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A copy of the model, with attention, whose pictures go in strips at any size."""
+    monkeypatch.setattr(strips_module, "WHOLE", 0)
+    monkeypatch.setattr(strips_module, "STRIP", 2**15)
+    copied: Any = copy.deepcopy(model)
+    middle = copied.first_stage_model.decoder.mid
+    middle.attn_1 = fill_by_name(AttnBlock(middle.block_1.norm1.num_channels, norm_groups=1))
+    return copied
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_somebody_changed_in_a_decoder_acts(change: str, to_change: Any, latents: torch.Tensor) -> None:
+    before = decode_one(to_change, latents[:1])
+    assert relative_error(before, to_change.decode_first_stage(latents[:1])) < 1e-4
+    CHANGES[change](to_change.first_stage_model.decoder)
+    made = decode_one(to_change, latents[:1])
+    assert torch.equal(made, to_change.decode_first_stage(latents[:1]))
+    assert relative_error(made, before) > 0.01
+    with LittleMemory(2**19), pytest.raises(torch.OutOfMemoryError):
+        decode_one(to_change, latents[:1])
+
+
+@pytest.mark.parametrize("where", ["decode_first_stage", "first_stage_model.decode"])
+def test_another_decode_is_called(where: str, to_change: Any, latents: torch.Tensor) -> None:
+    parent, _, name = where.rpartition(".")
+    setattr(to_change.get_submodule(parent), name, lambda _: torch.full((1, 3, 2, 2), 0.5))
+    assert decode_one(to_change, latents[:1]).shape == (1, 3, 2, 2)
+
+
+def test_a_hook_of_all_layers_sees_the_decoder(to_change: Any, latents: torch.Tensor) -> None:
+    seen = []
+    hook = nn.modules.module.register_module_forward_hook(lambda layer, _in, _out: seen.append(type(layer)))
+    try:
+        decode_one(to_change, latents[:1])
+    finally:
+        hook.remove()
+    assert seen.count(Decoder) == 1 and seen.count(GroupNorm) > 2
 
 
 @pytest.mark.long

@@ -45,6 +45,7 @@ def is_plain(x: Tensor) -> bool:
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         and forward_ad._current_level < 0
         and not torch._C._len_torch_dispatch_stack()
+        and not x.is_neg()  # whose numbers lie there with the other sign
     )
 
 

@@ -27,18 +27,24 @@ def is_its_weights(layer: nn.Module, kind: type[nn.Module]) -> bool:
 
     It does not where another wraps it or its function (as LoRAs do), or where hooks wait for its call.
     """
-    own = layer._forward_hooks or layer._forward_pre_hooks
-    hooked = own or _global_forward_hooks or _global_forward_pre_hooks
-    if type(layer) is not kind or hooked or "forward" in vars(layer):
+    if type(layer) is not kind or is_hooked(layer) or "forward" in vars(layer):
         return False
     return not isinstance(layer, Conv3x3) or layer.is_as_made()
+
+
+def is_hooked(layer: nn.Module) -> bool:
+    """Whether hooks wait for its call, its own or those of all layers."""
+    own = layer._forward_hooks or layer._forward_pre_hooks
+    return bool(own or _global_forward_hooks or _global_forward_pre_hooks)
 
 
 class Linear(nn.Linear):
     """torch's linear layer by the faster library."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return product(x, self.weight, self.bias) if is_fast(x, self.weight) else super().forward(x)
+        if not (is_fast(x, self.weight) and x.shape[-1:] == self.weight.shape[1:]):
+            return super().forward(x)  # which says of numbers that do not fit how many they are
+        return product(x, self.weight, self.bias)
 
 
 class Conv3x3(nn.Conv2d):
@@ -47,22 +53,35 @@ class Conv3x3(nn.Conv2d):
     With many channels on many positions it is Winograd's. On few positions it is one product of all patches
     with the weights: a convolution of oneDNN would first lay the weights out anew, which takes longer than
     the rest.
+
+    It is made as `nn.Conv2d` is, since LoRAs make their convolutions of the kind that they find, and one with
+    other kernels is torch's.
     """
 
     bias: Tensor
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
-        super().__init__(in_channels, out_channels, 3, stride, padding=1)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int] = 3,
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] | None = None,
+        **how: Any,
+    ):
+        if padding is None:
+            padding = 1 if kernel_size in (3, (3, 3)) else 0
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, **how)
 
     def is_as_made(self) -> bool:
-        """Whether it convolves as it did when it was made.
+        """Whether it is a convolution of 3x3 with a bias, zeros around the map, and nothing else.
 
-        It does not where it was told to pad otherwise since (as pictures that tile need it) or to spread its
-        kernels (as large pictures do).
+        It is not where it was told since to pad otherwise (as pictures that tile need it) or to spread its
+        kernels (as large pictures do), nor where a LoRA made it.
         """
-        how = self.padding_mode, self.padding, self.dilation, self.groups
+        how = self.kernel_size, self.padding_mode, self.padding, self.dilation, self.groups
         return (
-            how == ("zeros", (1, 1), (1, 1), 1)
+            how == ((3, 3), "zeros", (1, 1), (1, 1), 1)
             and self.bias is not None
             and "_conv_forward" not in vars(self)
         )
@@ -74,14 +93,15 @@ class Conv3x3(nn.Conv2d):
         return self.stride == (1, 1) and some and has_winograd(x, self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (x.ndim == 4 and self.is_as_made() and is_fast(x, self.weight)):
-            return super().forward(x)
+        fast = x.ndim == 4 and self.is_as_made() and is_fast(x, self.weight)
+        if not (fast and x.shape[1] == self.weight.shape[1]):
+            return super().forward(x)  # which says of channels that do not fit how many they are
         if self.is_in_c(x):
             return winograd_in_c(x, self.weight, self.bias)
         batch, _, height, width = x.shape
-        stride = self.stride[0]
-        positions = batch * -(-height // stride) * -(-width // stride)  # of what comes out
-        fewest = min(self.in_channels, self.out_channels) if stride == 1 else 0
+        down, right = self.stride
+        positions = batch * -(-height // down) * -(-width // right)  # of what comes out
+        fewest = min(self.in_channels, self.out_channels) if self.stride == (1, 1) else 0
         many = positions >= MANY_POSITIONS and fewest >= MANY_CHANNELS
         last = self.weight.is_contiguous(memory_format=torch.channels_last)
         # AMX multiplies bfloat16 so fast that nothing is saved by fewer products.
@@ -90,7 +110,7 @@ class Conv3x3(nn.Conv2d):
         if positions > FEW_POSITIONS:
             return super().forward(x.contiguous(memory_format=torch.channels_last))
         padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # (B, H + 2, W + 2, C)
-        patches = padded.unfold(1, 3, stride).unfold(2, 3, stride)  # (B, H', W', C, 3, 3)
+        patches = padded.unfold(1, 3, down).unfold(2, 3, right)  # (B, H', W', C, 3, 3)
         patches = patches.permute(0, 1, 2, 4, 5, 3).flatten(3, 4)  # (B, H', W', 9, C)
         if last:
             weight = self.weight.permute(0, 2, 3, 1)  # (out, 3, 3, C)
@@ -111,7 +131,8 @@ class Upsample(nn.Module):
         """Whether `convolved_double` doubles these maps."""
         batch, channels, height, width = x.shape
         many = batch * height * width >= MANY_DOUBLED and channels >= MANY_CHANNELS
-        return many and is_its_weights(self.conv, Conv3x3) and is_fast(x, self.conv.weight)
+        own = many and is_its_weights(self.conv, Conv3x3) and is_fast(x, self.conv.weight)
+        return own and channels == self.conv.in_channels
 
     def forward(self, x: Tensor) -> Tensor:
         if self.is_convolved_double(x):

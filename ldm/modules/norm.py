@@ -96,7 +96,9 @@ class GroupNorm(nn.GroupNorm):
 
     def _in_c(self, x: Tensor, sums: Tensor, count: int, y: Tensor) -> Tensor:
         assert LIBRARY is not None
-        told = pointer(sums), ctypes.c_double(count), pointer(self.weight), pointer(self.bias)
+        # Held until C has read them: a parametrisation makes them anew each time they are asked for.
+        weight, bias = self.weight, self.bias
+        told = pointer(sums), ctypes.c_double(count), pointer(weight), pointer(bias)
         how = ctypes.c_double(self.eps), self.silu, x.dtype == torch.bfloat16, torch.get_num_threads()
         LIBRARY.normalize(pointer(x), pointer(y), shape_in_c(x, self.num_groups), *told, *how)
         return y

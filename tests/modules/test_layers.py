@@ -65,7 +65,7 @@ def test_a_convolution_on_few_positions_is_its_formula(
     kind, batch, height, width, stride, memory, kernels, seed
 ):
     with torch.no_grad():
-        conv = fill_by_name(Conv3x3(6, 5, stride)).to(kind).to(memory_format=kernels)
+        conv = fill_by_name(Conv3x3(6, 5, stride=stride)).to(kind).to(memory_format=kernels)
         x = rnd(seed, batch, 6, height, width).to(kind).contiguous(memory_format=memory)
         out = conv(x)
     expected = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), stride, padding=1)
@@ -117,7 +117,7 @@ def test_many_channels_on_many_positions_are_convolved_by_winograd_unless_amx_mu
     def calls(has_amx, kind, channels, side, memory=torch.channels_last, stride=1):
         by_winograd.reset_mock()
         monkeypatch.setattr(layers, "HAS_AMX", has_amx)
-        conv = fill_by_name(Conv3x3(channels, 256, stride)).to(kind).to(memory_format=memory)
+        conv = fill_by_name(Conv3x3(channels, 256, stride=stride)).to(kind).to(memory_format=memory)
         conv(rnd(8, 2, channels, side, 16).to(kind).contiguous(memory_format=memory))
         return by_winograd.call_count
 
@@ -141,7 +141,7 @@ def test_fewer_positions_and_fewer_channels_are_convolved_in_c(form, monkeypatch
 
     def calls(channels, side, memory=torch.contiguous_format, stride=1, kind=kind):
         in_c.reset_mock()
-        conv = fill_by_name(Conv3x3(channels, 256, stride)).to(kind).to(memory_format=memory)
+        conv = fill_by_name(Conv3x3(channels, 256, stride=stride)).to(kind).to(memory_format=memory)
         conv(rnd(8, 2, channels, side, 8).to(kind))
         return in_c.call_count
 
@@ -402,11 +402,38 @@ def test_whoever_notes_operations_is_told_of_them(layer):
         assert counter.get_total_flops() == 2 * layer.weight.numel() * x[:, 0].numel()
 
 
-@pytest.mark.parametrize("layer", [Conv3x3(64, 64), GroupNorm(32, 64, silu=True)])
+@each_kind
+@pytest.mark.parametrize("layer", [Conv3x3(64, 64), Upsample(64), GroupNorm(32, 64, silu=True)])
 @pytest.mark.parametrize("channels", [32, 128, 4096])
-def test_maps_of_another_width_are_refused_as_by_torch(layer, channels):
+@pytest.mark.parametrize("size", [4, 16, 32])
+def test_maps_of_another_width_are_refused_as_by_torch(layer, channels, size, kind):
     with pytest.raises(RuntimeError, match=r"to have 64 channels|weight to be a vector of size"):
-        layer(rnd(13, 1, channels, 32, 32).to(memory_format=torch.channels_last))
+        layer.to(kind)(rnd(13, 1, channels, size, size).to(kind).to(memory_format=torch.channels_last))
+
+
+@each_kind
+@pytest.mark.parametrize("rows", [1, 4096])
+def test_rows_of_another_width_are_refused_as_by_torch(rows, kind):
+    with pytest.raises(RuntimeError, match=f"{rows}x32 and 64x640"):
+        Linear(64, 640).to(kind)(rnd(13, rows, 32).to(kind))
+
+
+@pytest.mark.parametrize("size", [8, 40])
+@pytest.mark.parametrize(
+    "given", [(3, 1, 1), (3, 2, 1), ((3, 3), (1, 2), (1, 1)), (1,), ((1, 1), 2), (5, 1, 2)]
+)
+@pytest.mark.parametrize("more", [{}, {"bias": False}, {"groups": 2}, {"dilation": 2}], ids=str)
+def test_a_convolution_is_made_and_convolves_as_torchs(given, more, size):
+    layer, plain = (fill_by_name(kind(64, 64, *given, **more)) for kind in (Conv3x3, nn.Conv2d))
+    x = rnd(15, 1, 64, size, size)
+    assert relative_error(layer(x), plain(x)) < 1e-5
+
+
+@pytest.mark.parametrize("layer", [Conv3x3(64, 64), GroupNorm(8, 64, silu=True), Upsample(256)])
+def test_maps_that_lie_there_with_the_other_sign_are_read_as_they_are(layer):
+    [channels] = next(it for it in fill_by_name(layer).parameters() if it.ndim == 1).shape
+    x = rnd(16, 1, channels, 16, 16).contiguous(memory_format=torch.channels_last)
+    assert relative_error(layer(torch._neg_view(-x)), layer(x)) < 1e-4
 
 
 def test_a_map_without_a_batch_is_convolved_as_by_torch():

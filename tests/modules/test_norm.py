@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.utils import parametrize
 
 from ldm.modules import norm
 from ldm.modules.norm import GroupNorm, group_sums, has_norm
@@ -165,6 +166,23 @@ def test_weights_that_lie_apart_are_read_where_they_are():
     apart = {name: torch.stack([p, p + 9], dim=1)[:, 0] for name, p in layer.named_parameters()}
     assert not apart["weight"].is_contiguous()
     assert relative_error(torch.func.functional_call(layer, apart, x), layer(x)) < 2e-6
+
+
+class Twice(torch.nn.Module):
+    def forward(self, weight):
+        return weight * 2
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("names", [["weight"], ["bias"], ["weight", "bias"]])
+def test_weights_that_are_made_as_they_are_asked_for_are_read_while_they_are_there(names, kind):
+    layer, x = made(320, kind=kind), rnd(9, 1, 320, 8, 8).to(kind).contiguous(memory_format=LAST)
+    for name in names:
+        parametrize.register_parametrization(layer, name, Twice())
+    sums = group_sums(x, layer.num_groups)
+    close = 1e-5 if kind == torch.float32 else 2e-2
+    for out in (layer(x), layer.by_sums(x, sums, x.numel() // layer.num_groups)):
+        assert relative_error(out.double(), expected(layer, x)) < close
 
 
 def test_gradients_are_torchs():
