@@ -6,12 +6,12 @@ and offloading go on as before, and nothing of diffusers is imported: any module
 """
 
 import sys
+import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import NoneType
 from typing import Any
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -23,36 +23,64 @@ Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 
 
-def enable(model: Any, preset: str | None = None, version: int = 1, **settings: Any) -> ExitStack:
+def enable(model: Any, preset: str | None = None, version: int = 1, **settings: Any) -> "Enabled":
     """Puts FreeU into a U-Net or a pipeline's U-Net: until `disable`, or until the end of a `with` statement.
 
     The factors are a preset's ("sd21", see `PRESETS`), or given as b1, b2, s1 and s2, one where left out.
     `settings` takes these and every other field of `FreeUSettings`. The fractions of `start` and `stop` are
-    of the pipeline's run, or of 1000 training steps for a U-Net alone. What was enabled before is replaced.
+    of the pipeline's run, or of 1000 training steps for a U-Net alone. What was enabled before is replaced,
+    and comes back at the end of a `with` statement unless `disable` was called in it.
+
+    Each enabling and disabling discards all that torch.compile has made in this process: do it once.
 
     Raises ValueError for a model without a U-Net that concatenates skips, for a U-Net none of whose blocks
     are met (with the widths found), for one with diffusers' own FreeU on, and for settings that mean nothing.
     """
     unet: Any = unet_of(model)
     refuse_diffusers_own(*unet.up_blocks)
-    if preset is None and not settings.keys() & {"b1", "b2", "s1", "s2"}:
+    known = [field.name for field in fields(FreeUSettings)]
+    if unknown := [name for name in settings if name not in known]:
+        raise ValueError(f"FreeU has no setting {unknown[0]!r}: there are {', '.join(known)}.")
+    if preset is None and not settings.keys() & {"b1", "b2", "s1", "s2", "stages"}:
         names = ", ".join(sorted({name for name, _ in PRESETS}))
         raise ValueError(f"FreeU needs factors: give a preset ({names}), or b1, b2, s1 and s2.")
     base = FreeUSettings(1.0, 1.0, 1.0, 1.0, version) if preset is None else find_preset(preset, version)
     chosen = replace(base, **settings)
     clock = None if chosen.acts_throughout() else Clock(chosen, model)
 
+    enabled = Enabled(unet)
     attach(unet, chosen, clock)
     _set_hook(unet, clock)
-    until = ExitStack()
-    until.callback(disable, model)
-    return until
+    return enabled
 
 
 def disable(model: Any) -> None:
     """Takes FreeU out of a U-Net or a pipeline's U-Net; does nothing where there is none."""
-    for module in unet_of(model).modules():
+    unet = unet_of(model)
+    _disabled[unet] = _disabled.get(unet, 0) + 1
+    for module in unet.modules():
         _set_hook(module, None)
+
+
+_disabled: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # how often `disable` met a U-Net
+
+
+class Enabled:
+    """What `enable` gives: the end of its `with` statement puts back what was there before, once."""
+
+    def __init__(self, unet: nn.Module):
+        self.unet, self.disabled, self.ended = unet, _disabled.get(unet, 0), False
+        self.before = {module: hook for module in unet.modules() for hook in _ours(module).values()}
+
+    def __enter__(self) -> None:
+        if self.ended:
+            raise RuntimeError("This `with` statement of FreeU's has ended: call enable again for another.")
+
+    def __exit__(self, *_: object) -> None:
+        self.ended = True
+        if _disabled.get(self.unet, 0) == self.disabled:
+            for module in self.unet.modules():
+                _set_hook(module, self.before.get(module))
 
 
 def unet_of(model: Any) -> nn.Module:
@@ -68,6 +96,8 @@ def unet_of(model: Any) -> nn.Module:
         reason = "its decoder's resnets are not given a concatenation of backbone and skip"
     elif hasattr(model, "transformer") or "Transformer" in type(model).__name__:
         reason = "it denoises with a transformer, which has no decoder that concatenates the encoder's maps"
+    elif hasattr(getattr(unet, "module", None), "up_blocks"):
+        reason = f"{type(unet).__name__} wraps the U-Net, give its .module"
     else:
         reason = "it has no U-Net"
     raise ValueError(f"FreeU cannot act on {type(model).__name__}: {reason}.")
@@ -77,7 +107,7 @@ def refuse_diffusers_own(*blocks: Any) -> None:
     """Raises ValueError where `enable_freeu` gave factors to up-blocks; `disable_freeu` makes them None."""
     factors = ("b1", "b2", "s1", "s2")
     if any(vars(block).get(name) is not None for block in blocks for name in factors):
-        raise ValueError("diffusers' own FreeU is on, and both would act: call disable_freeu() first.")
+        raise ValueError("diffusers' own FreeU is on, and acts before ours: call disable_freeu() first.")
 
 
 @dataclass(frozen=True)
@@ -129,8 +159,8 @@ class Clock:
     """A hook on the U-Net that reads its timesteps and says how much of FreeU each sample gets.
 
     Pipelines give their scheduler timesteps anew for each run, and a run that begins with a picture goes
-    through the last of them alone: it begins where the U-Net is first asked. A U-Net alone may come by all
-    timesteps of the training.
+    through the last of them alone: it begins at the noisiest that the U-Net was asked for. A U-Net alone may
+    come by all timesteps of the training.
     """
 
     def __init__(self, settings: FreeUSettings, model: Any):
@@ -139,15 +169,38 @@ class Clock:
         self.scheduler = getattr(model, "scheduler", None)
         self.weight = torch.ones(1)
         self.run, self.begin = torch.arange(TRAINING_STEPS), torch.tensor(TRAINING_STEPS)
+        self.steps, self.warned = 0, False
 
     def __call__(self, unet: nn.Module, args: Args, kwargs: Kwargs) -> None:
         t = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1]).reshape(-1)
         # Asked for at each step, since pipelines exchange their schedulers.
         self.scheduler = getattr(self.model(), "scheduler", self.scheduler)
-        if self.scheduler is not None and self.scheduler.timesteps is not self.run:
-            self.run, self.begin = self.scheduler.timesteps, t.max()
+        goes_on = self.scheduler is None or self.scheduler.timesteps is self.run
+        if self.scheduler is not None:
+            self.begin = self.begin.to(t.device).maximum(t.max()) if goes_on else t.max()
+            self.run = self.scheduler.timesteps
         run, begin = self.run.to(t.device), self.begin.to(t.device)
+        if not torch.compiler.is_compiling():
+            self.steps = self.steps + 1 if goes_on else 1
+            self.warn_of_another_run(t, run)
         self.weight = self.settings.weight(t, run, begin)  # (B,), or (1,) for all samples
+
+    def warn_of_another_run(self, t: Tensor, run: Tensor) -> None:
+        """Says once that a timestep, even if rounded, is none of the run's: another pipeline runs."""
+        # An answer of a GPU has to be waited for: there the first step is asked, and those beyond the run's.
+        seldom = t.device.type != "cpu" and 1 < self.steps <= len(run)
+        capturing = t.is_cuda and torch.cuda.is_current_stream_capturing()
+        unknown = t.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(t)
+        if self.warned or seldom or capturing or unknown:
+            return
+        distance = (run - t[:, None]).abs().amin(1)  # (B,)
+        if (distance >= 1).any():
+            self.warned = True
+            warnings.warn(
+                f"FreeU's start and stop follow a run without timestep {t[distance.argmax()]:g}: call enable "
+                "on the pipeline that runs, or leave them out.",
+                stacklevel=3,
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "model": NoneType}  # which, called as a weak reference is, says that it is gone
@@ -180,17 +233,24 @@ class Reweighting:
         return free_u(fused, self.width, self.b, self.s, how.version, how.threshold, weight, how.channels)
 
 
-def _set_hook(module: nn.Module, hook: Clock | Reweighting | None) -> None:
-    """Puts our hook before a module's forward in the place of an earlier one; None only takes it away.
+def _ours(module: nn.Module) -> dict[int, Clock | Reweighting]:
+    """Our hooks before a module's forward, by their kind, since a copy has hooks that nobody put there."""
+    hooks = module._forward_pre_hooks.items()
+    return {key: hook for key, hook in hooks if isinstance(hook, Clock | Reweighting)}
 
-    The earlier one is known by its kind, since a copy of a module has hooks that nobody put there.
-    """
-    hooks = module._forward_pre_hooks
-    earlier = [key for key, there in hooks.items() if isinstance(there, Clock | Reweighting)]
+
+def _set_hook(module: nn.Module, hook: Clock | Reweighting | None) -> None:
+    """Puts our hook before a module's forward in the place of an earlier one; None only takes it away."""
+    earlier = _ours(module)
     for key in earlier:
-        del hooks[key], module._forward_pre_hooks_with_kwargs[key]
+        del module._forward_pre_hooks[key], module._forward_pre_hooks_with_kwargs[key]
     if hook is not None:
         module.register_forward_pre_hook(hook, with_kwargs=True)
-    # What torch.compile has made goes on without noticing that hooks came or went.
-    if (earlier or hook is not None) and "torch._dynamo" in sys.modules:
+    if earlier or hook is not None:
+        forget_compiled()
+
+
+def forget_compiled() -> None:
+    """Discards what torch.compile has made: it goes on without noticing that hooks came or went."""
+    if "torch._dynamo" in sys.modules:
         torch.compiler.reset()

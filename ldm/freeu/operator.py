@@ -32,7 +32,7 @@ def seven_waves(height: int, width: int, device: torch.device) -> Tensor:
         torch.ones_like(phases[0]),
         *(wave(phase) for phase in phases for wave in (torch.cos, torch.sin)),
     ]
-    return torch.stack(waves).flatten(1) / math.sqrt(height * width)
+    return torch.stack(waves).flatten(1) / root(height * width)
 
 
 def axis_waves(size: int, threshold: int, device: torch.device) -> Tensor:
@@ -43,7 +43,12 @@ def axis_waves(size: int, threshold: int, device: torch.device) -> Tensor:
     k = torch.arange(max(-threshold, -(size // 2)), min(threshold, (size + 1) // 2), device=device)  # (K,)
     positions = torch.arange(size, dtype=torch.float64, device=device) / size
     phase = 2 * math.pi * positions[:, None] * k  # (size, K)
-    return torch.cat([phase.cos(), phase.sin()], dim=1) / math.sqrt(size)
+    return torch.cat([phase.cos(), phase.sin()], dim=1) / root(size)
+
+
+def root(size: int) -> float:
+    """A size's square root. To torch.jit.trace sizes are tensors, and math would make constants of them."""
+    return size**0.5 if torch.jit.is_tracing() else math.sqrt(size)
 
 
 @lru_cache(maxsize=64)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldm.errors import InputError
 from ldm.freeu import DecoderStage
-from ldm.freeu.diffusers import Joint, decoder, unet_of
+from ldm.freeu.diffusers import Joint, decoder, forget_compiled, refuse_diffusers_own, unet_of
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 
@@ -55,7 +55,8 @@ def recorded(model: Any, hear: Hear, guided: bool) -> Iterator[None]:
     `model` is a latent diffusion model, its U-Net, or a U-Net or a pipeline of diffusers. Of a `guided`
     batch, whose first half is unconditional, only the conditional half is heard.
 
-    Raises InputError for a model whose U-Net concatenates no skips.
+    Raises InputError for a model whose U-Net concatenates no skips, and ValueError for one with diffusers'
+    own FreeU on.
     """
     unet = getattr(getattr(model, "model", None), "diffusion_model", model)
 
@@ -65,22 +66,26 @@ def recorded(model: Any, hear: Hear, guided: bool) -> Iterator[None]:
         hear(Concatenation(index, stage, *sides))
 
     with ExitStack() as hooks:
+        hooks.callback(forget_compiled)
         if isinstance(unet, UNetModel):
             _hook_output_blocks(unet, tell, hooks)
         else:
             for index, joint in enumerate(_joints(unet)):
                 _hook_resnet(index, joint, tell, hooks)
+        forget_compiled()
         yield
 
 
 def _joints(model: Any) -> list[Joint]:
     """Where the U-Net of diffusers concatenates. Raises InputError where it is none or does not."""
     try:
-        return decoder(unet_of(model))
+        unet: Any = unet_of(model)
     except ValueError:
         raise InputError(
             f"The figures look at a U-Net's skip concatenations, but {type(model).__name__} has none."
         ) from None
+    refuse_diffusers_own(*unet.up_blocks)
+    return decoder(unet)
 
 
 def _hook_output_blocks(unet: UNetModel, tell: Callable[..., None], hooks: ExitStack) -> None:

@@ -116,8 +116,46 @@ def test_enabling_again_replaces(unet, given):
     with enable(unet, **FACTORS):
         expected = run(unet, given)
     enable(unet, "sd14", version=2, stop=0.2)
-    with enable(unet, **FACTORS):
-        assert torch.equal(run(unet, given), expected)
+    enable(unet, **FACTORS)
+    assert torch.equal(run(unet, given), expected)
+    disable(unet)
+    assert not hooks(unet)
+
+
+OTHER = {"preset": "sd14", "version": 2, "stop": 0.9}
+ONES = {"b1": 1.0}  # which puts in no hook
+
+
+@pytest.mark.parametrize("outer", [FACTORS, OTHER, ONES], ids=["factors", "stop", "ones"])
+@pytest.mark.parametrize("inner", [FACTORS, OTHER, ONES], ids=["factors", "stop", "ones"])
+def test_the_end_of_a_with_brings_back_what_was_before_it(unet, given, outer, inner):
+    without = run(unet, given)
+    enable(unet, **outer)
+    first = run(unet, given)
+    with enable(unet, **inner):
+        second = run(unet, given)
+        with pytest.raises(KeyError), enable(unet, **ONES):
+            assert torch.equal(run(unet, given), without)
+            raise KeyError
+        assert torch.equal(run(unet, given), second)
+    assert torch.equal(run(unet, given), first)
+    disable(unet)
+    assert not hooks(unet)
+
+
+@pytest.mark.parametrize("inner", [FACTORS, ONES], ids=["factors", "ones"])
+def test_what_is_disabled_within_a_with_stays_so(unet, given, inner):
+    enable(unet, **OTHER)
+    with enable(unet, **inner):
+        disable(unet)
+    assert not hooks(unet)
+
+
+def test_a_with_may_not_be_entered_after_its_end(unet):
+    with (again := enable(unet, **FACTORS)):
+        pass
+    with pytest.raises(RuntimeError, match="has ended: call enable again"), again:
+        pass
     assert not hooks(unet)
 
 
@@ -141,6 +179,14 @@ def test_each_sample_follows_its_own_timestep(build):
         out = run(unet, given, times)
     assert relative_error(out[0], throughout[0]) < 1e-6
     assert torch.equal(out[1], without[1])
+
+
+def test_a_schedule_goes_by_timesteps_under_vmap_too(unet, given):
+    times = torch.tensor([900, 100])
+    with enable(unet, **FACTORS, stop=0.5):
+        out = torch.vmap(lambda t: run(unet, given, t))(times)
+        expected = torch.stack([run(unet, given, t) for t in times])
+    assert relative_error(out, expected) < 1e-5
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -231,6 +277,7 @@ def test_a_compiled_unet_notices_each_change(given):
         ({"b1": float("nan")}, "b1 is nan"),
         ({"s2": -0.1}, "s2 is -0.1"),
         ({"b1": 1.2, "strength": 1.5}, "strength is 1.5"),
+        ({"b1": 1.2, "stpo": 0.5}, "no setting 'stpo': there are b1, b2, .* start, stop, "),
         ({"b1": 1.2, "start": 0.8, "stop": 0.2}, "start, 0.8, is after its stop, 0.2"),
     ],
 )
@@ -240,6 +287,13 @@ def test_settings_that_mean_nothing_are_told_and_change_nothing(unet, given, wro
         with pytest.raises(ValueError, match=told):
             enable(unet, **wrong)
         assert torch.equal(run(unet, given), expected)
+
+
+def test_stages_alone_are_factors(unet, given):
+    with enable(unet, b1=1.0, stages={8: (1.1, 0.9)}):
+        expected = run(unet, given)
+    with enable(unet, stages={8: (1.1, 0.9)}):
+        assert torch.equal(run(unet, given), expected) and len(hooks(unet)) > 0
 
 
 def test_free_u_is_not_put_on_top_of_diffusers_own(given):
@@ -307,6 +361,8 @@ def test_models_without_such_a_decoder_are_told_why():
         enable(UNet1DModel(block_out_channels=(8, 8, 16)), "sd14")
     with pytest.raises(ValueError, match="AutoencoderKL: it has no U-Net"):
         disable(AutoencoderKL())
+    with pytest.raises(ValueError, match=r"DataParallel wraps the U-Net, give its \.module"):
+        enable(nn.DataParallel(sd1()), "sd14")
 
 
 def test_a_module_of_another_origin_is_served_and_diffusers_is_not_imported():

@@ -1,5 +1,8 @@
 """FreeU in diffusers' pipelines, built small and run as they are."""
 
+import copy
+import pickle
+import warnings
 from weakref import ref
 
 import pytest
@@ -8,13 +11,19 @@ from diffusers import (
     AnimateDiffPipeline,
     AutoencoderKL,
     AutoencoderKLTemporalDecoder,
+    CMStochasticIterativeScheduler,
     ControlNetModel,
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    IPNDMScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
     LatentConsistencyModelPipeline,
     LCMScheduler,
     PNDMScheduler,
@@ -27,6 +36,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     StableVideoDiffusionPipeline,
     TextToVideoSDPipeline,
+    UniPCMultistepScheduler,
 )
 from torchvision.transforms.functional import to_pil_image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -282,6 +292,72 @@ def test_a_run_that_leaves_its_end_to_a_refiner_counts_all_steps(scheduler):
     expected, seen = with_free_u_in_the_first_steps(2, pipe, sample)
     assert seen == 8
     assert relative_error(out, expected) < 1e-5
+
+
+def from_pipe(pipe):
+    return StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+
+
+@pytest.mark.parametrize("other", [from_pipe, copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
+def test_a_run_by_another_pipelines_scheduler_is_told_once(other):
+    pipe, _ = image_to_image()
+    arguments = TEXT | {"image": IMAGE, "num_inference_steps": 6, "strength": 0.5}
+    enable(pipe, **FACTORS, stop=0.5)
+    sampler(pipe, arguments)()
+    other = other(pipe)
+    other.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
+    sample = sampler(other, arguments)
+    with pytest.warns(UserWarning, match="without timestep 500: call enable on the pipeline that") as told:
+        sample()
+    assert len([it for it in told if "FreeU" in str(it.message)]) == 1
+    enable(other, **FACTORS, stop=0.5)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "FreeU")
+        out = sample()
+    expected, _ = with_free_u_in_the_first_steps(2, other, sample)
+    assert relative_error(out, expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        *(HeunDiscreteScheduler, KDPM2DiscreteScheduler, KDPM2AncestralDiscreteScheduler, PNDMScheduler),
+        *(EDMEulerScheduler, CMStochasticIterativeScheduler, IPNDMScheduler, UniPCMultistepScheduler),
+    ],
+)
+def test_a_run_by_the_pipelines_own_scheduler_is_not_told_of(scheduler):
+    pipe, arguments = stable_diffusion_1()
+    pipe.scheduler = scheduler()
+    with warnings.catch_warnings(), enable(pipe, **FACTORS, stop=0.5):
+        warnings.filterwarnings("error", "FreeU")
+        sampler(pipe, arguments)()
+
+
+def test_a_unet_alone_tells_of_timesteps_that_no_training_has():
+    unet = unets.stable_video()
+    with enable(unet, **FACTORS, stop=0.5), pytest.warns(UserWarning, match=r"without timestep -1\.5"):
+        unets.run(unet, unets.inputs(unet), t=-1.5)
+
+
+def test_a_loop_from_the_middle_and_then_a_whole_one_have_their_own_beginnings():
+    pipe, _ = stable_diffusion_1()
+    given = unets.inputs(pipe.unet)
+    pipe.scheduler.set_timesteps(4)
+    times = pipe.scheduler.timesteps
+    without = [unets.run(pipe.unet, given, t) for t in times]
+    with enable(pipe, **FACTORS, stop=0.5):
+        for first in (2, 0):
+            acts = [
+                not torch.equal(unets.run(pipe.unet, given, times[i]), without[i]) for i in range(first, 4)
+            ]
+            assert sum(acts) == len(acts) / 2 and acts[0]
+
+
+def test_a_with_ends_in_the_unet_where_it_began():
+    pipe, _ = stable_diffusion_1()
+    with enable(pipe, **FACTORS):
+        unet, pipe.unet = pipe.unet, None
+    assert not any(module._forward_pre_hooks for module in unet.modules())
 
 
 def test_a_unet_with_a_schedule_carries_no_pipeline_along():

@@ -284,3 +284,12 @@ def test_autocast_rounds_no_maps_in_float32(memory, version, threshold):
     expected = free_u(fused.clone(), 8, 1.3, 0.4, version, threshold)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(free_u(fused, 8, 1.3, 0.4, version, threshold), expected)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("threshold", [1, 3])
+def test_traced_at_one_size_it_filters_maps_of_others(threshold):
+    traced = torch.jit.trace(lambda x: fourier_filter(x, threshold, 0.2), rnd(1, 2, 3, 16, 16))
+    for size in ((32, 32), (32, 48)):
+        x = rnd(2, 2, 3, *size)
+        assert relative_error(traced(x), fourier_filter(x, threshold, 0.2)) < 1e-5

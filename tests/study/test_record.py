@@ -99,6 +99,26 @@ def test_a_diffusers_unet_is_heard_through_its_hooks(enabled):
         assert relative_log_amplitude(one.before.h).shape == (1, (min(after.shape[-2:]) + 1) // 2)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [lambda: fill_by_name(UNetModel(**SHAPE)), sd1])
+def test_a_unet_that_was_compiled_and_run_before_is_heard(make):
+    unet = make()
+    call = (lambda: unet(*GIVEN)) if isinstance(unet, UNetModel) else (lambda: run(unet, inputs(unet)))
+    unet.compile(backend="eager")
+    call()
+    told = heard(unet, call)
+    count = len(told)
+    call()
+    assert len(told) == count > 0
+
+
+def test_what_diffusers_own_freeu_has_changed_is_not_taken_for_what_was_before():
+    unet = sd1()
+    unet.enable_freeu(s1=0.9, s2=0.2, b1=1.3, b2=1.4)
+    with pytest.raises(ValueError, match=r"diffusers' own FreeU is on.*call disable_freeu\(\) first"):
+        heard(unet, lambda: None)
+
+
 def test_the_frames_of_a_video_are_heard_as_samples():
     unet = text_to_video()
     given = inputs(unet)
