@@ -11,6 +11,16 @@ from ldm.page.studio import Studio
 from ldm.txt2img.recipe import WEBUI_SAMPLERS
 
 
+def as_it_is(self: gr.Slider, payload: float) -> float:
+    """A slider's value, whatever it is: the settings have sentences for what is too large or missing."""
+    return payload
+
+
+# gradio would raise for what stands in a number box while a visitor still writes. This is no subclass's
+# method, as gradio writes a file beside the source of each subclass.
+gr.Slider.preprocess = as_it_is  # type: ignore[method-assign]
+
+
 def factor_controls(first: Settings, controls: dict[str, Any], chosen: Choices) -> tuple[Any, Any, Any]:
     """FreeU's controls; with them the presets, their source, and whether to draw at each change."""
     with gr.Group(elem_id="factors"):

@@ -1,7 +1,6 @@
 """Settings as a link, and settings out of the PNGs of this project and of Stable Diffusion webuis."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,20 +11,13 @@ from PIL import Image, UnidentifiedImageError
 
 from ldm.errors import InputError
 from ldm.page.settings import FIELDS, Settings
+from ldm.page.webui import read_parameters
 from ldm.util import FREEU_NAMES
 
 LARGEST_PICTURE = 64 << 20  # pixels, of a picture that is opened for its settings
 
 # The links' names for settings, where they are other than txt2img's.
 LINK_NAMES = {"height": "H", "width": "W"}
-
-# Webuis' samplers that are the same methods under other names, in lower case.
-METHODS = {"ddim": "ddim", "plms": "plms", "dpm++ 2m": "dpm"}
-# How webuis space the steps, which some write behind the sampler's name.
-SCHEDULE = re.compile(
-    " (automatic|uniform|sgm uniform|ddim uniform|karras|exponential|polyexponential|kl optimal|"
-    "align your steps|simple|normal|ddim|beta|turbo)$"
-)
 
 
 def to_query(settings: Settings) -> str:
@@ -50,7 +42,9 @@ def from_picture(path: Path, defaults: Settings, config: str) -> tuple[Settings,
     if record:
         return _from_record(record, defaults, config)
     if parameters := texts.get("parameters"):
-        return _from_parameters(parameters, defaults)
+        given, notes = read_parameters(parameters)
+        settings, faults = _over(replace(defaults, n_samples=1), given)
+        return settings, notes + faults
     raise InputError(
         "This picture carries no settings: only PNGs of this project and of Stable Diffusion webuis do, and "
         "many sites and messengers take them out."
@@ -99,46 +93,6 @@ def _from_record(record: dict[str, Any], defaults: Settings, config: str) -> tup
             f"It was made with {theirs:.60}; this page draws with {config}, so it will look different."
         )
     return settings, notes
-
-
-def _from_parameters(text: str, defaults: Settings) -> tuple[Settings, list[str]]:
-    """Settings as webuis write them: prompt, negative prompt, and a last line of `key: value` pairs."""
-    lines = text.strip().split("\n")
-    last = lines.pop() if len(lines) > 1 and re.match(r"\s*Steps: ", lines[-1]) else ""
-    prompt, _, negative = "\n".join(lines).partition("Negative prompt:")
-    entries = {key.strip(): _unquoted(value) for key, value in ENTRY.findall(last)}
-    given: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative}
-    known = {"Steps": "steps", "CFG scale": "scale", "Seed": "seed", "Eta DDIM": "eta"}
-    given |= {name: entries[key] for key, name in known.items() if key in entries}
-    notes = []
-    if size := re.fullmatch(r"(\d+)x(\d+)", entries.get("Size", "")):
-        given |= {"width": size[1], "height": size[2]}
-    if method := entries.get("Sampler"):
-        if ours := METHODS.get(SCHEDULE.sub("", method.lower())):
-            given["sampler"] = ours
-        else:
-            notes.append(f"There is no sampler {method:.40} here; the one chosen stays.")
-    pairs = (part.partition("=") for part in entries.get("FreeU", "").split())
-    given |= {key: value for key, _, value in pairs if key in FREEU_NAMES}
-    settings, faults = _over(replace(defaults, n_samples=1), given)
-    if model := entries.get("Model"):
-        notes.append(f"It was made with the model {model:.60}.")
-    return settings, notes + faults
-
-
-# A key, and a value that is quoted where it holds a comma. A key is looked for where its first letter may be
-# and not at each one, so that a long text takes no longer than it is.
-ENTRY = re.compile(r'(?<![\w /.+-])([\w /.+-]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
-
-
-def _unquoted(value: str) -> str:
-    value = value.strip()
-    if value.startswith('"'):
-        try:
-            return str(json.loads(value))
-        except ValueError:
-            return value.strip('"')
-    return value
 
 
 def _over(defaults: Settings, given: Mapping[str, Any]) -> tuple[Settings, list[str]]:

@@ -19,9 +19,9 @@ NOTHING = (
 )
 
 
-def markup(seen: Inside, moment: int, block: int) -> str:
-    """Spectra and maps of one moment and one decoder block."""
-    moment, block = min(moment, len(seen.steps) - 1), min(block, len(seen.stages) - 1)
+def markup(seen: Inside, moment: float | None, block: float | None) -> str:
+    """Spectra and maps of one moment and one decoder block, the nearest that there are."""
+    moment, block = nearest(moment, len(seen.steps)), nearest(block, len(seen.stages))
     stage = seen.stages[block]
     step = f"step {seen.steps[moment]} of {seen.total}"
     pictures = {SIDE_NAMES[side]: seen.pictures[side] for side in SIDES}
@@ -50,6 +50,11 @@ def markup(seen: Inside, moment: int, block: int) -> str:
         f'<p class="lead">{words}</p><div class="maps">{maps}</div>'
         f'<div class="plots">{"".join(plots)}</div></div>'
     )
+
+
+def nearest(index: float | None, count: int) -> int:
+    """An index below `count` out of a slider's value; None stands in a number box that is empty."""
+    return min(max(0, int(index or 0)), count - 1)
 
 
 def curves(lines: dict[str, NDArray[np.float32]], side: int, title: str) -> str:

@@ -94,6 +94,7 @@ def build(studio: Studio, engine: Engine) -> Parts:
         label="For example",
         elem_id="examples",
     )
+    told = gr.HTML("", apply_default_css=False, elem_id="told")
     with gr.Row(elem_classes="desk"):
         with gr.Column(elem_classes="pictures"):
             pictures = gr.HTML(
@@ -115,7 +116,6 @@ def build(studio: Studio, engine: Engine) -> Parts:
                     height=120,
                     elem_id="dropped",
                 )
-            told = gr.HTML("", apply_default_css=False, elem_id="told")
             link_button = gr.Button("Copy a link to these settings", size="sm", elem_id="link-button")
             link = gr.Textbox(label="Link", visible=False, buttons=["copy"], elem_id="link")
         with gr.Column(elem_classes="more"), gr.Tabs():

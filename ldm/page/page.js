@@ -1,5 +1,5 @@
 // What the page does without asking the server: Enter draws, the wipe follows the hand, pictures are dropped
-// anywhere, and light or dark is kept.
+// anywhere, light or dark is kept, and sliders that are moved by keys draw as those that are let go.
 (() => {
   const dark = localStorage.getItem("freeu-dark");
   if (dark !== null && !new URLSearchParams(location.search).has("__theme")) {
@@ -36,6 +36,24 @@
     event.preventDefault();
     input.files = event.dataTransfer.files;
     input.dispatchEvent(new Event("change", { bubbles: true }));
+  });
+
+  // What is said about settings from elsewhere is brought into sight.
+  new MutationObserver((changes) => {
+    const told = changes.map((change) => change.target.closest?.("#told")).find(Boolean);
+    told?.scrollIntoView({ block: "nearest" });
+  }).observe(document.body, { childList: true, subtree: true });
+
+  // gradio takes a slider for let go when a pointer is.
+  const letGo = (slider) => slider?.dispatchEvent(new PointerEvent("pointerup", { bubbles: true }));
+  document.addEventListener("keyup", (event) => {
+    const moves = /^(Arrow.*|Home|End|Page.*)$/.test(event.key);
+    if (moves && event.target.matches?.("#factors input[type=range]")) letGo(event.target);
+  });
+  document.addEventListener("click", (event) => {
+    const reset = event.target.closest?.("#factors .reset-button");
+    // By then the slider has its first value again.
+    if (reset) setTimeout(() => letGo(reset.closest(".block").querySelector("input[type=range]")));
   });
 
   document.addEventListener("keydown", (event) => {

@@ -44,7 +44,7 @@ def make_page(studio: Studio, engine: Engine) -> gr.Blocks:
 def launch(page: gr.Blocks, studio: Studio, host: str, port: int | None, share: bool, **more: Any) -> str:
     """Serves the page and returns its address; the serving thread goes on."""
     _, local, public = page.launch(
-        server_name=host,
+        server_name=f"[{host}]" if ":" in host else host,
         server_port=port,
         share=share,
         prevent_thread_lock=True,
@@ -63,7 +63,7 @@ def launch(page: gr.Blocks, studio: Studio, host: str, port: int | None, share: 
         js=theme.SCRIPT.read_text(encoding="utf-8"),
         **more,
     )
-    return public or local
+    return public or local.replace("[::]", "[::1]")  # :: stands for all addresses and is none itself
 
 
 def read_limits(arguments: Namespace, config: DictConfig) -> Limits:

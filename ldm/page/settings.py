@@ -1,5 +1,6 @@
 """What a visitor may set, and the limits that the page's owner puts on it."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -97,8 +98,8 @@ class Settings:
     def clipped(self, limits: Limits, multiple: int) -> tuple["Settings", list[str]]:
         """These settings as the page's controls can show them, and a line for each that had to change."""
         allowed: dict[str, Any] = {
-            "steps": min(self.steps, limits.steps),
-            "n_samples": min(self.n_samples, limits.samples),
+            "steps": min(max(1, self.steps), limits.steps),
+            "n_samples": min(max(1, self.n_samples), limits.samples),
             **{
                 name: min(max(1, round(getattr(self, name) / multiple)), limits.side // multiple) * multiple
                 for name in ("width", "height")
@@ -152,13 +153,29 @@ def _number(name: str, value: Any) -> float:
     try:
         if isinstance(value, bool):
             raise ValueError
-        return float(value)
+        if not math.isfinite(number := float(value)):
+            raise ValueError
+        return number
     except (TypeError, ValueError, OverflowError):
-        raise InputError(f"The {TITLES[name]} is {value!r:.60}: give a number.") from None
+        raise InputError(f"The {TITLES[name]} is {value!r:.60}: give a finite number.") from None
+
+
+def _seed(name: str, value: Any) -> int:
+    seed = _whole(name, value)
+    if not 0 <= seed <= LARGEST_SEED:
+        raise InputError(f"The {TITLES[name]} is {value!r:.60}: give 0 to {LARGEST_SEED}.")
+    return seed
+
+
+def _eta(name: str, value: Any) -> float:
+    eta = _number(name, value)
+    if not 0 <= eta <= 1:
+        raise InputError(f"The {TITLES[name]} is {value!r:.60}: give 0 to 1.")
+    return eta
 
 
 def _sampler(name: str, value: Any) -> str:
-    if value not in SAMPLERS:
+    if not isinstance(value, str) or value not in SAMPLERS:
         raise InputError(f"There is no sampler {value!r:.60}: take one of {', '.join(SAMPLERS)}.")
     return value
 
@@ -173,8 +190,10 @@ def _channels(name: str, value: Any) -> str | float:
 
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("prompt", "negative_prompt", "match"), _text),
-    **dict.fromkeys(("seed", "n_samples", "steps", "height", "width", "version", "threshold"), _whole),
-    **dict.fromkeys(("scale", "eta", "b1", "b2", "s1", "s2", "strength", "start", "stop", "ramp"), _number),
+    **dict.fromkeys(("n_samples", "steps", "height", "width", "version", "threshold"), _whole),
+    **dict.fromkeys(("scale", "b1", "b2", "s1", "s2", "strength", "start", "stop", "ramp"), _number),
+    "seed": _seed,
+    "eta": _eta,
     "sampler": _sampler,
     "channels": _channels,
 }

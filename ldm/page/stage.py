@@ -15,6 +15,7 @@ from ldm.page.pair import Progress
 from ldm.page.settings import Settings
 from ldm.page.studio import SIDES, Pair
 from ldm.page.words import place
+from ldm.util import FACTORS
 
 PREVIEW = 512  # pixels, the longest side of a preview
 COARSE = 256  # pixels; pictures up to this side are enlarged without smoothing, as what they are
@@ -72,7 +73,9 @@ def running(settings: Settings, progress: Progress, sources: dict[str, str], whi
         speed = f" · {per_second(rate)} · {duration(left)} left"
     message = f"{which}Step {progress.steps} of {progress.total}{speed}"
     share = progress.steps / progress.total
-    return View("running", settings.width, settings.height, message, share, sources, caption=settings.prompt)
+    return View(
+        "running", settings.width, settings.height, message, share, sources, caption=caption(settings)
+    )
 
 
 def finished(pair: Pair, notes: Sequence[str] = ()) -> View:
@@ -85,10 +88,20 @@ def finished(pair: Pair, notes: Sequence[str] = ()) -> View:
         message = f"Stopped after step {pair.steps} of {pair.total}; this is how far the {what} came."
     sources = {side: address(path) for side, path in pair.files.items()}
     state = "done" if pair.whole else "stopped"
-    caption = f"{settings.prompt} (seed {settings.seed})"
     return View(
-        state, settings.width, settings.height, message, 1.0, sources, pair.files, caption, tuple(notes)
+        *(state, settings.width, settings.height, message, 1.0, sources, pair.files),
+        *(caption(settings), tuple(notes)),
     )
+
+
+def caption(settings: Settings) -> str:
+    """What a pair is of, and what makes it differ from others."""
+    return f"{settings.prompt} (seed {settings.seed}, FreeU {factors(settings)})"
+
+
+def factors(settings: Settings) -> str:
+    """b1, b2, s1 and s2 in few letters."""
+    return " ".join(f"{getattr(settings, name):g}" for name in FACTORS)
 
 
 def failed(view: View, fault: str) -> View:

@@ -57,7 +57,11 @@ def curves(
         paths.append(
             f'<polyline class="line line{i}" points="{points}"><title>{escape(name)}</title></polyline>'
         )
-    keys = "".join(f'<span class="key key{i}">{escape(name)}</span>' for i, name in enumerate(lines))
+    keys = "".join(
+        '<span class="key"><svg viewBox="0 0 24 4" aria-hidden="true">'
+        f'<path class="line line{i}" d="M0 2H24"/></svg>{escape(name)}</span>'
+        for i, name in enumerate(lines)
+    )
     names = text((left + width - right) / 2, height - 6, x_label) + text(4, 14, y_label, "start")
     return (
         f'<figure class="plot"><figcaption>{escape(title)}</figcaption><p class="keys">{keys}</p>'

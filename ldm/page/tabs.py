@@ -53,7 +53,7 @@ class InsideTab:
         gr.on([part.change for part in chosen], self.show, [self.seen, *chosen], self.view, **AT_ONCE)
 
     async def look(
-        self, pairs: list[Pair], shown: int, moment: int, block: int, request: gr.Request
+        self, pairs: list[Pair], shown: int, moment: float | None, block: float | None, request: gr.Request
     ) -> AsyncIterator[dict[Any, Any]]:
         """Makes the two runs of a pair once more and listens to them."""
         if shown >= len(pairs):
@@ -71,7 +71,7 @@ class InsideTab:
                 newest = news[-1] if news else None
                 if isinstance(newest, Inside):
                     moments = len(newest.steps)
-                    at = min(max(moment, 1), moments)
+                    at = inside.nearest(moment, moments + 1) or 1
                     yield {
                         self.seen: newest,
                         self.moment: gr.update(maximum=max(moments, 2), value=at),
@@ -86,9 +86,9 @@ class InsideTab:
     def stop(self, request: gr.Request) -> None:
         self.engine.stop((str(request.session_hash), "look"))
 
-    def show(self, seen: Inside | None, moment: int, block: int) -> str:
+    def show(self, seen: Inside | None, moment: float | None, block: float | None) -> str:
         """Another moment, or another block."""
-        return inside.NOTHING if seen is None else inside.markup(seen, moment - 1, block)
+        return inside.NOTHING if seen is None else inside.markup(seen, (moment or 1) - 1, block)
 
 
 class GridTab:
@@ -171,6 +171,8 @@ class ExplainTab:
 
     def explain(self, *values: Any) -> str:
         try:
-            return explain.markup(self.studio, Settings.of(values))
+            settings = Settings.of(values)
+            self.studio.check(settings)
+            return explain.markup(self.studio, settings)
         except InputError as fault:
             return lines([str(fault)], "fault")

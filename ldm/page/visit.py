@@ -234,9 +234,10 @@ def forget_upload(path: Path) -> None:
 
 
 def thumbnails(pairs: list[Pair]) -> list[tuple[str, str]]:
-    """A visit's pictures for the gallery, the newest pair first."""
-    return [
-        (str(pair.files[side]), f"{stage.SIDE_NAMES[side]} · {pair.settings.seed}")
-        for pair in pairs
-        for side in pair.files
-    ]
+    """A visit's pictures for the gallery, the newest pair first: under a pair are its seed and factors."""
+    found = []
+    for pair in pairs:
+        under = {"plain": pair.settings.seed, "freeu": stage.factors(pair.settings)}
+        for side, path in pair.files.items():
+            found.append((str(path), f"{stage.SIDE_NAMES[side]} · {under[side]}"))
+    return found

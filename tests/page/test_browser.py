@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,34 @@ def test_moving_b1_draws_freeus_picture_anew_and_leaves_the_plain_one(tab: Tab, 
     assert float(tab.value("b1").split()[0]) > 1.5
     np.testing.assert_array_equal(tab.pixels("plain", tmp_path), before["plain"])
     assert (tab.pixels("freeu", tmp_path) != before["freeu"]).any()
+
+
+def test_a_factor_that_is_moved_by_a_key_or_reset_draws_anew(tab: Tab):
+    tab.open(prompt=PROMPT, s2=0.4).draw()
+    tab.page.focus("#s2 input[type=range]")
+    tab.draw(lambda: tab.page.keyboard.press("End"))
+    assert float(tab.page.input_value("#s2 input[type=number]")) == 1.5
+    tab.draw(lambda: tab.page.click("#s2 .reset-button"))
+    assert float(tab.page.input_value("#s2 input[type=number]")) < 1.5
+
+
+def test_a_number_box_may_be_empty_or_out_of_range_while_one_writes(tab: Tab):
+    failed: list[str] = []
+    tab.page.on("response", lambda answer: failed.append(answer.url) if answer.status >= 400 else None)
+    tab.open(prompt=PROMPT)
+    tab.page.get_by_role("tab", name="Explain").click()
+    explained = "document.querySelector('#explain').innerText.includes"
+    tab.page.fill("#b1 input[type=number]", "")
+    tab.page.wait_for_function(f"{explained}('The b1 is None: give a finite number.')")
+    tab.page.evaluate("document.querySelector('#draw').click()")
+    tab.wait_for("error")
+    assert tab.status == "The b1 is None: give a finite number."
+    tab.page.fill("#b1 input[type=number]", "1.3")
+    tab.page.fill("#height input[type=number]", "9")
+    tab.page.wait_for_function(f"{explained}('The height of 9 pixels is no multiple of 32')")
+    tab.page.keyboard.press("Tab")
+    tab.draw()
+    assert not failed
 
 
 def test_the_factors_source_follows_the_controls(tab: Tab):
@@ -165,6 +194,15 @@ def test_the_wipe_follows_the_keyboard(tab: Tab):
     assert shown == "inset(0px 0px 0px 55%)"
 
 
+def test_under_a_narrow_picture_no_name_lies_over_another(tab: Tab):
+    tab.open(prompt=PROMPT, H=128, W=32).draw()
+    tab.page.check(".stage input[value=wipe]", force=True)
+    parts = [f".stage .{side} figcaption {part}" for side in ("plain", "freeu") for part in ("b", "a")]
+    boxes = sorted((tab.page.locator(part).bounding_box() for part in parts), key=lambda box: box["x"])
+    for left, right in pairwise(boxes):
+        assert left["x"] + left["width"] <= right["x"]
+
+
 def test_the_page_asks_nothing_of_other_machines(tab: Tab):
     tab.open(prompt=PROMPT).draw()
     assert not tab.foreign
@@ -256,6 +294,23 @@ def test_a_file_that_is_no_picture_is_told_of(tab: Tab, tmp_path: Path, served: 
     assert tab.page.inner_text("#told") == "This file is not a PNG picture."
     assert tab.value("seed") == "5"
     assert not [*served.studio.folder.rglob("no.png")], "what was uploaded is not kept"
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)], ids=["desk", "phone"])
+@pytest.mark.parametrize("scrolled", [0, 1500])
+def test_what_is_said_of_a_dropped_picture_is_in_sight(
+    tab: Tab, tmp_path: Path, width: int, height: int, scrolled: int
+):
+    (tmp_path / "no.png").write_bytes(b"hello")
+    tab.page.set_viewport_size({"width": width, "height": height})
+    tab.open()
+    tab.page.evaluate(f"scrollTo(0, {scrolled})")
+    tab.page.set_input_files("#dropped input[type=file]", tmp_path / "no.png")
+    tab.page.wait_for_selector("#told .fault")
+    tab.page.wait_for_function(
+        "(({top, bottom}) => 0 <= top && bottom <= innerHeight)"
+        "(document.querySelector('#told').getBoundingClientRect())"
+    )
 
 
 def test_settings_beyond_the_sliders_can_be_drawn(tab: Tab, tmp_path: Path):

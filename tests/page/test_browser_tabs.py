@@ -16,6 +16,16 @@ def test_a_picture_of_the_visit_can_be_shown_again_and_taken_up(tab: Tab):
     tab.page.wait_for_function("document.querySelector('#seed textarea, #seed input').value === '5'")
 
 
+def test_pairs_of_this_visit_are_told_apart_by_their_factors(tab: Tab):
+    for b1 in ("1.25", "1.5"):
+        tab.open(prompt=PROMPT, seed=5, b1=b1, b2=1.2, s1=0.9, s2=0.6).draw()
+        assert f"(seed 5, FreeU {b1} 1.2 0.9 0.6)" in tab.page.inner_text(".stage .caption")
+        tab.page.wait_for_selector("#history .thumbnail-item")
+        assert tab.page.locator("#history .caption-label").all_inner_texts() == [
+            "Plain · 5", f"FreeU · {b1} 1.2 0.9 0.6"
+        ]  # fmt: skip
+
+
 def test_who_closes_the_tab_frees_his_place(browser, served: Served):
     tab = Tab(browser, served.address)
     tab.open(prompt=PROMPT, steps=200, H=128, W=128)

@@ -13,7 +13,9 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+from ldm.errors import InputError
 from ldm.image_io import save_png
+from ldm.page.server import check_address, launch, make_page
 from ldm.page.settings import Limits
 from ldm.util import ROOT
 from tests.page.conftest import Served
@@ -189,6 +191,21 @@ def test_an_upload_lands_in_the_output_folder_whatever_its_name(served: Served, 
     assert answer.status_code == 200
     [path] = answer.json()
     assert Path(path).resolve().is_relative_to(served.studio.folder.resolve())
+
+
+@pytest.mark.parametrize("host", ["::1", "::"])
+def test_the_page_is_served_at_an_ipv6_address_too(served: Served, host: str):
+    try:
+        check_address(host, None)
+    except InputError:
+        pytest.skip("there is no IPv6 here")
+    page = make_page(served.studio, served.engine)
+    address = launch(page, served.studio, host, None, share=False)
+    try:
+        assert address.startswith("http://[::1]:")
+        assert b"FreeU, side by side" in httpx.get(address).content
+    finally:
+        page.close()
 
 
 def test_the_page_listens_on_this_machine_alone(served: Served):

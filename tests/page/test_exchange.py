@@ -86,7 +86,24 @@ def test_what_means_nothing_in_a_link_is_left_out_and_told_of():
     found, notes = from_query({"seed": "7", "steps": "many", "b1": "nan", "sampler": "magic"}, FIRST)
     assert found == replace(FIRST, seed=7)
     assert len(notes) == 3
-    assert "'many'" in notes[0] and "'magic'" in notes[1] and "b1 is nan" in notes[2]
+    assert "'many'" in notes[0] and "'magic'" in notes[1] and "b1 is 'nan'" in notes[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("scale", "nan"), ("scale", "-inf"), ("eta", "nan"), ("eta", "9"), ("seed", "-4"), ("seed", "9" * 30)],
+)
+def test_a_number_in_a_link_that_cannot_be_drawn_is_left_out_and_told_of(name: str, value: str):
+    found, [note] = from_query({name: value}, FIRST)
+    assert found == FIRST
+    assert value in note and note.endswith("It is left out.")
+
+
+def test_what_is_below_the_least_becomes_the_least_and_is_told_of():
+    few = replace(FIRST, steps=-5, n_samples=-2, width=-64)
+    clipped, told = few.clipped(Limits(), multiple=32)
+    assert clipped == replace(FIRST, steps=1, n_samples=1, width=32)
+    assert len(told) == 3 and "The steps was -5; here it is 1." in told
 
 
 def test_a_picture_of_txt2img_gives_back_its_settings(txt2img):
@@ -136,7 +153,10 @@ def test_a_webuis_picture_gives_its_settings(tmp_path: Path):
         **{"prompt": "a photo of a cat,\nsitting: on a mat", "negative_prompt": "blurry, dog", "steps": 28},
         **{"sampler": "dpm", "scale": 6.5, "seed": 1234567890, "width": 512, "height": 768},
     )
-    assert notes == ["It was made with the model v1-5-pruned-emaonly."]
+    assert notes == [
+        "Its schedule was Karras; here the steps are spaced evenly.",
+        "It was made with the model v1-5-pruned-emaonly.",
+    ]
     clipped, told = found.clipped(Limits(side=256, steps=20), multiple=32)
     assert (clipped.width, clipped.height, clipped.steps) == (256, 256, 20)
     assert len(told) == 3 and "The steps was 28; here it is 20." in told
@@ -154,23 +174,73 @@ def test_a_webuis_sampler_that_is_not_here_is_told_of(tmp_path: Path, name: str)
 
 
 @pytest.mark.parametrize(
-    ("name", "ours"),
+    ("name", "ours", "schedule"),
     [
-        ("DPM++ 2M", "dpm"),
-        ("DPM++ 2M Karras", "dpm"),
-        ("DPM++ 2M Exponential", "dpm"),
-        ("dpm++ 2m SGM Uniform", "dpm"),
-        ("DPM++ 2M Align Your Steps", "dpm"),
-        ("DDIM", "ddim"),
-        ("DDIM Uniform", "ddim"),
-        ("PLMS", "plms"),
+        ("DPM++ 2M", "dpm", None),
+        ("DPM++ 2M Karras", "dpm", "Karras"),
+        ("DPM++ 2M Exponential", "dpm", "Exponential"),
+        ("dpm++ 2m SGM Uniform", "dpm", None),
+        ("DPM++ 2M Align Your Steps", "dpm", "Align Your Steps"),
+        ("DPM++ 2M, Schedule type: Karras", "dpm", "Karras"),
+        ("DPM++ 2M, Schedule type: Automatic", "dpm", None),
+        ("DDIM", "ddim", None),
+        ("DDIM Uniform", "ddim", None),
+        ("PLMS", "plms", None),
     ],
 )
-def test_a_webuis_sampler_is_known_with_and_without_its_schedulers_name(tmp_path: Path, name: str, ours: str):
+def test_a_webuis_sampler_is_known_and_a_schedule_that_is_not_here_is_told_of(
+    tmp_path: Path, name: str, ours: str, schedule: str | None
+):
     path = webui_picture(tmp_path / "a.png", f"a cat\nSteps: 20, Sampler: {name}, Seed: 1")
     other = "ddim" if ours == "plms" else "plms"
     found, notes = from_picture(path, replace(FIRST, sampler=other), "freeu_tiny.yaml")
-    assert (found.sampler, notes) == (ours, [])
+    told = [f"Its schedule was {schedule}; here the steps are spaced evenly."] if schedule else []
+    assert (found.sampler, notes) == (ours, told)
+
+
+def stages(*each: dict[str, float]) -> str:
+    return json.dumps(json.dumps(each))
+
+
+@pytest.mark.parametrize(
+    ("entries", "changes", "told"),
+    [
+        (
+            f"FreeU Stages: {stages({'backbone_factor': 1.3, 'skip_factor': 0.8}, {'backbone_factor': 1.4})},"
+            ' FreeU Schedule: "0.2, 0.75, 0.0", FreeU Version: 2',
+            {"b1": 1.3, "s1": 0.8, "b2": 1.4, "s2": 1, "version": 2, "start": 0.2, "stop": 0.75},
+            [],
+        ),
+        (
+            f'FreeU Stages: {stages({"skip_factor": 0.5})}, FreeU Schedule: "5, 15, 0.0"',
+            {"b1": 1, "s1": 0.5, "b2": 1, "s2": 1, "start": 0.25, "stop": 0.75},
+            [],
+        ),
+        (
+            f"FreeU Stages: {stages({'backbone_width': 0.3}, {}, {'skip_factor': 2})}, "
+            'FreeU Schedule: "0.0, 1.0, 0.5", FreeU Mood: blue',
+            {"b1": 1, "s1": 1, "b2": 1, "s2": 1},
+            ["stage 1 this is not taken: backbone_width", "stage 3", "smoothness of 0.5", "FreeU Mood"],
+        ),
+        ('FreeU Stages: x, FreeU Schedule: "0.1"', {}, ["FreeU Stages is not taken: x", "FreeU Schedule"]),
+        (
+            "freeu_enabled: True, freeu_b1: 1.5, freeu_b2: 1.6, freeu_s1: 0.7, freeu_s2: 0.3, "
+            "freeu_start: 0.1, freeu_end: 0.9",
+            {"b1": 1.5, "b2": 1.6, "s1": 0.7, "s2": 0.3, "version": 2, "start": 0.1, "stop": 0.9},
+            [],
+        ),
+        ("freeu_enabled: False, freeu_b1: 1.5", {}, ["made without FreeU"]),
+        ('FreeU: "(1.01, 1.02, 0.99, 0.95)"', {}, ["FreeU is not taken: (1.01"]),
+    ],
+    ids=["extension", "in steps", "more than here", "not readable", "Forge", "Forge, off", "unknown"],
+)
+def test_freeu_in_a_webuis_picture_is_taken_or_told_of(
+    tmp_path: Path, entries: str, changes: dict, told: list[str]
+):
+    path = webui_picture(tmp_path / "a.png", f"a red circle\nSteps: 20, {entries}")
+    found, notes = from_picture(path, replace(FIRST, steps=20), "freeu_tiny.yaml")
+    assert found == replace(FIRST, **({"steps": 20} | changes))
+    assert len(notes) == len(told) and all(part in note for part, note in zip(told, notes, strict=True))
 
 
 @given(st.text(st.characters(codec="latin-1", exclude_characters="\0"), max_size=200))
@@ -227,6 +297,15 @@ def test_a_damaged_record_gives_what_of_it_means_something(tmp_path: Path):
     found, notes = from_picture(tmp_path / "a.png", FIRST, "freeu_tiny.yaml")
     assert (found.seed, found.steps, found.b1, found.b2) == (42, 9, 1.1, 1.3)
     assert len(notes) == 3
+
+
+@pytest.mark.parametrize("sampler", [["ddim"], {"a": 1}, None])
+def test_a_sampler_that_is_no_text_is_told_of(tmp_path: Path, sampler: object):
+    info = PngInfo()
+    info.add_text("freeu", json.dumps({"sampler": sampler, "config": "freeu_tiny.yaml", "freeu": {}}))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
+    found, [note] = from_picture(tmp_path / "a.png", FIRST, "freeu_tiny.yaml")
+    assert found == FIRST and "There is no sampler" in note
 
 
 def test_a_pair_on_disk_gives_back_its_settings(studio: Studio):

@@ -1,5 +1,6 @@
 """The look inside, against what the network computes when it is asked directly."""
 
+import re
 import threading
 from dataclasses import replace
 
@@ -79,6 +80,20 @@ def test_every_moment_and_block_can_be_shown(seen: Inside):
             html = inside.markup(seen, moment, block)
             assert f"step {moment + 1} of 4" in html and html.count("<img") == 4
             assert "nan" not in html.lower().replace("nance", "")
+
+
+def test_a_moment_or_a_block_out_of_range_shows_the_nearest(seen: Inside):
+    last = len(seen.stages) - 1
+    assert inside.markup(seen, None, None) == inside.markup(seen, -1, -5) == inside.markup(seen, 0, 0)
+    assert inside.markup(seen, 99, 99.5) == inside.markup(seen, 3, last)
+
+
+def test_the_names_of_curves_are_marked_with_their_own_dashes():
+    x = np.linspace(0, 1, 3)
+    drawing = svg.curves(dict.fromkeys("abcd", x), x, "", "", "", {})
+    marks = re.findall(r'class="key"><svg.*?class="(line line\d)".*?</svg>(\w)</span>', drawing)
+    curves = re.findall(r'<polyline class="(line line\d)".*?<title>(\w)</title>', drawing)
+    assert marks == curves and len(marks) == 4
 
 
 def test_shades_are_even_in_order():

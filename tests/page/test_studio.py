@@ -186,8 +186,8 @@ def test_settings_of_a_config_beyond_the_sliders_fit_into_them(tiny_checkpoint, 
         factor_controls(first, controls, choices(arguments.config, studio.config_freeu))
         picture_controls(studio, first, controls)
     sliders = {name: part for name, part in controls.items() if isinstance(part, gr.Slider)}
-    # This is what the page does with what comes of its sliders; it raises where a value is out of bounds.
-    assert all(part.preprocess(part.value) == getattr(first, name) for name, part in sliders.items())
+    for name, slider in sliders.items():
+        assert slider.minimum <= slider.value == getattr(first, name) <= slider.maximum
     assert (first.b1, first.s2, first.threshold, first.scale) == (2.5, 1.75, 11, 0.5)
     assert (sliders["b2"].maximum, sliders["s1"].maximum, sliders["scale"].maximum) == (2, 1.5, 20)
 
