@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from functools import partial
 from threading import Timer, get_ident
 
+_asked: list[int] = []  # the number of the signal that asked this process to stop
+
 
 class InputError(ValueError):
     """Bad input: the message names the value and the remedy. Scripts print it and exit with code 2."""
@@ -41,7 +43,7 @@ def stop_when_asked() -> None:
     """Lets SIGTERM, which schedulers and service managers send, do what Ctrl-C does, and either but once.
 
     The number of the signal is the KeyboardInterrupt's argument. Where Python loses that, as in an object's
-    `__del__`, it is raised once more a moment later.
+    `__del__`, it is raised once more a moment later; see also `keeping_the_stop`.
     """
     heard = [it for it in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(it) is not signal.SIG_IGN]
     tell_of_lost = sys.unraisablehook
@@ -53,6 +55,7 @@ def stop_when_asked() -> None:
     def stop(number: int, _: object) -> None:
         for other in heard:
             signal.signal(other, lambda *_: None)
+        _asked[:] = [number]
         raise KeyboardInterrupt(number)
 
     def listen() -> None:
@@ -68,6 +71,21 @@ def stop_when_asked() -> None:
 
     sys.unraisablehook = ask_again
     listen()
+
+
+@contextmanager
+def keeping_the_stop() -> Iterator[None]:
+    """Raises the KeyboardInterrupt of `stop_when_asked` again where code within made another fault of it.
+
+    OmegaConf does, whose cleaning up faults where it is stopped half-way.
+    """
+    _asked.clear()
+    try:
+        yield
+    except Exception:
+        if not _asked:
+            raise
+        raise KeyboardInterrupt(*_asked) from None
 
 
 def escape_what_streams_lack() -> None:
@@ -86,7 +104,8 @@ def exit_code(work: Callable[[], object], stopped: str) -> int:
     """
     escape_what_streams_lack()
     try:
-        work()
+        with keeping_the_stop():
+            work()
         print(end="", flush=True)
     except InputError as fault:
         print(f"error: {fault}", file=sys.stderr)

@@ -80,7 +80,8 @@ def read_record(path: Path) -> Record:
         if of_webui:
             raise InputError(f"{path} carries a webui's settings, which scripts/demo.py alone takes.")
         raise InputError(
-            f"{path} carries no settings: this project's pictures do, and sheets of one prompt, not of many."
+            f"{path} carries no settings: this project's pictures do, and sheets of --prompt's pictures, "
+            "not those of --from-file."
         )
     return record
 

@@ -77,7 +77,8 @@ def resolved(config: DictConfig, overrides: Iterable[str] = (), source: str = "T
         key = OVERRIDE.match(override)
         if key is None:
             raise InputError(
-                f"{override!r} is no override key=value. A prompt goes behind --prompt, in quotes."
+                f"{override!r} is no override key=value. What belongs to a flag goes behind it, in quotes, "
+                "as a prompt behind txt2img.py's --prompt."
             )
         if key[1] not in {*config, "checkpoint", "sampling"}:
             raise InputError(

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from ldm.command_line import Help, add_model_flags, in_either_spelling, sort_out_overrides
-from ldm.errors import exit_code, stop_when_asked
+from ldm.errors import InputError, exit_code, stop_when_asked
 from ldm.memory import lasting
 from ldm.txt2img.freeu_flags import add_freeu_flags, make_config
 
@@ -30,7 +30,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--negative-prompt", default="", help="what to avoid")
     add("--from-image", type=Path, help="repeat a PNG of this script; other flags change it")
     add("--seed", type=int, default=42, help="of the first picture; each next adds 1 (default 42)")
-    add("--n_samples", type=int, default=1, help="pictures of --prompt, made at once on a GPU (default 1)")
+    add("--n_samples", type=int, default=1, help="pictures of --prompt; a GPU makes so many at once, "
+        "also of --from-file (default 1)")  # fmt: skip
     add("--n_iter", type=int, default=1, help="passes over the prompts")
     add("--repeat", type=int, default=1, help="repeats of each line of --from-file")
     add("--grid", nargs="+", metavar="SETTING", help="a labelled sheet over one to three settings: "
@@ -83,11 +84,14 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         from ldm.txt2img.gallery import read_layout
         from ldm.txt2img.grid_sheets import read_grid
         from ldm.txt2img.recipe import read_recipe
+        from ldm.util import find_config
 
         path = arguments.from_image
         recipe = dict(vars(read_recipe(path)), grid=read_grid(path))
         if not (arguments.grid or arguments.from_file):
             recipe |= read_layout(path)
+        if arguments.from_file or arguments.compare or (arguments.n_samples, arguments.n_iter) != (1, 1):
+            recipe["grid"] = None  # which none of these goes together with
         recorded, under = recipe.pop("freeu"), recipe.pop("overrides")
         if arguments.grid or arguments.no_freeu:
             recipe["compare"] = False  # which neither goes together with
@@ -95,6 +99,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         arguments = parser.parse_intermixed_args(argv)
         sort_out_overrides(arguments, "grid")
         arguments.overrides = under + written
+        if arguments.config == recipe["config"]:
+            try:
+                find_config(arguments.config)
+            except InputError as fault:
+                raise InputError(f"{path} names a config, and --config takes another. {fault}") from None
 
     arguments.recorded, arguments.written = recorded, written
     if arguments.bf16:

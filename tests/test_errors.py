@@ -5,10 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
-from ldm.errors import InputError, exit_code
+from ldm.errors import InputError, exit_code, stop_when_asked
 
 MINUS = "\u2212"
 
@@ -90,3 +91,43 @@ sys.exit(exit_code(work, "stopped"))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "\nstopped\n")
+
+
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Ends a test with the handlers that it began with, also where the tests run with interrupts ignored."""
+    hook, before = sys.unraisablehook, {it: signal.getsignal(it) for it in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    stop_when_asked()
+    yield
+    sys.unraisablehook = hook
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("listening")
+@pytest.mark.parametrize(
+    "made_of_it", [InputError("x.yaml is not a config."), AttributeError("None has no x")]
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_stays_one_whatever_code_makes_of_it(
+    number: signal.Signals, made_of_it: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        try:
+            signal.raise_signal(number)
+        finally:
+            raise made_of_it
+
+    assert exit_code(work, "stopped") == 128 + number
+    assert capsys.readouterr().err == "\nstopped\n"
+
+
+@pytest.mark.usefixtures("listening")
+def test_a_fault_after_an_earlier_stop_is_told_as_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise InputError("5 is too much.")
+
+    exit_code(lambda: signal.raise_signal(signal.SIGINT), "stopped")
+    assert exit_code(fail, "stopped") == 2
+    assert capsys.readouterr().err == "\nstopped\nerror: 5 is too much.\n"

@@ -193,6 +193,32 @@ def test_a_stopped_run_stops_in_all_processes_and_says_so_once(
     assert tree(folder) == tree(txt2img(*MANY).folder)
 
 
+@pytest.mark.slow
+def test_an_interrupt_while_processes_still_import_torch_is_told_in_one_line(
+    command: list[str], tmp_path: Path
+) -> None:
+    for moment in (0.1, 0.6, 1.5):
+        process = start([*command, *MANY, "--outdir", str(tmp_path), "--devices", "2"])
+        wait_for(lambda process=process: len(drawing(process)) == 2)
+        time.sleep(moment)
+        children = drawing(process)
+        for pid in [*children, process.pid]:  # as a terminal does
+            os.kill(pid, signal.SIGINT)
+        code, _, err = end(process)
+        said = "\nstopped; every finished picture is kept, --resume makes the rest\n"
+        assert (code, err) == (128 + signal.SIGINT, said)
+        assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+
+
+@pytest.mark.slow
+def test_processes_that_have_nothing_to_draw_are_told_of_once(command: list[str], tmp_path: Path) -> None:
+    shared = [*command, *FEW, "--outdir", str(tmp_path), "--devices", "2"]
+    code, _, err = end(start([*shared, "--skip_save"]))
+    assert code == 0 and len(err.splitlines()) == 1
+    assert "whole sheets, here 1 for 2 processes" in err and "leave it out" in err
+    assert end(start(shared))[2] == ""
+
+
 @pytest.fixture
 def two_machines() -> Iterator[list[str]]:
     """Two network namespaces joined by a cable, at 10.77.0.1 and 10.77.0.2."""
@@ -401,6 +427,29 @@ def test_pictures_for_a_sheet_alone_are_one_process_s_work(
     ]
 
 
+@pytest.mark.parametrize(
+    ("pictures", "at_once", "flags", "told"),
+    [
+        (4, 4, {"from_file": None}, ["batches of 4, here 1 for 4", "smaller --n_samples with more --n_it"]),
+        (12, 4, {}, ["in batches of 4, here 3 for 4", "give a smaller --n_samples, or take fewer devices"]),
+        (20, 16, {"from_file": None, "axes": ["b1"]}, ["in batches of 16, here 2 for 4", "idle: take fewer"]),
+        (70, 70, {"skip_save": True}, ["--skip_save", "sheets, here 2 for 4", "leave it out, or take"]),
+        (13, 4, {}, []),
+        (70, 1, {}, []),
+        (3, 1, {}, []),  # as on a CPU; there are no more pictures
+    ],
+)  # fmt: skip
+def test_fewer_batches_than_processes_are_told_of_with_the_remedy(
+    pictures: int, at_once: int, flags: dict[str, Any], told: list[str], tmp_path: Path
+) -> None:
+    axes = flags.pop("axes", [])
+    [member] = galleries(tmp_path, 1, pictures, **flags)
+    painter, request = Namespace(at_once=at_once), Namespace(axes=axes)
+    run = Namespace(gallery=member, painter=painter, request=request, arguments=member.arguments)
+    lines = [*TxtToImg._idle(run, processes=4)]  # type: ignore[arg-type]
+    assert len(lines) == bool(told) and all(words in lines[0] for words in told)
+
+
 def test_runs_begun_at_the_same_instant_take_numbers_of_their_own(tmp_path: Path) -> None:
     moment = time.time() + 0.3
 
@@ -508,10 +557,11 @@ def test_on_windows_processes_count_without_libuv_which_torch_lacks_there(
         joined.append(store.add("joined", 1))
         raise SystemExit(0)
 
-    def spawn(work: Callable[..., None], arguments: tuple[Any, ...], count: int) -> None:
+    def spawn(work: Callable[..., None], arguments: tuple[Any, ...], count: int, join: bool) -> Namespace:
         for rank in range(count):
             with pytest.raises(SystemExit):
                 work(rank, *arguments)
+        return Namespace(join=lambda: True)
 
     monkeypatch.setattr(torch.distributed, "TCPStore", windows_store)
     monkeypatch.setattr(torch.distributed, "init_process_group", join)

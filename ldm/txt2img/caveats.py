@@ -12,6 +12,7 @@ from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
 from ldm.modules.encoders.words import WordEmbedder
 from ldm.parameterization import mix_up
 
+SHOWN = 200  # letters of what is cut off a prompt
 NAMED = 10  # prompts or words that a warning names; the rest it counts
 # What webuis do not take for words: weights, LoRAs, breaks, wildcards and choices.
 WEBUI = re.compile(r"\([^()]+:\s*[\d.]+\)|<\w+:[^<>]+>|\bBREAK\b|__\w+__|\{[^{}|]*\|[^{}]*\}")
@@ -58,6 +59,7 @@ def too_large(model: LatentDiffusion, sampling: Sampling) -> Iterator[str]:
 def _about_texts(encoder: Any, texts: list[str]) -> Iterator[str]:
     cut = [end for text in texts if (end := encoder.truncated(text))]
     for end in cut[:NAMED]:
+        end = end if len(end) <= SHOWN else f"{end[:SHOWN]} ..."
         yield f"the prompt is too long for the text encoder, which leaves out: {end}"
     if len(cut) > NAMED:
         yield f"{len(cut) - NAMED} more prompts are too long"

@@ -32,26 +32,26 @@ class Sheets(Protocol):
 class PlainSheets:
     """Pictures in rows of `n_rows`, or of `n_samples`, or in about as many rows as columns.
 
-    The sheet of a whole run of one prompt carries the settings of its first picture and the run's layout.
+    Each sheet of a run of --prompt carries the settings of the run's first picture, and its layout.
     """
 
     size, least = 64, 2
 
     def __init__(self, arguments: Namespace, first: Recipe):
         self.columns = arguments.n_rows or (arguments.n_samples if arguments.n_samples > 1 else 0)
-        self.is_whole = arguments.from_file is None and arguments.n_samples * arguments.n_iter <= self.size
+        self.is_of_one_prompt = arguments.from_file is None
         self.first, self.layout = first, {name: getattr(arguments, name) for name in LAYOUT}
 
     def save(self, path: Path, i: int, pictures: Sequence[Picture]) -> None:
         sheet = grid(pictures, self.columns or math.ceil(math.sqrt(len(pictures))))
-        if self.is_whole:
+        if self.is_of_one_prompt:
             save_png(path, sheet, self.first.parameters(), asdict(self.first) | self.layout)
         else:
             save_png(path, sheet)
 
 
 def read_layout(path: Path) -> dict[str, int]:
-    """The layout of the run that a sheet shows, by txt2img's arguments; empty for other pictures."""
+    """The layout of the run that a sheet is of, by txt2img's arguments; empty for other pictures."""
     record = read_record(path)
     return {name: record[name] for name, kind in LAYOUT.items() if fits(record.get(name), kind)}
 

@@ -4,20 +4,23 @@ The processes agree on the run when it begins. From then on none waits for anoth
 takes nothing with it but the picture in its hands.
 """
 
+import contextlib
 import logging
 import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
 import torch
 from torch import distributed
 
 from ldm.device import device_count, pick_device
-from ldm.errors import InputError, escape_what_streams_lack, stop_when_asked
+from ldm.errors import InputError, escape_what_streams_lack, keeping_the_stop, stop_when_asked
 
 T = TypeVar("T")
 Work = Callable[[torch.device, "Group"], None]
@@ -152,7 +155,8 @@ def _join_launched(work: Work, kind: str) -> None:
         raise InputError(f"The processes do not fit together: {refused}") from None
     group = _group(tended=distributed.is_torchelastic_launched())
     try:
-        work(_device(kind, index), group)
+        with keeping_the_stop():
+            work(_device(kind, index), group)
     except InputError:
         if group.tells():
             raise
@@ -167,7 +171,12 @@ def _start(work: Work, kind: str, count: int) -> None:
     """The whole work in so many new processes, whose store lives in this one and so outlives each of them."""
     store = _store()
     try:
-        torch.multiprocessing.spawn(_started, (store.port, work, kind, count), count)
+        with _interrupts_wait():
+            processes = torch.multiprocessing.spawn(
+                _started, (store.port, work, kind, count), count, join=False
+            )
+        while not processes.join():
+            pass
     except torch.multiprocessing.ProcessExitedException as ended:
         if ended.exit_code > 0:
             raise SystemExit(ended.exit_code) from None
@@ -184,19 +193,39 @@ def _start(work: Work, kind: str, count: int) -> None:
 
 def _started(rank: int, port: int, work: Work, kind: str, count: int) -> None:
     """What each new process does; one of them tells of a fault, and who started them of a stop."""
-    stop_when_asked()
-    escape_what_streams_lack()
-    store = _store(port)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE)
-    group = _group(tended=True)
     try:
-        work(_device(kind, rank), group)
+        stop_when_asked()
+        _interrupts_come()
+        escape_what_streams_lack()
+        store = _store(port)
+        distributed.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE)
+        group = _group(tended=True)
+        with keeping_the_stop():
+            work(_device(kind, rank), group)
     except InputError as fault:
         if group.tells():
             print(f"error: {fault}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt as asked:
         raise SystemExit(128 + asked.args[0]) from None
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Holds Ctrl-C back until it ends, and in processes started within it until `_interrupts_come` there."""
+    # Interrupted while it imports torch, a process would say so at length; SIGTERM ends it quietly.
+    if hasattr(signal, "pthread_sigmask"):
+        resource_tracker.ensure_running()  # the first process would start it, which lets interrupts come
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        _interrupts_come()
+
+
+def _interrupts_come() -> None:
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _store(port: int = 0) -> distributed.TCPStore:

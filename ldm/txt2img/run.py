@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -27,6 +28,7 @@ from ldm.txt2img.prompted import load_prompted
 from ldm.txt2img.recipe import Recipe
 from ldm.txt2img.request import DTYPES, PRECISIONS, check_latents, freeu_of, read_request
 from ldm.txt2img.settings_grid import CellJob
+from ldm.util import FREEU_NAMES
 from ldm.wording import counted
 
 GRID_AT_ONCE = 16  # pictures of a grid on a GPU, if its memory holds them
@@ -108,17 +110,41 @@ class Run:
         group.agree(lambda: self._check_same(first))
         group.agree(lambda: self.gallery.take_over(opened, group.rank))
         if group.rank == 0:
-            for line in (*told, *too_large(self.painter.model, self.request.sampling)):
+            told += too_large(self.painter.model, self.request.sampling)
+            if not opened.resumed:  # else its batches are settled
+                told += self._idle(group.size)
+            for line in told:
                 warn(line)
-            print(self.painter.unet.describe() if self.painter.freeu else "FreeU is off")
+            print(self._freeu())
             if opened.resumed:
                 print(f"{self.gallery.done} of {len(self.request.jobs)} pictures are there already")
+
+    def _freeu(self) -> str:
+        """What FreeU does in this run, in a line."""
+        if any(axis.name in FREEU_NAMES for axis in self.request.axes):
+            return "FreeU is as each cell of the grid says"
+        return self.painter.unet.describe() if self.painter.freeu else "FreeU is off"
 
     def _caveats(self) -> list[str]:
         """Warnings, for which the model is run once. Raises InputError where the memory is too small."""
         model = self.painter.model
         with room_for_the_model(model.device):
             return [*caveats(model, self.request.texts, map(self.sampling, self.request.jobs))]
+
+    def _idle(self, processes: int) -> Iterator[str]:
+        """A line where there is less to deal out than there are processes, though not than pictures."""
+        units = self.gallery.units(self.painter.at_once)
+        if len(units) >= min(processes, sum(map(len, units))):
+            return
+        dealt, remedy = f"pictures are dealt in batches of {self.painter.at_once}", "take fewer devices"
+        if self.arguments.skip_save and self.gallery.shares:
+            dealt = "with --skip_save pictures are dealt in whole sheets"
+            remedy = f"leave it out, or {remedy}"
+        elif self.arguments.from_file:
+            remedy = f"give a smaller --n_samples, or {remedy}"
+        elif not self.request.axes:
+            remedy = f"give a smaller --n_samples with more --n_iter, or {remedy}"
+        yield f"{dealt}, here {len(units)} for {processes} processes; the others stay idle: {remedy}"
 
     def _check_same(self, first: dict[str, Any]) -> None:
         """Raises InputError where this process would draw something else than the first one."""

@@ -245,6 +245,13 @@ def test_an_override_that_changes_nothing_is_refused(override: str) -> None:
         load_config("tiny.yaml", [override])
 
 
+def test_words_at_a_loss_are_told_where_words_go_in_any_script() -> None:
+    with pytest.raises(
+        InputError, match=r"goes behind it, in quotes, as a prompt behind txt2img.py's --prompt"
+    ):
+        load_config("tiny.yaml", ["a cat on a mat"])
+
+
 def test_freeu_is_put_in_and_taken_out_again() -> None:
     plain, config = load_config("tiny.yaml"), load_config("tiny.yaml")
     set_freeu(config, {"b1": 1.3, "version": 2})

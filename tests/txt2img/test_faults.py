@@ -59,7 +59,7 @@ def fault(outcome: Any, most: int = 2) -> str:
         (["model=null"], ["no `target:`"]),
         (["model.target=ldm.models.autoencoder.AutoencoderKL"], ["AutoencoderKL knows no parameter"]),
         (["model.params.cond_stage_config=__is_unconditional__"], ["does not fit the config"]),
-        (["a cat on a mat"], ["'a cat on a mat'", "--prompt, in quotes"]),
+        (["a cat on a mat"], ["'a cat on a mat'", "behind txt2img.py's --prompt"]),
         (["--H", "100"], ["height of 100", "take 96"]),
         (["--W", "0"], ["width of 0", "take 32"]),
         (["--H", "32000000000"], ["height of 32000000000"]),
@@ -277,6 +277,12 @@ def test_what_of_a_long_prompt_is_cut_off_is_said(txt2img: Run) -> None:
     assert "too long" in txt2img("--negative-prompt", "a red star and " * 6).err
 
 
+def test_of_a_very_long_prompt_the_beginning_of_what_is_cut_off_is_said(txt2img: Run) -> None:
+    outcome = txt2img("--prompt", "a red star and " * 100_000)
+    [line] = outcome.err.splitlines()
+    assert outcome.code == 0 and len(line) < 300 and line.endswith(" ...")
+
+
 def test_unknown_words_are_named_in_one_line_with_the_way_to_draw_them(txt2img: Run, tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("a squirrel eating a burger\na red squirrel\na red star\n")
@@ -303,6 +309,19 @@ def test_a_hundred_thousand_prompts_are_taken_in_within_seconds_and_warned_of_in
     assert len(outcome.err.splitlines()) == 12
     assert cut == "warning: 99990 more prompts are too long"
     assert "does not know number, 0, 1, 2, 3, 4, 5, 6, 7, 8 and 99991 more words; it knows a on " in unknown
+
+
+def test_a_picture_whose_config_is_not_there_says_so_and_how_to_give_another(
+    txt2img: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.yaml").write_text("base: freeu_tiny.yaml\n")
+    monkeypatch.chdir(tmp_path)
+    [path] = txt2img("--config", "own.yaml").pictures()
+    monkeypatch.chdir("/")
+    message = fault(txt2img("--from-image", path, defaults=CPU))
+    assert f"{path} names a config, and --config takes another. There is no config 'own.yaml'" in message
+    assert txt2img("--from-image", path, "--config", tmp_path / "own.yaml", defaults=CPU).code == 0
+    assert str(path) not in fault(txt2img("--from-image", path, "--config", "typo.yaml", defaults=CPU))
 
 
 def test_a_picture_without_settings_or_damaged_is_named(txt2img: Run, tmp_path: Path) -> None:

@@ -143,6 +143,43 @@ def test_a_grid_over_freeu_takes_a_plain_model_and_starts_from_ones(txt2img: Cal
     assert np.array_equal(pixels(on), pixels(txt2img("--b2", 1.3, *ones).pictures()[0]))
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--config", "tiny.yaml", "--grid", "b1=1,1.4"], "FreeU is as each cell of the grid says"),
+        (["--grid", "seed=1,2", "b1=1,1.2"], "FreeU is as each cell of the grid says"),
+        (["--grid", "seed=1,2"], "FreeU V1: "),
+        (["--no-freeu", "--grid", "seed=1,2"], "FreeU is off"),
+    ],
+)
+def test_what_is_said_of_freeu_is_true_of_each_cell(
+    argv: list[str], said: str, txt2img: Callable[..., Outcome]
+) -> None:
+    assert said in txt2img(*argv).out.splitlines()[0]
+
+
+@pytest.mark.parametrize("flags", [["--n_samples", 2], ["--n_iter", 2], ["--compare"]], ids=str)
+def test_several_pictures_from_a_sheet_are_of_what_its_cells_share(
+    flags: list, txt2img: Callable[..., Outcome]
+) -> None:
+    made = ["--seed", 5, "--b2", 1.3]
+    sheet = txt2img(*made, "--grid", "s2=0.2,0.6").folder / "grid-0000.png"
+    varied = txt2img("--from-image", sheet, *flags, defaults=["--device", "cpu"])
+    assert varied.code == 0, varied.err
+    afresh = txt2img(*made, *flags)
+    assert [it.read_bytes() for it in varied.pictures()] == [it.read_bytes() for it in afresh.pictures()]
+
+
+def test_a_file_of_prompts_is_drawn_as_what_a_sheet_s_cells_share(
+    prompts: Path, txt2img: Callable[..., Outcome]
+) -> None:
+    sheet = txt2img("--b2", 1.3, "--grid", "s2=0.2,0.6").folder / "grid-0000.png"
+    varied = txt2img("--from-image", sheet, "--from-file", prompts, defaults=["--device", "cpu"])
+    assert varied.code == 0, varied.err
+    afresh = txt2img("--b2", 1.3, "--from-file", prompts)
+    assert [it.read_bytes() for it in varied.pictures()] == [it.read_bytes() for it in afresh.pictures()]
+
+
 def test_a_grid_without_single_pictures_and_one_that_goes_on(txt2img: Callable[..., Outcome]) -> None:
     argv = ("--grid", "strength=0:1:3", "model.params.unet_config.params.threshold=2")
     only = txt2img(*argv, "--skip_save")

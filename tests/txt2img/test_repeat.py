@@ -192,15 +192,21 @@ def test_from_image_repeats_a_sheet_and_all_its_pictures_to_the_byte(
 
 
 @pytest.mark.usefixtures("small_sheets")
-def test_a_sheet_of_many_prompts_or_sheets_carries_no_settings_and_that_is_told(
-    txt2img: Run, tmp_path: Path
+def test_each_of_a_run_s_sheets_makes_the_whole_run_again(txt2img: Run) -> None:
+    made = txt2img("--n_iter", 3, "--n_samples", 2, "--seed", 5)  # here a sheet holds 4
+    for name in ("grid-0000.png", "grid-0001.png"):
+        again = txt2img("--from-image", made.folder / name, defaults=CPU)
+        files = [{path.name: path.read_bytes() for path in it.folder.rglob("*.png")} for it in (made, again)]
+        assert files[0] == files[1] and len(files[0]) == 6 + 2
+
+
+def test_a_sheet_of_a_file_s_prompts_carries_no_settings_and_that_is_told(
+    txt2img: Run, prompts: Path
 ) -> None:
-    (tmp_path / "prompts.txt").write_text("a red star\na blue ring")
-    for flags in (["--from-file", tmp_path / "prompts.txt"], ["--n_iter", 6]):  # here a sheet holds 4
-        sheet = txt2img(*flags).folder / "grid-0000.png"
-        assert not texts(sheet)
-        refused = txt2img("--from-image", sheet, defaults=CPU)
-        assert refused.code == 2 and "sheets of one prompt, not of many" in refused.err
+    sheet = txt2img("--from-file", prompts).folder / "grid-0000.png"
+    assert not texts(sheet)
+    refused = txt2img("--from-image", sheet, defaults=CPU)
+    assert refused.code == 2 and "sheets of --prompt's pictures, not those of --from-file" in refused.err
 
 
 def test_a_grid_of_what_a_sheet_shows_is_drawn_from_its_first_picture(txt2img: Run) -> None:
