@@ -211,6 +211,19 @@ def test_an_interrupt_while_processes_still_import_torch_is_told_in_one_line(
 
 
 @pytest.mark.slow
+def test_no_process_waits_for_one_that_was_killed_before_they_met(command: list[str], tmp_path: Path) -> None:
+    process = start([*command, *MANY, "--outdir", str(tmp_path), "--devices", "2"])
+    wait_for(lambda: len(drawing(process)) == 2)
+    first, other = drawing(process)
+    os.kill(first, signal.SIGSTOP)
+    time.sleep(5)  # until the other waits for it
+    os.kill(first, signal.SIGKILL)
+    code, _, err = end(process)
+    assert code == 128 + signal.SIGKILL and "of 2 was killed (SIGKILL)" in err
+    assert not Path(f"/proc/{other}").exists()
+
+
+@pytest.mark.slow
 def test_processes_that_have_nothing_to_draw_are_told_of_once(command: list[str], tmp_path: Path) -> None:
     shared = [*command, *FEW, "--outdir", str(tmp_path), "--devices", "2"]
     code, _, err = end(start([*shared, "--skip_save"]))

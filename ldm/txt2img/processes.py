@@ -194,11 +194,13 @@ def _start(work: Work, kind: str, count: int) -> None:
 def _started(rank: int, port: int, work: Work, kind: str, count: int) -> None:
     """What each new process does; one of them tells of a fault, and who started them of a stop."""
     try:
-        stop_when_asked()
-        _interrupts_come()
         escape_what_streams_lack()
         store = _store(port)
+        # While torch waits for the others here it hears of no signal, and one of them may have ended. Only
+        # SIGTERM's own action ends that.
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE)
+        stop_when_asked()
+        _interrupts_come()
         group = _group(tended=True)
         with keeping_the_stop():
             work(_device(kind, rank), group)
@@ -207,13 +209,14 @@ def _started(rank: int, port: int, work: Work, kind: str, count: int) -> None:
             print(f"error: {fault}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt as asked:
-        raise SystemExit(128 + asked.args[0]) from None
+        raise SystemExit(128 + (asked.args[0] if asked.args else signal.SIGINT)) from None
 
 
 @contextlib.contextmanager
 def _interrupts_wait() -> Iterator[None]:
     """Holds Ctrl-C back until it ends, and in processes started within it until `_interrupts_come` there."""
-    # Interrupted while it imports torch, a process would say so at length; SIGTERM ends it quietly.
+    # Interrupted while it imports torch, a process would say so at length. Who started it hears of the same
+    # Ctrl-C and ends it by SIGTERM.
     if hasattr(signal, "pthread_sigmask"):
         resource_tracker.ensure_running()  # the first process would start it, which lets interrupts come
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
