@@ -4,10 +4,11 @@ import json
 import re
 from typing import Any
 
+from ldm.txt2img.recipe import WEBUI_SAMPLERS
 from ldm.util import FACTORS, FREEU_NAMES
 
 # Their samplers that are the same methods under other names, in lower case.
-METHODS = {"ddim": "ddim", "plms": "plms", "dpm++ 2m": "dpm"}
+METHODS = {theirs.lower(): ours for ours, theirs in WEBUI_SAMPLERS.items()}
 # How they space the steps, which some write behind the sampler's name; evenly, as here, or otherwise.
 EVEN = "automatic|uniform|sgm uniform|ddim uniform|simple|normal|ddim"
 UNEVEN = "karras|exponential|polyexponential|kl optimal|align your steps|beta|turbo"
