@@ -14,13 +14,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from ldm.config.reading import load_config, resolved
 from ldm.config.trust import trusting
 from ldm.device import pick_device, pick_dtype, room_for_the_model
 from ldm.errors import InputError, warn
 from ldm.memory import forget, keep_freed
 from ldm.modules.winograd_in_c import convolves_in_c
 from ldm.noise_schedule import other_schedule
-from ldm.util import instantiate_from_config, load_config, resolved
+from ldm.util import instantiate_from_config
 from ldm.weights.bounded import most_described
 from ldm.weights.cast_ahead import put_cast
 from ldm.weights.misfit import foreign, likely_nature, misfit

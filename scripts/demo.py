@@ -46,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ldm.util import load_config
+    from ldm.config.reading import load_config
     from ldm.weights.cast_ahead import cast_ahead
     from ldm.weights.read_ahead import read_ahead
 

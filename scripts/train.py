@@ -32,13 +32,14 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ldm.command_line import Help
 from ldm.config.annotations import misfits
+from ldm.config.reading import load_config
 from ldm.errors import InputError, exit_code, stop_when_asked
 from ldm.image_io import writable_folder, written_whole
 from ldm.training.checkpoints import WholeCheckpoints, check_checkpoint, check_settings
 from ldm.training.losses import draw_losses, read_losses
 from ldm.training.options import check_options
 from ldm.training.stage import Stage
-from ldm.util import instantiate_from_config, load_config
+from ldm.util import instantiate_from_config
 
 NEEDED = ("target", "params", "seed", "ema_decay", "checkpoint_every", "trainer")
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")  # in all of which the weights themselves are in float32

@@ -81,10 +81,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     sort_out_overrides(arguments, "grid")
     recorded, written = None, arguments.overrides
     if arguments.from_image is not None:
+        from ldm.config.reading import find_config
         from ldm.txt2img.gallery import read_layout
         from ldm.txt2img.grid_sheets import read_grid
         from ldm.txt2img.recipe import read_recipe
-        from ldm.util import find_config
 
         path = arguments.from_image
         recipe = dict(vars(read_recipe(path)), grid=read_grid(path))

@@ -16,8 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.checkpoint import load_model
+from ldm.config.reading import load_config
+from ldm.folders import CHECKPOINTS, ROOT
 from ldm.txt2img.gallery import PlainSheets
-from ldm.util import CHECKPOINTS, ROOT, instantiate_from_config, load_config
+from ldm.util import instantiate_from_config
 
 torch.set_num_threads(1)
 

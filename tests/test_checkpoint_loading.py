@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ldm.checkpoint import load_model, read_tensors
+from ldm.config.reading import load_config
 from ldm.device import is_out_of_memory, pick_device, pick_dtype
 from ldm.errors import InputError
 from ldm.modules import winograd_in_c
 from ldm.modules.winograd_in_c import convolves_in_c
-from ldm.util import load_config
 from ldm.weights.place import find_checkpoint
 from tests.checkpoints import CPU
 

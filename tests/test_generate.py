@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint import build_on_meta
+from ldm.config.reading import load_config
 from ldm.errors import InputError
 from ldm.generate import (
     LARGEST,
@@ -22,7 +23,7 @@ from ldm.generate import (
     seeded_noise,
 )
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.util import instantiate_from_config, load_config
+from ldm.util import instantiate_from_config
 
 SMALL = Sampling(height=32, width=64, steps=4, scale=5.0)
 PROMPTS = ["a small blue star", "a large red ring", "a green heart on a white background"]

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from ldm.util import ROOT
+from ldm.folders import ROOT
 
 DRAWN = """
 import json, sys
 from ldm import load_model
 from ldm.data.judge import load_judge
 from ldm.generate import Sampling, generate
-from ldm.util import CHECKPOINTS, CONFIGS
+from ldm.folders import CHECKPOINTS, CONFIGS
 
 model = load_model("freeu_tiny.yaml", device="cpu")
 [picture] = generate(model, ["a small blue star"], [7], Sampling(64, 64, steps=2))

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ldm.checkpoint import load_model
+from ldm.config.reading import load_config
 from ldm.errors import InputError
+from ldm.folders import ROOT
 from ldm.generate import Sampling, generate
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.parameterization import mix_up, predicts
-from ldm.util import ROOT, instantiate_from_config, load_config
+from ldm.util import instantiate_from_config
 from tests.conftest import fill_by_name
 
 Run = Callable[..., "Outcome"]  # noqa: F821 (see conftest)

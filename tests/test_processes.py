@@ -20,12 +20,12 @@ import pytest
 import torch
 
 from ldm.errors import InputError
+from ldm.folders import ROOT
 from ldm.txt2img.gallery import Gallery, PlainSheets
 from ldm.txt2img.jobs import Job
 from ldm.txt2img.manifest import Manifest
 from ldm.txt2img.processes import Group, _device, _start, in_processes, launched
 from ldm.txt2img.run import Run as TxtToImg
-from ldm.util import ROOT
 from tests.forks import ended, fork, tree
 
 Run = Callable[..., "Outcome"]  # noqa: F821 (see conftest)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.util import ROOT
+from ldm.folders import ROOT
 
 PAGES = ["README.md", "checkpoints/README.md"]
 ALL_PAGES = [*PAGES, "ldm/study/bench/README.md"]  # the last has no commands

@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm.util import ROOT
+from ldm.folders import ROOT
 
 pytestmark = pytest.mark.slow
 DATA = Path(__file__).parent / "data"

@@ -16,13 +16,14 @@ from torch import nn
 
 import ldm.strips as strips_module
 from ldm.checkpoint import load_model
+from ldm.config.reading import load_config
 from ldm.generate import Sampling, decode, decode_one, denoise
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.model import AttnBlock, Decoder
 from ldm.modules.norm import GroupNorm
 from ldm.modules.winograd_in_c import convolves_in_c
 from ldm.strips import decode_in_strips, strips_know
-from ldm.util import instantiate_from_config, load_config
+from ldm.util import instantiate_from_config
 from tests.checkpoints import CPU
 from tests.conftest import fill_by_name, relative_error, rnd
 from tests.memory import LittleMemory

@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from ldm.checkpoint import load_model
+from ldm.config.reading import load_config
 from ldm.data.datasets import ScenePictures
 from ldm.errors import InputError
+from ldm.folders import ROOT
 from ldm.generate import Sampling, generate
 from ldm.image_io import read_picture
 from ldm.models.autoencoder import AutoencoderKL
@@ -25,7 +27,7 @@ from ldm.training import DiffusionTraining, WordsTraining
 from ldm.training.autoencoder import standardise
 from ldm.training.diffusion import mostly_late
 from ldm.training.losses import read_losses
-from ldm.util import ROOT, instantiate_from_config, load_config
+from ldm.util import instantiate_from_config
 
 SCRIPT = str(ROOT / "scripts" / "train.py")
 main, train = (runpy.run_path(SCRIPT)[name] for name in ("main", "train"))

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldm.data.scenes import COLOURS, SHAPES, TEXTURES
+from ldm.folders import EMBEDDED
 from ldm.image_io import Picture
-from ldm.util import EMBEDDED
 
 SIDE = 128  # of the pictures, in pixels
 CELLS = 16  # of the grid of answers, on both axes

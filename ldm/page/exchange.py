@@ -9,10 +9,10 @@ from urllib.parse import urlencode
 
 from PIL import Image, UnidentifiedImageError
 
+from ldm.config.freeu import FREEU_NAMES
 from ldm.errors import InputError
 from ldm.page.settings import FIELDS, Settings
 from ldm.page.webui import read_parameters
-from ldm.util import FREEU_NAMES
 
 LARGEST_PICTURE = 64 << 20  # pixels, of a picture that is opened for its settings
 

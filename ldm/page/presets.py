@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ldm.config.freeu import FACTORS
 from ldm.freeu import PRESETS, FreeUSettings
-from ldm.util import FACTORS
 
 Choices = Mapping[str, tuple[FreeUSettings, str]]  # with their sources
 

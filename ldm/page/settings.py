@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from ldm.config.freeu import FREEU_NAMES
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import SAMPLERS, Sampling
-from ldm.util import FREEU_NAMES
 
 LARGEST_SEED = 2**63 - 1
 LONGEST_PROMPT = 2000  # characters; text encoders read far fewer

@@ -10,12 +10,12 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
+from ldm.config.freeu import FACTORS
 from ldm.image_io import Picture, data_uri
 from ldm.page.pair import Progress
 from ldm.page.settings import Settings
 from ldm.page.studio import SIDES, Pair
 from ldm.page.words import place
-from ldm.util import FACTORS
 
 PREVIEW = 512  # pixels, the longest side of a preview
 COARSE = 256  # pixels; pictures up to this side are enlarged without smoothing, as what they are

@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from ldm.config.freeu import FREEU, FREEU_NAMES, set_freeu
 from ldm.device import pick_device, pick_dtype
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
@@ -26,7 +27,6 @@ from ldm.txt2img.caveats import too_few_steps, webui_syntax
 from ldm.txt2img.prompted import load_prompted
 from ldm.txt2img.recipe import Recipe
 from ldm.txt2img.request import DEFAULT_PROMPT, DTYPES, PRECISIONS, usual_settings
-from ldm.util import FREEU, FREEU_NAMES, set_freeu
 
 KEPT_PLAIN = 64 << 20  # bytes of plain pictures that are not drawn again while only FreeU changes
 

@@ -4,8 +4,8 @@ import json
 import re
 from typing import Any
 
+from ldm.config.freeu import FACTORS, FREEU_NAMES
 from ldm.txt2img.recipe import WEBUI_SAMPLERS
-from ldm.util import FACTORS, FREEU_NAMES
 
 # Their samplers that are the same methods under other names, in lower case.
 METHODS = {theirs.lower(): ours for ours, theirs in WEBUI_SAMPLERS.items()}

@@ -17,6 +17,7 @@ from numpy.random import default_rng
 from tqdm import tqdm
 
 from ldm.checkpoint import fingerprint
+from ldm.config.reading import load_config
 from ldm.errors import InputError, warn
 from ldm.generate import Sampling, check, generate
 from ldm.image_io import Picture, data_uri, writable_folder, written_whole
@@ -28,7 +29,6 @@ from ldm.txt2img.caveats import warn_of_mix_up, warn_of_words
 from ldm.txt2img.jobs import Job, check_number, read_prompts
 from ldm.txt2img.prompted import load_prompted
 from ldm.txt2img.request import usual_sampling
-from ldm.util import load_config
 
 PAGE, KEY_FILE = "study.html", "key.json"
 TEMPLATE: Final = Path(__file__).with_name("user_study.html")

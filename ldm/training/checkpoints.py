@@ -12,9 +12,9 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import read_tensors
+from ldm.config.reading import load_config
 from ldm.errors import InputError
 from ldm.image_io import written_whole
-from ldm.util import load_config
 
 # What all parts of a run have in common; `trainer` and `checkpoint_every` may change between them.
 LASTING = ("target", "params", "seed", "ema_decay")

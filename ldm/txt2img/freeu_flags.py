@@ -46,7 +46,8 @@ def make_config(arguments: argparse.Namespace) -> "DictConfig":
     FreeU as a picture records it (`recorded`) lies under what the command line itself overrides (`written`),
     and both under FreeU's flags. A plain picture stays one where neither of these two sets anything of FreeU.
     """
-    from ldm.util import FREEU, load_config, remove_freeu, resolved, set_freeu
+    from ldm.config.freeu import FREEU, remove_freeu, set_freeu
+    from ldm.config.reading import load_config, resolved
 
     if arguments.compare and arguments.no_freeu:
         raise InputError("--compare draws without FreeU too: leave out --no-freeu.")

@@ -4,12 +4,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from ldm.config.freeu import FACTORS, FREEU
 from ldm.freeu import FreeUSettings
 from ldm.image_io import Picture, read_record, save_png
 from ldm.txt2img.recipe import Recipe, quoted
 from ldm.txt2img.settings_grid import Axis, shown
 from ldm.txt2img.sheets import Words, labelled, tiled
-from ldm.util import FACTORS, FREEU
 
 USUAL = FreeUSettings(1.0, 1.0, 1.0, 1.0)
 

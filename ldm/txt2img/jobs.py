@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldm.config.reading import decode
 from ldm.errors import InputError
-from ldm.util import decode
 
 MOST_PICTURES = 1_000_000
 

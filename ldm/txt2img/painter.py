@@ -7,6 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ldm.config.freeu import FREEU
 from ldm.device import is_out_of_memory
 from ldm.errors import InputError, warn
 from ldm.freeu import FreeUSettings
@@ -17,7 +18,6 @@ from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
 from ldm.txt2img.freeu_each import freeu_of_each
 from ldm.txt2img.jobs import Job
 from ldm.txt2img.settings_grid import Cell, CellJob
-from ldm.util import FREEU
 
 Compare = Callable[[Job, Picture, Picture], Picture]
 

@@ -8,13 +8,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.config.annotations import fits
+from ldm.config.freeu import FREE_UNET, FREEU, unet_section
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.txt2img.jobs import Job, check_number, plan, read_prompts
 from ldm.txt2img.settings_grid import Axis, Cell, grid_jobs, parse_grid
-from ldm.util import FREE_UNET, FREEU, unet_section
 
 DEFAULT_PROMPT = "a professional photograph of an astronaut riding a horse"
 DTYPES = {"full": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

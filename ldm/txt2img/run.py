@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from ldm.checkpoint import fingerprint
+from ldm.config.freeu import FREEU_NAMES
 from ldm.device import pick_dtype, room_for_the_model
 from ldm.errors import InputError, warn
 from ldm.generate import Sampling, check
@@ -28,7 +29,6 @@ from ldm.txt2img.prompted import load_prompted
 from ldm.txt2img.recipe import Recipe
 from ldm.txt2img.request import DTYPES, PRECISIONS, check_latents, freeu_of, read_request
 from ldm.txt2img.settings_grid import CellJob
-from ldm.util import FREEU_NAMES
 from ldm.wording import counted
 
 GRID_AT_ONCE = 16  # pictures of a grid on a GPU, if its memory holds them

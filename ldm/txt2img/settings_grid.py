@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
+from ldm.config.freeu import FREEU_NAMES
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import SAMPLERS, Sampling
 from ldm.txt2img.jobs import Job
-from ldm.util import FREEU_NAMES
 
 Value = int | float | str
 

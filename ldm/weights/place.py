@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from ldm.errors import InputError
-from ldm.util import CHECKPOINTS, EMBEDDED
+from ldm.folders import CHECKPOINTS, EMBEDDED
 from ldm.weights.download import KNOWN_FILES
 from ldm.weights.download import download as fetch
 

@@ -9,22 +9,13 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import build_on_meta
+from ldm.config.freeu import FREE_UNET, FREEU, UNET, remove_freeu, set_freeu
+from ldm.config.reading import find_config, load_config
 from ldm.errors import InputError
+from ldm.folders import CONFIGS
 from ldm.freeu import PRESETS
 from ldm.lr_scheduler import LambdaLinearScheduler
-from ldm.util import (
-    CONFIGS,
-    FREE_UNET,
-    FREEU,
-    UNET,
-    accepted_parameters,
-    find_config,
-    get_class,
-    instantiate_from_config,
-    load_config,
-    remove_freeu,
-    set_freeu,
-)
+from ldm.util import accepted_parameters, get_class, instantiate_from_config
 
 STOCK = json.loads((Path(__file__).parents[1] / "data" / "sd-configs.json").read_text())
 FACTORS = ("b1", "b2", "s1", "s2")

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.checkpoint import load_model
+from ldm.config.reading import load_config, resolved
 from ldm.errors import InputError
-from ldm.util import instantiate_from_config, load_config, resolved
+from ldm.util import instantiate_from_config
 
 LINEAR = {"target": "torch.nn.Linear", "params": {"in_features": 6, "out_features": 4}}
 CONFIG = OmegaConf.create({"model": {"a": 1, "b": [1, 2, 4], "c": "${model.a}", "d": {"e": 1}}})

@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm.config.expansion import LARGEST, resolve
+from ldm.config.reading import load_config
 from ldm.errors import InputError
-from ldm.util import load_config
 
 
 def levels(bottom: str, level: str) -> str:

@@ -7,8 +7,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import build_on_meta
+from ldm.config.freeu import UNET
+from ldm.config.reading import load_config
 from ldm.errors import InputError
-from ldm.util import UNET, get_class, load_config
+from ldm.util import get_class
 
 PARAMS = "model.params"
 UNET_PARAMS = f"{PARAMS}.unet_config.params"

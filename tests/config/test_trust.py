@@ -18,11 +18,13 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import load_model
+from ldm.config.reading import load_config
 from ldm.config.trust import ALLOWED, trusting
 from ldm.errors import InputError
+from ldm.folders import ROOT
 from ldm.image_io import read_record, save_png
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
-from ldm.util import ROOT, get_class, instantiate_from_config, load_config
+from ldm.util import get_class, instantiate_from_config
 
 FOREIGN = [
     "os.mkdir",

@@ -4,11 +4,12 @@ import pytest
 import torch
 from numpy.random import default_rng
 
+from ldm.config.reading import load_config
 from ldm.data.captions import FACTS, LONGEST, NO_FACT, SceneCaptions, facts_of
 from ldm.data.scenes import COLOURS, OPPOSITE, RELATIONS, SHAPES, TEXTURES, describe, draw_scene
 from ldm.errors import InputError
 from ldm.modules.encoders.words import START, WordEmbedder
-from ldm.util import instantiate_from_config, load_config
+from ldm.util import instantiate_from_config
 
 CAPTIONS = SceneCaptions(300, length=24, seed=5)
 

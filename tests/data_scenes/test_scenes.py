@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.random import default_rng
 
+from ldm.config.reading import load_config
 from ldm.data.datasets import SceneLatents, ScenePictures, picture_tensor
 from ldm.data.render import PALETTE, POLYGONS, polygon_distance, render, shade_of, shape_distance
 from ldm.data.scenes import COLOURS, HELD_OUT, RELATIONS, SHAPES, SIZES, TEXTURES, Thing, describe, draw_scene
 from ldm.errors import InputError
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.modules.encoders.words import split
-from ldm.util import load_config
 
 SCENES = [draw_scene(default_rng(seed)) for seed in range(2000)]
 UNSEEN = [draw_scene(default_rng(seed), held_out=True) for seed in range(500)]

@@ -9,10 +9,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from ldm.config.freeu import FREE_UNET, FREEU
+from ldm.config.reading import load_config
 from ldm.errors import InputError
 from ldm.freeu import PRESETS, DecoderStage, FreeUSettings
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel, UNetModel
-from ldm.util import FREE_UNET, FREEU, instantiate_from_config, load_config
+from ldm.util import instantiate_from_config
 from tests.conftest import DATA
 
 CONFIGS = json.loads((DATA / "sd-configs.json").read_text())

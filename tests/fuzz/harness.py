@@ -24,8 +24,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 import ldm.txt2img.run
+from ldm.folders import ROOT
 from ldm.txt2img.prompted import load_prompted
-from ldm.util import ROOT
 
 CASES = int(os.environ.get("FUZZ_CASES", "120"))
 LONGEST = 30  # seconds of one case

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from ldm.util import load_config
+from ldm.config.reading import load_config
 from tests.fuzz.conftest import SMALL
 from tests.fuzz.harness import FLOATS, INTEGERS, TEXTS, cases, run
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from ldm.config.reading import load_config
 from ldm.errors import InputError
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.modules.diffusionmodules.model import AttnBlock, Downsample, ResnetBlock
 from ldm.modules.distributions import DiagonalGaussianDistribution
-from ldm.util import load_config
 from tests.conftest import fill_by_name, golden, golden_parameters, relative_error, rnd
 
 DDCONFIG = golden_parameters("vae_tiny")

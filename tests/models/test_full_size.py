@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import build_on_meta
-from ldm.util import load_config
+from ldm.config.reading import load_config
 from tests.conftest import DATA
 
 STOCK = json.loads((DATA / "sd-configs.json").read_text())

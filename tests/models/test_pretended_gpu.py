@@ -11,11 +11,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm.checkpoint import build_on_meta
+from ldm.config.reading import load_config
 from ldm.generate import Sampling, decode_one, denoise
 from ldm.models.diffusion import sampling
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.strips import decode_in_strips
-from ldm.util import load_config
 
 UNET = "model.params.unet_config.params."
 USUAL: list[str] = []

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from ldm.config.freeu import FREE_UNET
 from ldm.freeu import FreeUSettings
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel, UNetModel
 from ldm.modules.diffusionmodules.util import timestep_embedding
-from ldm.util import FREE_UNET, instantiate_from_config
+from ldm.util import instantiate_from_config
 from tests.conftest import fill_by_name, golden, golden_parameters, relative_error, rnd
 from tests.freeu.test_operator import published_filter
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ldm.config.reading import load_config
 from ldm.modules.encoders.words import END, PAD, START, WordEmbedder
-from ldm.util import load_config
 from tests.conftest import relative_error
 
 WORDS = ("a", "red", "circle", "left", "of", "blue", "star")  # ids 3 to 9

@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from ldm.config.reading import load_config
 from ldm.page.engine import Engine
 from ldm.page.server import launch, make_page
 from ldm.page.settings import Limits
 from ldm.page.studio import Studio
-from ldm.util import load_config
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from ldm.util import ROOT
+from ldm.folders import ROOT
 from tests.page.conftest import CHROMIUM, FLAGS, Tab
 
 PROMPT = "a large yellow star left of a large red striped heart on a dotted blue background"

@@ -14,10 +14,10 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from ldm.errors import InputError
+from ldm.folders import ROOT
 from ldm.image_io import save_png
 from ldm.page.server import check_address, launch, make_page
 from ldm.page.settings import Limits
-from ldm.util import ROOT
 from tests.page.conftest import Served
 
 SMALL = {"steps": 2, "height": 32, "width": 32}

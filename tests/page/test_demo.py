@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.util import ROOT
+from ldm.folders import ROOT
 from tests.page.conftest import Served
 
 DEMO = [sys.executable, str(ROOT / "scripts" / "demo.py")]

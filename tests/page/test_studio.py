@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm.config.reading import load_config
 from ldm.errors import InputError
 from ldm.freeu import PRESETS
 from ldm.image_io import read_record
@@ -19,7 +20,6 @@ from ldm.page.settings import Limits, Settings
 from ldm.page.stage import finished
 from ldm.page.studio import Pair, Studio
 from ldm.txt2img.recipe import read_recipe
-from ldm.util import load_config
 from tests.page.conftest import demo_arguments
 
 

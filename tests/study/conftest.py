@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.util import ROOT
+from ldm.folders import ROOT
 from tests.conftest import Outcome
 
 SMALL = ["--steps", "3", "--prompts", "2", "--seeds", "1", "--device", "cpu"]

@@ -13,10 +13,10 @@ import torch
 import ldm.study.bench
 from ldm.device import pick_dtype
 from ldm.errors import InputError
+from ldm.folders import ROOT
 from ldm.image_io import read_picture
 from ldm.study.bench import filters, growth, networks, start
 from ldm.study.bench.rounds import Row, alternate, taken
-from ldm.util import ROOT
 from tests.conftest import relative_error
 from tests.study.test_figures_faults import largest_file
 

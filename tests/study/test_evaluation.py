@@ -21,9 +21,11 @@ from numpy.random import default_rng
 from PIL import Image
 from torch import nn
 
+from ldm.config.reading import load_config
 from ldm.data.judge import Findings, Found
 from ldm.data.scenes import HELD_OUT, describe, draw_scene
 from ldm.errors import InputError
+from ldm.folders import ROOT
 from ldm.freeu import FreeUSettings, find_preset
 from ldm.modules.encoders.words import WordEmbedder
 from ldm.study.evaluation import asked as asked_for
@@ -35,7 +37,6 @@ from ldm.study.evaluation.measures import JUDGED, judged, read_pictures
 from ldm.study.evaluation.report import legend
 from ldm.study.evaluation.settings import parse, read_settings
 from ldm.study.evaluation.subject import Subject
-from ldm.util import ROOT, load_config
 from tests.conftest import Outcome
 
 CUSTOM = "b1=1.3,s1=0.6,version=2"

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ldm.checkpoint import load_model
+from ldm.config.reading import load_config
 from ldm.freeu import DecoderStage
 from ldm.generate import Sampling, generate
 from ldm.study.figures import FIGURES
@@ -22,7 +23,6 @@ from ldm.study.figures.figure import Material
 from ldm.study.figures.measures import picture_curves
 from ldm.study.figures.style import in_lines
 from ldm.txt2img.jobs import Job
-from ldm.util import load_config
 from tests.study.conftest import PIXELS, SMALL
 
 # Distinct settings: off, on and b only; eight around one; three other choices of channels and version 2; the

@@ -6,12 +6,12 @@ from diffusers import UNet1DModel
 from torch import nn
 
 from ldm.errors import InputError
+from ldm.folders import ROOT
 from ldm.freeu import FreeUSettings
 from ldm.freeu.diffusers import enable
 from ldm.freeu.spectrum import relative_log_amplitude
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel, UNetModel
 from ldm.study.record import recorded
-from ldm.util import ROOT
 from tests.conftest import fill_by_name, rnd
 from tests.freeu.test_diffusers_pipelines import stable_diffusion_1
 from tests.freeu.unets import inputs, run, sd1, slow_free_u, text_to_video

@@ -14,6 +14,7 @@ import torch
 
 from ldm.checkpoint import load_model
 from ldm.errors import InputError
+from ldm.folders import ROOT
 from ldm.freeu import FreeUSettings
 from ldm.freeu.spectrum import relative_log_amplitude
 from ldm.generate import Sampling, denoise, generate
@@ -21,7 +22,6 @@ from ldm.study.record import recorded
 from ldm.study.runs import Run, Runs
 from ldm.study.watch import positions
 from ldm.txt2img.jobs import Job
-from ldm.util import ROOT
 from tests.study.conftest import PIXELS, SMALL
 
 PAIRS = (Job("a red star", 1), Job("a blue ring on a green background", 2))

@@ -27,7 +27,9 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from ldm.checkpoint import load_model
+from ldm.config.reading import load_config
 from ldm.errors import InputError, NoNumbers
+from ldm.folders import ROOT
 from ldm.freeu import PRESETS, FreeUSettings
 from ldm.generate import Sampling, generate
 from ldm.study.evaluation import measures
@@ -44,7 +46,6 @@ from ldm.study.search.goals import Goal
 from ldm.study.search.space import read_space
 from ldm.study.search.trials import NAME, Trials
 from ldm.txt2img.request import usual_sampling
-from ldm.util import ROOT, load_config
 from tests.conftest import Outcome
 
 PROMPTS = ["a red star", "a large blue ring on a green background", "a small white heart"]

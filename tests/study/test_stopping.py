@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.util import ROOT
+from ldm.folders import ROOT
 
 LONG = ["--steps", "1000", "--device", "cpu"]
 

@@ -17,8 +17,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from ldm.config.freeu import FREE_UNET, UNET
+from ldm.config.reading import load_config
+from ldm.folders import CHECKPOINTS, CONFIGS, ROOT
 from ldm.image_io import save_png
-from ldm.util import CHECKPOINTS, CONFIGS, FREE_UNET, ROOT, UNET, load_config
 
 Run = Callable[..., "Outcome"]  # noqa: F821 (see conftest)
 CPU = ["--device", "cpu"]

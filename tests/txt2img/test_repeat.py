@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from ldm.config.reading import load_config
 from ldm.freeu import FreeUSettings
 from ldm.image_io import save_png
 from ldm.txt2img.recipe import Recipe, fits, read_recipe
-from ldm.util import load_config
 
 Run = Callable[..., "Outcome"]  # noqa: F821 (see conftest)
 CPU = ["--device", "cpu"]

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from PIL import Image
 
+from ldm.config.reading import load_config
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.txt2img.jobs import Job, plan
 from ldm.txt2img.request import DEFAULT_PROMPT
-from ldm.util import load_config
 
 ONES = ["--b1", 1, "--b2", 1, "--s1", 1, "--s2", 1]
 Run = Callable[..., "Outcome"]  # noqa: F821 (see conftest)

@@ -8,7 +8,7 @@ from statistics import mean
 
 import pytest
 
-from ldm.util import ROOT
+from ldm.folders import ROOT
 from tests.conftest import SMALL
 
 PICTURES = 2000

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from ldm.util import FREE_UNET, ROOT, load_config
+from ldm.config.freeu import FREE_UNET
+from ldm.config.reading import load_config
+from ldm.folders import ROOT
 
 SCRIPT = ROOT / "scripts" / "txt2img.py"
 FLAGS = """

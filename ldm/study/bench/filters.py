@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.fft import fft2, fftshift, ifft2, ifftshift
 
+from ldm.config.reading import load_config
 from ldm.freeu import PRESETS, free_u
 from ldm.study.bench.rounds import Row, Work, alternate, rows
-from ldm.util import instantiate_from_config, load_config
+from ldm.util import instantiate_from_config
 
 Joint = tuple[Tensor, Tensor, float, float]
 

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.config.reading import load_config
 from ldm.freeu import PRESETS
 from ldm.modules.winograd_in_c import convolves_in_c
 from ldm.strips import decode_in_strips, goes_in_strips
 from ldm.study.bench.rounds import Row, Work, alternate, peak_memory, rows
-from ldm.util import instantiate_from_config, load_config
+from ldm.util import instantiate_from_config
 
 CONTEXT = (77, 768)
 

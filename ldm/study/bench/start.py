@@ -20,10 +20,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ldm.checkpoint import build_on_meta
+from ldm.config.reading import load_config
 from ldm.errors import InputError
+from ldm.folders import ROOT
 from ldm.study.bench.networks import diffusers_autoencoder, diffusers_unet, random_weights
 from ldm.study.bench.rounds import Row, rows
-from ldm.util import ROOT, load_config
 
 # Not the peak that `resource` tells, which a process inherits from the one that started it.
 TELL = """

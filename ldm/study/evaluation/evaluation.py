@@ -6,6 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ldm.config.reading import load_config
 from ldm.freeu import FreeUSettings
 from ldm.generate import total_steps
 from ldm.study.claims import CONFIDENCE
@@ -20,7 +21,6 @@ from ldm.study.evaluation.subject import Subject, checkpoint_name, weights_of
 from ldm.study.pictures import Pictures
 from ldm.study.runs import Run
 from ldm.txt2img.caveats import warn_of_words
-from ldm.util import load_config
 
 PROBES = 16  # prompts over which a setting's ratio of guidance is measured, with one seed each
 SHOWN = 3  # prompts in the picture

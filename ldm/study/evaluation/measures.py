@@ -15,6 +15,7 @@ from ldm.data.judge import SIDE, Judge, load_judge
 from ldm.data.render import render
 from ldm.data.scenes import Scene, draw_scene
 from ldm.errors import InputError
+from ldm.folders import EMBEDDED
 from ldm.image_io import Picture, read_picture
 from ldm.study import alignment
 from ldm.study.evaluation.asked import Asked
@@ -24,7 +25,6 @@ from ldm.study.evaluation.frechet import FrechetDistance, Reference
 from ldm.study.evaluation.inception import Inception
 from ldm.study.pairs import SCENES_SEED
 from ldm.study.pictures import Pictures, clipped_shares, diversities, energies, saturations
-from ldm.util import EMBEDDED
 
 RENDERS = 1024  # true ones, that the embedded model's pictures are compared with
 AT_ONCE = 64  # pictures before the judge

@@ -6,11 +6,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from ldm.config.freeu import FACTORS, FREEU, FREEU_NAMES
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings, find_preset
 from ldm.txt2img.request import freeu_of
 from ldm.txt2img.settings_grid import value_of
-from ldm.util import FACTORS, FREEU, FREEU_NAMES
 
 # Whose published factors V1 and V2 are, by the checkpoint's file; SD1.4 is the paper's own model.
 MODELS = {

@@ -10,6 +10,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.checkpoint import fingerprint
+from ldm.config.freeu import remove_freeu, set_freeu
 from ldm.device import pick_device, pick_dtype
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
@@ -23,7 +24,6 @@ from ldm.study.runs import Run, Runs
 from ldm.txt2img.caveats import warn_of_mix_up
 from ldm.txt2img.prompted import load_prompted
 from ldm.txt2img.request import DTYPES, usual_sampling
-from ldm.util import remove_freeu, set_freeu
 
 
 class Subject:

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 
+from ldm.config.freeu import FACTORS
 from ldm.freeu import FreeUSettings
 from ldm.image_io import written_whole
 from ldm.study.claims import Check
 from ldm.study.figures.figure import Figure, Variants
-from ldm.util import FACTORS
 
 MARKS = {"holds": "✓", "does not hold": "✗", "undecided": "?"}
 

@@ -10,6 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from ldm.config.freeu import FACTORS, UNET, remove_freeu, set_freeu, unet_section
+from ldm.config.reading import load_config
 from ldm.config.trust import trusting
 from ldm.device import pick_device, pick_dtype
 from ldm.errors import InputError
@@ -25,7 +27,7 @@ from ldm.study.runs import Run, Runs
 from ldm.txt2img.caveats import warn_of_mix_up, warn_of_words
 from ldm.txt2img.prompted import load_prompted
 from ldm.txt2img.request import usual_sampling
-from ldm.util import FACTORS, UNET, get_class, load_config, remove_freeu, set_freeu, unet_section
+from ldm.util import get_class
 from ldm.weights.download import sha256
 from ldm.weights.place import find_checkpoint
 from ldm.wording import counted

@@ -11,6 +11,9 @@ from typing import Any, get_args
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from ldm.config.freeu import FACTORS, FREE_UNET, FREEU
+from ldm.config.reading import find_config
+from ldm.folders import CONFIGS
 from ldm.image_io import written_whole
 from ldm.study.evaluation.measures import MEASURES
 from ldm.study.evaluation.report import WIDTH, difference, digits, number, summary
@@ -19,7 +22,6 @@ from ldm.study.search.goals import Goal, Verdict
 from ldm.study.search.plot import save_plot
 from ldm.study.search.search import FOUND, PRESET, Outcome, Search, called
 from ldm.study.search.trials import NAME
-from ldm.util import CONFIGS, FACTORS, FREE_UNET, FREEU, find_config
 from ldm.weights.place import find_checkpoint
 from ldm.wording import counted
 

@@ -16,6 +16,7 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
+from ldm.config.reading import find_config, load_config, read_with_base
 from ldm.errors import InputError, NoNumbers
 from ldm.freeu import FreeUSettings
 from ldm.generate import total_steps
@@ -31,7 +32,6 @@ from ldm.study.search.goals import Goal, read_goals, usual_goals
 from ldm.study.search.space import read_space
 from ldm.study.search.trials import NAME, Trials
 from ldm.txt2img.caveats import warn_of_words
-from ldm.util import find_config, load_config, read_with_base
 from ldm.wording import counted
 
 CAPTIONS = (32, 96)  # of the embedded model, for the search and for the check of what it finds

@@ -11,10 +11,10 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from ldm.config.freeu import FACTORS, FREEU_NAMES
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.txt2img.settings_grid import Value, shown, value_of
-from ldm.util import FACTORS, FREEU_NAMES
 
 # What is tried of a setting that is named without values. The factors' ranges hold all published ones.
 USUAL = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ldm.util import CONFIGS, ROOT
+from ldm.folders import CONFIGS, ROOT
 
 SCRIPT = ROOT / "scripts" / "user_study.py"
 

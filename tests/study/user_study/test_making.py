@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from ldm import load_model
+from ldm.config.reading import load_config
 from ldm.errors import InputError
 from ldm.generate import Sampling, generate
 from ldm.modules.encoders.words import WordEmbedder
 from ldm.study.user_study import freeu_sides, refuse_if_all_alike, write_study
 from ldm.study.votes import KEY
-from ldm.util import load_config
 from tests.study.test_figures_faults import largest_file
 from tests.study.user_study.conftest import Run, fault
 from tests.study.user_study.studies import SECRET_SEED, SETTINGS, data_of, png_of, some_pairs
