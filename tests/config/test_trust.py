@@ -42,7 +42,7 @@ FOREIGN = [
     "stranger.UNet",
     "ldmx.models.Model",
     # Names in a module of this project or of torch that lead out of it, or to what is no network.
-    "ldm.util.Path",
+    "ldm.config.reading.Path",
     "ldm.txt2img.jobs.Path",
     "ldm.models.diffusion.ddpm.Callable",
     "ldm.models.diffusion.ddpm.__class__",
