@@ -69,6 +69,7 @@ def resolved(config: DictConfig, overrides: Iterable[str] = (), source: str = "T
                 f"{override!r}: the config has no {key[1]!r}, only {', '.join(map(str, config))}."
             )
         try:
+            check_yaml(override.partition("=")[2])
             config.merge_with_dotlist([override])
         except FAULTS as fault:
             raise InputError(f"{source} with {override} cannot be resolved: {reason(fault)}.") from None

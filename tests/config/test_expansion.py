@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm.config.expansion import LARGEST, resolve
-from ldm.config.reading import load_config
+from ldm.config.reading import load_config, resolved
 from ldm.errors import InputError
 
 
@@ -45,6 +45,13 @@ def test_what_explodes_is_refused_before_it_does(bomb: str, tmp_path: Path) -> N
     with pytest.raises(InputError) as refused:
         load_config(path)
     assert str(refused.value).startswith(str(path)) and len(str(refused.value).splitlines()) == 1
+
+
+def test_what_explodes_in_an_override_is_refused_before_it_does() -> None:
+    lists = ", ".join(["&v0 [1, 1]", *(f"&v{i + 1} [*v{i}, *v{i}]" for i in range(20))])
+    with pytest.raises(InputError, match="its aliases stand for more than any config holds"):
+        resolved(OmegaConf.create({"a": 1}), [f"a=[{lists}]"])
+    assert resolved(OmegaConf.create({"a": 1}), ["a=[&v [1, 2], *v]"]) == {"a": [[1, 2], [1, 2]]}
 
 
 def test_aliases_and_references_of_a_sane_config_are_taken(tmp_path: Path) -> None:
