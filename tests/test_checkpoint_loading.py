@@ -88,6 +88,18 @@ def test_a_checkpoint_that_is_not_there_is_asked_for(tmp_path: Path, monkeypatch
             find_checkpoint(name)
 
 
+def test_a_file_that_may_do_for_the_one_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldm.weights.place.CHECKPOINTS", tmp_path)
+    for name in ("v2-1_768-ema-pruned.ckpt", "v2-1_768-nonema-pruned.ckpt", "v2-1_768-ema-pruned.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"Or take what is there: --ckpt v2-1_768-ema-pruned\.ckpt\.$"):
+        find_checkpoint("v2-1_768-ema-pruned.safetensors")
+    with pytest.raises(InputError, match=r"have it fetched\.$"):
+        find_checkpoint("sd-v1-4.ckpt")
+
+
 def test_devices_and_precisions_are_chosen_and_checked() -> None:
     assert pick_device("cpu") == CPU
     assert pick_dtype(pick_device("auto")).is_floating_point

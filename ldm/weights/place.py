@@ -24,9 +24,9 @@ def find_checkpoint(name: str | Path, download: bool = False) -> Path:
         return fetch(home.name, into=home.parent)
 
     looked = f"at {path}" if home == path else f"{path}, here or in {CHECKPOINTS}"
+    there = sorted(it.name for it in CHECKPOINTS.glob("*") if it.suffix in SUFFIXES)
     known = KNOWN_FILES.get(home.name)
     if known is None:
-        there = sorted(it.name for it in CHECKPOINTS.glob("*") if it.suffix in SUFFIXES)
         stems = {Path(it).stem: it for it in (*there, *KNOWN_FILES)}
         near = [stems[it] for it in difflib.get_close_matches(home.stem, stems)]
         names = f"There are {', '.join(there) or 'none'}; of others README tells of {', '.join(KNOWN_FILES)}."
@@ -35,7 +35,9 @@ def find_checkpoint(name: str | Path, download: bool = False) -> Path:
     size = f", {known.bytes / 1e9:.1f} GB" if known.bytes else ""
     digest = f", sha256 {known.sha256}" if known.sha256 else ""
     fetching = ", or add --download to have it fetched" if known.sha256 else ""
+    alike = [it for it in there if it.startswith(home.stem)]
+    instead = f" Or take what is there: --ckpt {' or '.join(alike)}." if alike else ""
     raise InputError(
         f"There is no checkpoint {looked}.\nThe file of that name in {known.repo} on the hub is meant"
-        f"{size}{digest}: put it there{fetching}."
+        f"{size}{digest}: put it there{fetching}.{instead}"
     )
