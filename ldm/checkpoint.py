@@ -39,6 +39,7 @@ HARMLESS: Final = {
     r"(first_stage_model\.)?loss\..*": "the autoencoder's training loss and its discriminator",
     r"betas|logvar|lvlb_weights|(alphas|sqrt|log_one_minus|posterior)_\w+": "the schedule, of the config",
     r"denoiser\..*|v_pred|ztsnr": "the schedule, as other programs keep it",
+    r"embedding_manager\..*": "what training by textual inversion keeps beside the model",
     r"cond_stage_model\..*\bposition_ids": "0 to 76",
     r"cond_stage_model\..*\battn_mask": "the causal mask, computed",
     r"cond_stage_model\.model\.visual\..*": "the image tower, which no prompt passes through",
@@ -46,6 +47,7 @@ HARMLESS: Final = {
 }
 # The numbers in safetensors that every torch has and can turn into those that a model computes in.
 NUMBERS: Final = re.compile("BF16|F(16|32|64)|F8_E[45]M[23](FNUZ)?|[IU](8|16|32|64)|BOOL")
+NEW_WORD: Final = "embedding_manager.string_to_param_dict."
 MOST_LAYERS: Final = 20_000  # Stable Diffusion 2 has about 2,500
 AT_ONCE: Final = 2**21  # numbers of kernels that are cast ahead of being laid out, and stay in a cache
 HARMLESS_KEY: Final = re.compile("|".join(f"(?:{pattern})" for pattern in HARMLESS))
@@ -205,6 +207,8 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype, de
         raise InputError("\n  ".join(["does not fit the config" + likely_nature(slots, named), *faults]))
     if caveat := other_schedule(slots, named):
         warn(caveat)
+    if words := [repr(key.removeprefix(NEW_WORD)[:40]) for key in named if key.startswith(NEW_WORD)]:
+        warn(f"the checkpoint's words of a textual inversion are not taken: {', '.join(words[:9])}")
 
     # Convolutions run fastest with a position's channels side by side. Where kernels may as well lie as the
     # file has them they are not copied: that takes longer than all the rest.

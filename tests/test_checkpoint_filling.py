@@ -342,6 +342,7 @@ def test_harmless_keys_are_dropped_unless_the_model_has_them() -> None:
         "cond_stage_model.model.text_projection", "cond_stage_model.logit_scale",
         "cond_stage_model.transformer.text_projection.weight", "cond_stage_model.text_projection",
         "first_stage_model.model_ema.decay", "lvlb_weights", "denoiser.sigmas", "v_pred", "ztsnr",
+        "embedding_manager.embedder.transformer.text_model.final_layer_norm.bias",
     ]  # fmt: skip
     fill(on_meta({"weight": (2,)}), zeros(dict.fromkeys(["weight", *harmless], (2,))), torch.float32, CPU)
 
@@ -354,6 +355,14 @@ def test_harmless_keys_are_dropped_unless_the_model_has_them() -> None:
     for key in ["embeddings.weight", "model.betas", "cond_stage_model.model.visual_weight", "lossy.weight"]:
         with pytest.raises(InputError, match="1 unexpected"):
             fill(on_meta({}), zeros({key: (2,)}), torch.float32, CPU)
+
+
+def test_words_of_a_textual_inversion_that_are_not_taken_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = {f"embedding_manager.string_to_param_dict.{word}": (1, 768) for word in ("*", "@")}
+    fill(on_meta({"weight": (2,)}), zeros(kept | {"weight": (2,)}), torch.float32, CPU)
+    assert capsys.readouterr().err == (
+        "warning: the checkpoint's words of a textual inversion are not taken: '*', '@'\n"
+    )
 
 
 class Conditioned(nn.Module):
