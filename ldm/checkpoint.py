@@ -192,15 +192,18 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype, de
     Each tensor is cast and moved by itself, and assigned, so that there is never a second copy of the model.
     Weights that need no change stay views of the mapped file. Raises InputError that lists the keys that are
     missing, unexpected, of another shape or in whole numbers. What a module has computed by itself (not on
-    meta) may be missing, and so may what it says is `unread`, which is then zero. A model that says
-    `use_ema` takes the averaged weights that there are.
+    meta) may be missing. What it says is `unread` may be missing or of any shape and kind, and is then zero.
+    A model that says `use_ema` takes the averaged weights that there are.
     """
     slots = model.state_dict()
     named = _named(tensors, slots, averaged=getattr(model, "use_ema", False))
     given = {key: tensor for key, tensor in named.items() if not _is_needless(key, slots)}
     unread = _unread(model)
-    absent = [key for key in slots if key.startswith(unread) and key not in given]
-    given |= {key: torch.zeros_like(slots[key], device="cpu") for key in absent}
+    given |= {
+        key: torch.zeros_like(slot, device="cpu")
+        for key, slot in slots.items()
+        if key.startswith(unread) and not _fits(given.get(key), slot)
+    }
     if faults := misfit(slots, given):
         if what := foreign(named):
             raise InputError(f"does not fit the config: {what}")
@@ -272,6 +275,11 @@ def _model_key(key: str, slots: Mapping[str, Tensor], wrapped: bool) -> str:
     if key not in slots:
         key = COMPILED.sub("", key).removeprefix("module." if wrapped else "")
     return key if key in slots else SHORT_CLIP_KEY.sub(FULL_CLIP_KEY, key)
+
+
+def _fits(tensor: Tensor | None, slot: Tensor) -> bool:
+    """Whether there is a tensor, of real numbers in the shape of the model's."""
+    return tensor is not None and tensor.shape == slot.shape and tensor.is_floating_point()
 
 
 def _unread(model: nn.Module) -> tuple[str, ...]:

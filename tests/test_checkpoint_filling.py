@@ -407,6 +407,26 @@ def test_what_a_text_encoder_never_reads_may_be_missing() -> None:
     assert not any(half[key].any() for key in whole.keys() - lacking.keys())
 
 
+@pytest.mark.parametrize(
+    ("name", "odd"),
+    [
+        ("logit_scale", torch.tensor(1)),  # as trainings on diffusers make it up
+        ("logit_scale", torch.ones(1)),
+        ("text_projection", torch.ones(4, 4)),
+    ],
+)
+def test_what_a_text_encoder_never_reads_may_be_of_any_kind_and_shape(name: str, odd: Tensor) -> None:
+    torch.manual_seed(0)
+    whole = Conditioned("penultimate").state_dict()
+    model = filled("penultimate", whole | {TEXT + name: odd})
+    assert torch.equal(
+        model.cond_stage_model("a red circle"), filled("penultimate", whole).cond_stage_model("a red circle")
+    )
+    assert {key: (it.shape, it.dtype) for key, it in model.state_dict().items()} == {
+        key: (it.shape, it.dtype) for key, it in whole.items()
+    }
+
+
 def test_what_a_text_encoder_reads_may_not_be_missing() -> None:
     torch.manual_seed(0)
     whole = Conditioned("last").state_dict()
