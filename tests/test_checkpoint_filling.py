@@ -500,3 +500,27 @@ def test_other_likely_mistakes_are_recognised() -> None:
     for message, found in mistakes.items():
         with pytest.raises(InputError, match=message):
             fill(on_meta(shapes), meta_tensors(found), torch.float32, CPU)
+
+
+def refusal(config: Mapping[str, tuple[int, ...]], file: Mapping[str, tuple[int, ...]]) -> str:
+    with pytest.raises(InputError) as refused:
+        fill(on_meta(config), meta_tensors(file), torch.float32, CPU)
+    return str(refused.value).partition("\n")[0]
+
+
+def test_a_u_net_is_not_said_to_differ_in_what_is_alike() -> None:
+    shapes = contract(2)
+    widths = {320: 256, 640: 512, 1280: 1024}
+    narrow = {
+        key: tuple(widths.get(n, n) for n in shape) if "diffusion_model" in key else shape
+        for key, shape in shapes.items()
+    }
+    assert refusal(shapes, narrow) == "does not fit the config"
+    upscaler = narrow | {"model.diffusion_model.input_blocks.0.0.weight": (256, 7, 3, 3)}
+    assert refusal(shapes, upscaler) == "does not fit the config: its U-Net takes 7 channels, the config's 4"
+
+
+def test_counters_of_averages_are_not_taken_for_averages() -> None:
+    counters: dict[str, tuple[int, ...]] = {"model_ema.decay": (), "model_ema.num_updates": ()}
+    assert "an autoencoder (VAE) alone" in refusal(contract(1), counters | {"decoder.conv_in.bias": (512,)})
+    assert "use_ema" not in refusal(contract(1), counters)

@@ -1,6 +1,6 @@
 """Says how a checkpoint and a model differ, and what the checkpoint seems to be instead."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from torch import Size, Tensor
@@ -33,6 +33,8 @@ FAMILIES: Final = {
 }
 
 VAE: Final = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "loss.", "first_stage_model.")
+AVERAGES: Final = "model_ema."
+AVERAGED_UNET: Final = "model_ema.diffusion_model"
 
 State = Mapping[str, Tensor]
 
@@ -67,7 +69,9 @@ def misfit(slots: State, given: State) -> list[str]:
 
 def foreign(tensors: State) -> str:
     """What a file is that is nothing of the kind, when its keys give it away; else empty."""
-    if tensors and all(key.startswith(VAE) for key in tensors):
+    # Of the averages that its training kept some files have the counters left.
+    rest = [key for key in tensors if not key.startswith(AVERAGES) or key.startswith(AVERAGED_UNET)]
+    if rest and all(key.startswith(VAE) for key in rest):
         return "it is an autoencoder (VAE) alone: give a checkpoint of all three networks"
     for marks, nature in FOREIGN.items():
         if any(mark in key for key in tensors for mark in marks):
@@ -79,23 +83,26 @@ def likely_nature(slots: State, tensors: State) -> str:
     """What the model in the file seems to be instead, when its keys or shapes give it away; else empty."""
     if not tensors:
         return ": it holds no tensors"
-    plain = any(key.startswith(PARTS["U-Net"]) for key in tensors)
-    if not plain and any(key.startswith("model_ema.") for key in tensors):
+    if _has(AVERAGED_UNET, tensors) and not _has(PARTS["U-Net"], tensors):
         return ": it holds only averaged (EMA) weights, under model_ema.*: add model.params.use_ema=true"
     if whole := _whole(slots, tensors):
         return f": it holds whole numbers ({_kind(tensors[whole[0]])}): give one in float16 or float32"
 
-    if differing := _differing("attn2.to_k.weight", slots, tensors):
+    if differing := _differing("attn2.to_k.weight", _inputs, slots, tensors):
         has, wants = differing
-        return f": its U-Net is {_family(has[1])}, the config's {_family(wants[1])}"
-    if differing := _differing("input_blocks.0.0.weight", slots, tensors):
+        return f": its U-Net is {_family(has)}, the config's {_family(wants)}"
+    if differing := _differing("input_blocks.0.0.weight", _inputs, slots, tensors):
         has, wants = differing
-        kind, remedy = INPAINTING if has[1] == 9 else ("", "")
-        return f": its U-Net takes {has[1]} channels{kind}, the config's {wants[1]}{remedy}"
-    if differing := _differing("proj_in.weight", slots, tensors):
-        linear = str(len(differing[0]) == 2).lower()
+        kind, remedy = INPAINTING if has == 9 else ("", "")
+        return f": its U-Net takes {has} channels{kind}, the config's {wants}{remedy}"
+    if differing := _differing("proj_in.weight", len, slots, tensors):
+        linear = str(differing[0] == 2).lower()
         return f": it needs use_linear_in_transformer: {linear} in unet_config.params"
     return ""
+
+
+def _has(prefix: str, state: State) -> bool:
+    return any(key.startswith(prefix) for key in state)
 
 
 def _whole(slots: State, given: State) -> list[str]:
@@ -111,14 +118,22 @@ def _kind(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _differing(name: str, slots: State, tensors: State) -> tuple[Size, Size] | None:
-    """The shapes of the first tensor so named in the U-Net that differs, in the file and in the model."""
+def _differing(name: str, of: Callable[[Size], int], slots: State, tensors: State) -> tuple[int, int] | None:
+    """What `of` gives of the shapes of the U-Net's first tensor so named, in the file and in the model.
+
+    None where it is the same of all.
+    """
     for key in slots:
         if key.startswith(PARTS["U-Net"]) and key.endswith(f".{name}") and key in tensors:
             has, wants = tensors[key].shape, slots[key].shape
-            if has != wants and min(len(has), len(wants)) > 1:
-                return has, wants
+            if min(len(has), len(wants)) > 1 and of(has) != of(wants):
+                return of(has), of(wants)
     return None
+
+
+def _inputs(shape: Size) -> int:
+    """How many numbers, or channels, a layer's weight of this shape takes in."""
+    return shape[1]
 
 
 def _family(context_dim: int) -> str:
