@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from ldm.modules.encoders.modules import FrozenOpenCLIPEmbedder
 from tests.checkpoints import CPU, Tiny
 
 DATA = Path(__file__).parent / "data"
+T = TypeVar("T")
 
 
 class Skeleton(nn.Module):
@@ -384,9 +386,9 @@ TEXT = "cond_stage_model.model."
 LAST_BLOCK = f"{TEXT}transformer.resblocks.9."
 
 
-def without(tensors: Mapping[str, Tensor], *parts: str) -> dict[str, Tensor]:
-    left = {key: tensor for key, tensor in tensors.items() if not key.startswith(parts)}
-    assert len(left) < len(tensors)
+def without(state: Mapping[str, T], *parts: str) -> dict[str, T]:
+    left = {key: it for key, it in state.items() if not key.startswith(parts)}
+    assert len(left) < len(state)
     return left
 
 
@@ -484,6 +486,7 @@ def test_other_likely_mistakes_are_recognised() -> None:
     unet = {key.removeprefix("model."): shape for key, shape in shapes.items() if key.startswith("model.")}
     mistakes = {
         "takes 9 channels .for inpainting., the config's 4": shapes | {first: (320, 9, 3, 3)},
+        "takes 5 channels .for depth., the config's 4; on a diffusers pip": shapes | {first: (320, 5, 3, 3)},
         "use_linear_in_transformer: true": linear,
         r"only averaged .EMA. weights": {
             f"model_ema.{key.replace('.', '')}": shape for key, shape in unet.items()
@@ -524,3 +527,17 @@ def test_counters_of_averages_are_not_taken_for_averages() -> None:
     counters: dict[str, tuple[int, ...]] = {"model_ema.decay": (), "model_ema.num_updates": ()}
     assert "an autoencoder (VAE) alone" in refusal(contract(1), counters | {"decoder.conv_in.bias": (512,)})
     assert "use_ema" not in refusal(contract(1), counters)
+
+
+def test_networks_that_a_file_lacks_are_named_with_the_remedy() -> None:
+    shapes = contract(1)
+    text = {key.removeprefix("cond_stage_model.transformer."): shape for key, shape in shapes.items()}
+    for file, lacking in [
+        (without(shapes, "first_stage_model."), "no autoencoder"),
+        (without(shapes, "first_stage_model.", "cond_stage_model."), "no autoencoder, no text encoder"),
+        (without(text, "model.", "first_stage_model."), "no U-Net, no autoencoder, no text encoder"),
+    ]:
+        assert refusal(shapes, file) == (
+            f"does not fit the config: by latent diffusion's names it has {lacking}: "
+            "give a checkpoint of all three networks"
+        )

@@ -24,7 +24,8 @@ FOREIGN: Final = {
     ("double_blocks.",): "a Flux, a transformer, which has no skips for FreeU",
 }
 
-INPAINTING: Final = " (for inpainting)", "; on a diffusers pipeline FreeU is for inpainting too"
+WHOLE: Final = "give a checkpoint of all three networks"
+USES: Final = {5: "depth", 9: "inpainting"}  # of U-Nets that take so many channels
 
 # Stable Diffusion by the width of the text it attends to.
 FAMILIES: Final = {
@@ -72,7 +73,7 @@ def foreign(tensors: State) -> str:
     # Of the averages that its training kept some files have the counters left.
     rest = [key for key in tensors if not key.startswith(AVERAGES) or key.startswith(AVERAGED_UNET)]
     if rest and all(key.startswith(VAE) for key in rest):
-        return "it is an autoencoder (VAE) alone: give a checkpoint of all three networks"
+        return f"it is an autoencoder (VAE) alone: {WHOLE}"
     for marks, nature in FOREIGN.items():
         if any(mark in key for key in tensors for mark in marks):
             return f"it is {nature}"
@@ -93,12 +94,15 @@ def likely_nature(slots: State, tensors: State) -> str:
         return f": its U-Net is {_family(has)}, the config's {_family(wants)}"
     if differing := _differing("input_blocks.0.0.weight", _inputs, slots, tensors):
         has, wants = differing
-        kind, remedy = INPAINTING if has == 9 else ("", "")
+        kind, remedy = "", ""
+        if use := USES.get(has):
+            kind, remedy = f" (for {use})", f"; on a diffusers pipeline FreeU is for {use} too"
         return f": its U-Net takes {has} channels{kind}, the config's {wants}{remedy}"
     if differing := _differing("proj_in.weight", len, slots, tensors):
         linear = str(differing[0] == 2).lower()
         return f": it needs use_linear_in_transformer: {linear} in unet_config.params"
-    return ""
+    lacking = [part for part, prefix in PARTS.items() if _has(prefix, slots) and not _has(prefix, tensors)]
+    return f": by latent diffusion's names it has no {', no '.join(lacking)}: {WHOLE}" if lacking else ""
 
 
 def _has(prefix: str, state: State) -> bool:
