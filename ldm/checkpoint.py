@@ -31,6 +31,9 @@ from ldm.weights.torch_file import LEGACY_STARTS, ZIP_START, read_torch_file
 # Some releases of transformers leave a level out of the names of CLIP's text tower; the model has it.
 SHORT_CLIP_KEY: Final = re.compile(r"^cond_stage_model\.transformer\.(?=embeddings|encoder|final_layer_norm)")
 FULL_CLIP_KEY: Final = "cond_stage_model.transformer.text_model."
+# Converters from diffusers leave its names in the autoencoder's attention, and matrices for kernels of 1x1.
+DIFFUSERS_ATTENTION: Final = re.compile(r"(?<=\.mid\.attn_1\.)to_(q|k|v|out\.0)(?=\.)")
+KERNELS_OF_ATTENTION: Final = re.compile(r".*\.mid\.attn_1\.(q|k|v|proj_out)\.weight")
 COMPILED: Final = re.compile(r"_orig_mod\.?")  # what torch.compile adds to names; averages have no dots
 
 # Keys that a file may have though the model has no use for them, and why it has none.
@@ -197,7 +200,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype, de
     """
     slots = model.state_dict()
     named = _named(tensors, slots, averaged=getattr(model, "use_ema", False))
-    given = {key: tensor for key, tensor in named.items() if not _is_needless(key, slots)}
+    given = {key: _as_kernels(key, it) for key, it in named.items() if not _is_needless(key, slots)}
     unread = _unread(model)
     given |= {
         key: torch.zeros_like(slot, device="cpu")
@@ -274,7 +277,16 @@ def _model_key(key: str, slots: Mapping[str, Tensor], wrapped: bool) -> str:
     """A checkpoint's key under the model's name for it."""
     if key not in slots:
         key = COMPILED.sub("", key).removeprefix("module." if wrapped else "")
-    return key if key in slots else SHORT_CLIP_KEY.sub(FULL_CLIP_KEY, key)
+    if key in slots:
+        return key
+    key = SHORT_CLIP_KEY.sub(FULL_CLIP_KEY, key)
+    return DIFFUSERS_ATTENTION.sub(lambda found: found[1].replace("out.0", "proj_out"), key)
+
+
+def _as_kernels(key: str, tensor: Tensor) -> Tensor:
+    """The tensor under a model's key, with matrices of the autoencoder's attention as kernels of 1x1."""
+    is_matrix = tensor.ndim == 2 and KERNELS_OF_ATTENTION.fullmatch(key)
+    return tensor[:, :, None, None] if is_matrix else tensor
 
 
 def _fits(tensor: Tensor | None, slot: Tensor) -> bool:

@@ -14,6 +14,7 @@ from ldm.errors import InputError
 from ldm.models.diffusion.ddpm import make_schedule
 from ldm.modules import winograd_in_c
 from ldm.modules.encoders.modules import FrozenOpenCLIPEmbedder
+from ldm.util import instantiate_from_config
 from tests.checkpoints import CPU, Tiny
 
 DATA = Path(__file__).parent / "data"
@@ -133,6 +134,32 @@ def test_clip_keys_are_found_with_and_without_their_prefix(prefix: str) -> None:
     fill(model, tensors, torch.float32, CPU)
     for leaf in leaves:
         assert torch.equal(model.state_dict()[f"{CLIP}text_model.{leaf}"], tensors[f"{prefix}{leaf}"])
+
+
+@pytest.mark.parametrize("names", [{}, {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}])
+def test_an_autoencoder_s_attention_is_found_as_converters_from_diffusers_leave_it(
+    names: dict[str, str],
+) -> None:
+    ddconfig = {
+        "z_channels": 4, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1],
+        "num_res_blocks": 1, "attn_resolutions": [],
+    }  # fmt: skip
+    params = {"ddconfig": ddconfig, "embed_dim": 4}
+    config = {"target": "ldm.models.autoencoder.AutoencoderKL", "params": params}
+    torch.manual_seed(0)
+    whole = instantiate_from_config(config).state_dict()
+    file = {}
+    for key, tensor in whole.items():
+        in_attention = ".mid.attn_1." in key
+        for ours, theirs in names.items():
+            key = key.replace(f".mid.attn_1.{ours}.", f".mid.attn_1.{theirs}.")
+        file[key] = tensor[:, :, 0, 0] if in_attention and tensor.ndim == 4 else tensor
+    assert sum(it.ndim == 2 for it in file.values()) == 8
+    assert len(file.keys() - whole.keys()) == 4 * len(names)
+
+    model = build_on_meta(config)
+    fill(model, file, torch.float32, CPU)
+    assert all(torch.equal(it, whole[key]) for key, it in model.state_dict().items())
 
 
 def test_a_model_s_own_names_are_not_renamed() -> None:
