@@ -61,6 +61,14 @@ def test_one_prompt_has_a_difference_and_no_interval() -> None:
     assert not estimate.leaves_out_zero
 
 
+def test_what_one_prompt_alone_is_asked_for_has_a_difference_and_no_interval() -> None:
+    counts, weights = resamples(4), np.array([[0], [2], [0], [0]])
+    on, off = (Mean(np.where(weights > 0, value, np.nan), weights) for value in (0.5, 1.0))
+    estimate = compare(spread(on, counts), spread(off, counts))
+    assert (estimate.value, estimate.difference) == (0.5, -0.5)
+    assert np.isnan([estimate.low, estimate.high]).all()
+
+
 @pytest.mark.parametrize("prompts", [2, 4, 8])
 def test_a_difference_by_chance_alone_gets_a_star_one_time_in_twenty_from_few_prompts_too(
     prompts: int,
@@ -72,6 +80,20 @@ def test_a_difference_by_chance_alone_gets_a_star_one_time_in_twenty_from_few_pr
         stars += compare(spread(on, resamples(prompts, seed=trial)), off).leaves_out_zero
     # The percentiles alone gave 51, 21 and 10 in a hundred.
     assert 0.02 <= stars / trials <= 0.09
+
+
+@pytest.mark.parametrize("asked", [2, 4])
+def test_where_few_prompts_ask_for_something_a_difference_in_it_by_chance_gets_a_star_as_seldom(
+    asked: int,
+) -> None:
+    rng, stars, trials = default_rng(asked), 0, 600
+    weights = (np.arange(8) < asked)[:, None]
+    for trial in range(trials):
+        counts = resamples(8, seed=trial)
+        on, off = (Mean(values, weights) for values in (rng.standard_normal((8, 1)), np.zeros((8, 1))))
+        stars += compare(spread(on, counts), spread(off, counts)).leaves_out_zero
+    # Intervals as wide as eight prompts need gave 43 and 10 in a hundred.
+    assert stars / trials <= 0.09
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says_though_pictures_of_a_prompt_are_alike() -> (

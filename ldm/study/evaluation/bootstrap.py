@@ -25,6 +25,7 @@ class Statistic(Protocol):
 
     biased: bool  # whether it comes out too large for few pictures, as distances of distributions do
     draws: int  # of how many resamples it is taken at most; 0 where they do not tell how far it is off
+    prompts: int  # of how many prompts it tells
 
     def at(self, counts: NDArray[Any]) -> Numbers:
         """The numbers (D,) of D sets in which prompt p comes counts[d, p] times."""
@@ -42,6 +43,7 @@ class Mean:
     def __init__(self, values: ArrayLike, weights: ArrayLike = 1.0):
         self.values = np.asarray(values, np.float64)
         self.weights = np.broadcast_to(np.asarray(weights, np.float64), self.values.shape)
+        self.prompts = int((self.weights > 0).any(1).sum())
 
     def at(self, counts: NDArray[Any]) -> Numbers:
         # A value that does not count may be NaN.
@@ -52,11 +54,11 @@ class Mean:
 
 @dataclass(frozen=True)
 class Spread:
-    """A statistic of a set of P prompts as it is, and of D resamples of them."""
+    """A statistic of a set of prompts as it is, and of D resamples of them."""
 
     value: float
     drawn: Numbers  # (D,), or none where resamples tell nothing
-    prompts: int
+    prompts: int  # P, of which the statistic tells
     biased: bool
     few: bool  # whether there are fewer resamples than percentiles need
 
@@ -85,11 +87,13 @@ def resamples(prompts: int, draws: int = DRAWS, seed: int = SEED) -> NDArray[np.
 
 
 def spread(statistic: Statistic, counts: NDArray[Any]) -> Spread:
-    """The statistic of the set as it is and of each resample; `counts` are (D, P)."""
-    prompts = counts.shape[1]
-    as_it_is = float(statistic.at(np.ones((1, prompts), np.int64))[0])
-    drawn = statistic.at(counts[: statistic.draws])
-    return Spread(as_it_is, drawn, prompts, statistic.biased, few=statistic.draws < DRAWS)
+    """The statistic of the set as it is and of each resample; `counts` are as of `resamples`.
+
+    Of a statistic of one prompt, whatever the others are, resamples tell nothing.
+    """
+    as_it_is = float(statistic.at(np.ones((1, counts.shape[1]), np.int64))[0])
+    drawn = statistic.at(counts[: statistic.draws if statistic.prompts > 1 else 0])
+    return Spread(as_it_is, drawn, statistic.prompts, statistic.biased, few=statistic.draws < DRAWS)
 
 
 def compare(on: Spread, off: Spread) -> Estimate:
@@ -97,10 +101,10 @@ def compare(on: Spread, off: Spread) -> Estimate:
 
     The interval reaches as far as the percentiles of the resampled differences, or where these are few as
     Student's quantile times their deviation; and further by what a normal quantile and a deviation over P
-    fall short of Student's and one over P - 1. Of a biased statistic the resamples are as far off the set as
-    the set is off the truth, and to the same side: their mean bias is taken out of the difference, and the
-    interval is reflected (the basic bootstrap: Davison and Hinkley 1997, 5.2). Without resamples there is no
-    interval, and its ends are NaN.
+    fall short of Student's and one over P - 1, P being the prompts of which the statistic tells. Of a biased
+    one the resamples are as far off the set as the set is off the truth, and to the same side: their mean
+    bias is taken out of the difference, and the interval is reflected (the basic bootstrap: Davison and
+    Hinkley 1997, 5.2). Without resamples there is no interval, and its ends are NaN.
     """
     difference = on.value - off.value
     drawn = on.drawn - off.drawn  # (D,)

@@ -39,8 +39,8 @@ class FrechetDistance:
     biased = True
 
     def __init__(self, features: Numbers, reference: Reference):
-        prompts, self.pictures, width = features.shape  # pictures of each prompt
-        self.draws = 0 if prompts * self.pictures < width else FEW if width > WIDE else DRAWS
+        self.prompts, self.pictures, width = features.shape  # pictures of each prompt
+        self.draws = 0 if self.prompts * self.pictures < width else FEW if width > WIDE else DRAWS
         self.reference = reference
         self.features = features.reshape(-1, width).astype(np.float64)  # (P S, F)
         self.rooted = self.features @ reference.root  # (P S, F)
