@@ -65,6 +65,19 @@ def test_the_score_is_a_hundred_times_the_cosine_of_each_picture_with_its_prompt
         assert clip_scores(images, texts)[i] == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_a_folder_in_half_precision_scores_as_its_weights_in_full_do(
+    half: torch.dtype, folder: Path, tmp_path: Path
+) -> None:
+    halved = CLIPModel.from_pretrained(folder).to(half)
+    halved.save_pretrained(tmp_path)
+    CLIPProcessor.from_pretrained(folder).save_pretrained(tmp_path)
+    halved.float().save_pretrained(full := tmp_path / "full")
+    CLIPProcessor.from_pretrained(folder).save_pretrained(full)
+    found, expected = (clip_scores(*Clip(path, CPU).embed(PICTURES, PROMPTS)) for path in (tmp_path, full))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_pictures_are_taken_one_batch_after_the_other(folder: Path) -> None:
     clip, taken, ahead = Clip(folder, CPU), [], []
     clip.model.register_forward_pre_hook(lambda *_: ahead.append(len(taken)))
