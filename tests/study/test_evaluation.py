@@ -318,6 +318,14 @@ def test_a_folder_with_one_true_picture_is_told_that_two_are_needed(tmp_path: Pa
     (tmp_path / "small.png").write_bytes(png_of_size(8, 8))
     with pytest.raises(InputError, match=r"There is one picture .* put two PNGs or JPEGs or more there"):
         read_pictures(tmp_path)
+    # Weights of another name are taken for what the config's are.
+    tuned, sd14 = load_config("freeu_sd21.yaml"), load_config("freeu_sd14.yaml")
+    for config, ckpt, model in (
+        (tuned, "tuned.ckpt", "sd21"),
+        (sd14, "a/v2-1_512-ema-pruned.safetensors", "sd21"),
+        (tiny, "tuned.ckpt", "sd14"),
+    ):
+        assert read_settings(["V1"], config, ckpt) == {"V1": find_preset(model)}
 
 
 def png_of_size(width: int, height: int) -> bytes:

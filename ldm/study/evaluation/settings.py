@@ -12,7 +12,7 @@ from ldm.freeu import FreeUSettings, find_preset
 from ldm.txt2img.request import freeu_of
 from ldm.txt2img.settings_grid import value_of
 
-# Whose published factors V1 and V2 are, by the checkpoint's file; SD1.4 is the paper's own model.
+# Whose published factors V1 and V2 are, by the weights' file; SD1.4 is the paper's own model.
 MODELS = {
     "sd-v1-4.ckpt": "sd14",
     "v1-5-pruned-emaonly.safetensors": "sd15",
@@ -24,11 +24,13 @@ MODELS = {
 def read_settings(names: Sequence[str] | None, config: DictConfig, ckpt: str) -> dict[str, FreeUSettings]:
     """The settings of these names beside "off", which is always there; by default V1, V2 and the config's.
 
-    A name is off, V1, V2 (the factors published for the checkpoint's model, or for SD1.4), config, or values
-    such as `b1=1.2,s1=0.9,version=2`, of which the factors left out are one. Raises InputError for others.
+    A name is off, V1, V2 (the factors published for the model of these weights, by their file's name or else
+    by that in the config, or for SD1.4), config, or values such as `b1=1.2,s1=0.9,version=2`, of which the
+    factors left out are one. Raises InputError for others.
     """
     own = freeu_of(config)
-    model = MODELS.get(Path(ckpt).name, "sd14")
+    files = [Path(str(path)).name for path in (ckpt, config.get("checkpoint"))]
+    model = next((MODELS[name] for name in files if name in MODELS), "sd14")
     published = {f"V{version}": find_preset(model, version) for version in (1, 2)}
     if names is None:
         return published | ({} if own is None or own in published.values() else {"config": own})
