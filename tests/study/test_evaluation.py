@@ -160,7 +160,7 @@ def test_one_of_a_kind_is_counted_as_one(evaluate: Callable[..., Outcome]) -> No
 def test_the_table_says_of_which_measures_there_are_fewer_draws() -> None:
     drawn = {"frechet": DRAWS, "fid": 100, "saturation": DRAWS}
     one = SimpleNamespace(
-        estimates=drawn, statistics={name: SimpleNamespace(draws=n) for name, n in drawn.items()}
+        estimates=drawn, statistics={name: SimpleNamespace(draws=n, prompts=4) for name, n in drawn.items()}
     )
     facts = {"sampling": {"scale": 3}}
     assert "Of fid there are 100 draws" in " ".join(legend([one], {}, facts))
@@ -169,6 +169,15 @@ def test_the_table_says_of_which_measures_there_are_fewer_draws() -> None:
 
 
 def test_a_second_command_samples_nothing_again_and_prints_the_same(evaluate: Callable[..., Outcome]) -> None:
+def test_the_table_says_of_which_measures_one_prompt_alone_tells() -> None:
+    four, one = (SimpleNamespace(draws=DRAWS, prompts=prompts) for prompts in (4, 1))
+    facts = {"sampling": {"scale": 3}}
+    result = SimpleNamespace(estimates={}, statistics={"shape": four, "relation": one, "texture": one})
+    assert "there is no interval of relation, texture." in " ".join(legend([result], {}, facts))
+    result.statistics = {"shape": four}
+    assert "no interval" not in " ".join(legend([result], {}, facts))
+
+
     argv = ("--prompts", 2, "--seeds", 1, "--settings", "V1", "--metrics", "energy", "saturation")
     first = evaluate(*argv)
     made = {path: path.stat().st_mtime_ns for path in (first.folder / "runs").iterdir()}

@@ -108,6 +108,10 @@ def legend(results: Sequence[Result], ratios: dict[str, float], facts: dict[str,
     if few := [name for name, one in results[0].statistics.items() if 0 < one.draws < DRAWS]:
         draws = results[0].statistics[few[0]].draws
         lines.append(f"Of {' and '.join(few)} there are {draws} draws, as each takes seconds.")
+    if alone := [name for name, one in results[0].statistics.items() if one.prompts == 1]:
+        lines.append(
+            f"From one prompt alone nothing follows for others: there is no interval of {', '.join(alone)}."
+        )
     if ratios:
         lines.append(
             "FreeU changes how far the caption guides: with it the network's answer to the caption moves so "
