@@ -245,6 +245,17 @@ def test_factors_under_which_nothing_guides_are_not_matched(evaluate: Callable[.
 
 
 @pytest.mark.parametrize(
+def test_the_setting_under_which_pictures_are_no_numbers_is_named(evaluate: Callable[..., Outcome]) -> None:
+    strong = "b1=1e30,b2=1e30"
+    done = evaluate(
+        "--settings", "V1", strong, "--prompts", 1, "--seeds", 1, "--metrics", "energy", "--scale", 2
+    )
+    assert done.code == 2
+    assert done.err.splitlines()[-1].startswith(
+        f"error: {strong}, guidance 2: The latents are no longer numbers"
+    )
+
+
     ("argv", "told"),
     [
         (["--settings", "V3"], "There is no setting 'V3'"),

@@ -7,6 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ldm.config.reading import load_config
+from ldm.errors import NoNumbers
 from ldm.freeu import FreeUSettings
 from ldm.generate import total_steps
 from ldm.study.claims import CONFIDENCE
@@ -79,12 +80,19 @@ class Evaluation:
         }
 
     def run(self) -> tuple[list[Result], dict[str, float]]:
-        """What came out, FreeU off first, and of each setting how many times it guides as far as without."""
+        """What came out, FreeU off first, and of each setting how many times it guides as far as without.
+
+        Raises NoNumbers, with the setting, where pictures are none.
+        """
         ratios = self.ratios()
         variants = self.variants(ratios)
         runs = [run for variant in variants for run in self.runs_of(variant)]
         with tqdm(total=self.subject.work(runs), desc="pictures", unit="step", disable=None) as bar:
-            self.subject.draw(runs, bar.update)
+            for variant in variants:
+                try:
+                    self.subject.draw(self.runs_of(variant), bar.update)
+                except NoNumbers as fault:
+                    raise NoNumbers(f"{variant.label}, guidance {variant.scale:g}: {fault}") from None
         counts = resamples(len(self.asked.pairs))
         results: list[Result] = []
         off: dict[str, Spread] = {}
