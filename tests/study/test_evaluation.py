@@ -108,6 +108,7 @@ def test_one_command_leaves_a_table_the_numbers_and_a_picture(evaluate: Callable
 
     # Every number and every interval comes out of the CSV once more.
     assert tuple(variants[0]["measures"]) == (*PLAIN, *JUDGED, "frechet")
+    assert summary["true_renders"] == 40
     prompts = list(dict.fromkeys(line["prompt"] for line in lines))
     drawn = [
         list(np.repeat(prompts, row))
@@ -168,7 +169,6 @@ def test_the_table_says_of_which_measures_there_are_fewer_draws() -> None:
     assert "draws" not in " ".join(legend([one], {}, facts))
 
 
-def test_a_second_command_samples_nothing_again_and_prints_the_same(evaluate: Callable[..., Outcome]) -> None:
 def test_the_table_says_of_which_measures_one_prompt_alone_tells() -> None:
     four, one = (SimpleNamespace(draws=DRAWS, prompts=prompts) for prompts in (4, 1))
     facts = {"sampling": {"scale": 3}}
@@ -178,6 +178,7 @@ def test_the_table_says_of_which_measures_one_prompt_alone_tells() -> None:
     assert "no interval" not in " ".join(legend([result], {}, facts))
 
 
+def test_a_second_command_samples_nothing_again_and_prints_the_same(evaluate: Callable[..., Outcome]) -> None:
     argv = ("--prompts", 2, "--seeds", 1, "--settings", "V1", "--metrics", "energy", "saturation")
     first = evaluate(*argv)
     made = {path: path.stat().st_mtime_ns for path in (first.folder / "runs").iterdir()}
@@ -244,7 +245,6 @@ def test_factors_under_which_nothing_guides_are_not_matched(evaluate: Callable[.
     assert {variant["setting"]: variant["matched"] for variant in variants} == {"off": False, mute: False}
 
 
-@pytest.mark.parametrize(
 def test_the_setting_under_which_pictures_are_no_numbers_is_named(evaluate: Callable[..., Outcome]) -> None:
     strong = "b1=1e30,b2=1e30"
     done = evaluate(
@@ -256,6 +256,7 @@ def test_the_setting_under_which_pictures_are_no_numbers_is_named(evaluate: Call
     )
 
 
+@pytest.mark.parametrize(
     ("argv", "told"),
     [
         (["--settings", "V3"], "There is no setting 'V3'"),
@@ -317,6 +318,14 @@ def test_settings_are_the_models_published_factors_the_configs_or_any_given() ->
         "V2": find_preset("sd14", 2),
         "config": FreeUSettings(1.1, 1.2, 0.9, 0.6),
     }
+    # Weights of another name are taken for what the config's are.
+    tuned, sd14 = load_config("freeu_sd21.yaml"), load_config("freeu_sd14.yaml")
+    for config, ckpt, model in (
+        (tuned, "tuned.ckpt", "sd21"),
+        (sd14, "a/v2-1_512-ema-pruned.safetensors", "sd21"),
+        (tiny, "tuned.ckpt", "sd14"),
+    ):
+        assert read_settings(["V1"], config, ckpt) == {"V1": find_preset(model)}
     given = parse("b1=1.3,s2=0,version=2,channels=alternate,match=resolution,stop=0.5")
     assert given == FreeUSettings(1.3, 1, 1, 0, 2, channels="alternate", match="resolution", stop=0.5)
     assert parse("b1=1e-2,s1=1E0,stop=5e-1") == FreeUSettings(0.01, 1, 1, 1, stop=0.5)
@@ -338,14 +347,6 @@ def test_a_folder_with_one_true_picture_is_told_that_two_are_needed(tmp_path: Pa
     (tmp_path / "small.png").write_bytes(png_of_size(8, 8))
     with pytest.raises(InputError, match=r"There is one picture .* put two PNGs or JPEGs or more there"):
         read_pictures(tmp_path)
-    # Weights of another name are taken for what the config's are.
-    tuned, sd14 = load_config("freeu_sd21.yaml"), load_config("freeu_sd14.yaml")
-    for config, ckpt, model in (
-        (tuned, "tuned.ckpt", "sd21"),
-        (sd14, "a/v2-1_512-ema-pruned.safetensors", "sd21"),
-        (tiny, "tuned.ckpt", "sd14"),
-    ):
-        assert read_settings(["V1"], config, ckpt) == {"V1": find_preset(model)}
 
 
 def png_of_size(width: int, height: int) -> bytes:

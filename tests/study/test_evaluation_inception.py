@@ -1,6 +1,9 @@
 """FID, with Inception weights drawn by lot, against torchmetrics' own."""
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -122,6 +125,19 @@ def test_weights_that_are_no_numbers_are_an_error_that_names_the_file(weights: P
     inception.network = lambda batch: (torch.full((len(batch), 2048), torch.nan),)
     with pytest.raises(InputError, match=f"with {weights} is not finite: its weights are damaged"):
         inception.embed(PICTURES)
+
+
+def test_how_many_true_renders_fid_compares_with_is_known(
+    reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def embed(pictures: Iterable[np.ndarray]) -> np.ndarray:
+        return np.stack([picture.mean((0, 1)) for picture in pictures])
+
+    monkeypatch.setattr(measures, "Inception", lambda *_: SimpleNamespace(embed=embed))
+    monkeypatch.setattr(measures, "RENDERS", 3)
+    weights = Weights(inception=Path("weights"))
+    assert Meter(["fid"], False, weights, CPU).renders == 3
+    assert Meter(["fid"], False, replace(weights, reference=reference), CPU).renders == 0
 
 
 def test_without_true_pictures_there_is_no_fid(weights: Path) -> None:

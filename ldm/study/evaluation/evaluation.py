@@ -16,7 +16,7 @@ from ldm.study.evaluation.asked import Asked, plan, plan_unseen, read_seen
 from ldm.study.evaluation.bootstrap import Estimate, Spread, Statistic, compare, resamples, spread
 from ldm.study.evaluation.frechet import FEW, WIDE
 from ldm.study.evaluation.guidance import guidance_ratios
-from ldm.study.evaluation.measures import RENDERS, Meter, check_names, choose
+from ldm.study.evaluation.measures import Meter, check_names, choose
 from ldm.study.evaluation.settings import read_settings
 from ldm.study.evaluation.subject import Subject, checkpoint_name, weights_of
 from ldm.study.pictures import Pictures
@@ -69,7 +69,7 @@ class Evaluation:
             "prompts": asked.prompts,
             "held_out": meter.held_out,
             "seeds_each": len(asked.pairs[0]),
-            "true_renders": RENDERS if meter.by_judge else None,
+            "true_renders": meter.renders or None,
             "bootstrap": {
                 "draws": bootstrap.DRAWS,
                 f"draws_of_over_{WIDE}_features": FEW,

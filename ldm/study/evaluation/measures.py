@@ -123,6 +123,7 @@ class Meter:
         self.inception: Inception | None = None
         self.reference: Reference | None = None  # of the judge or of CLIP
         self.fid_reference: Reference | None = None
+        self.renders = 0  # true ones, that pictures are compared with
         # Without pictures to compare with, or a CLIP to see them, the judge looks at true renders.
         self.by_judge = "frechet" in names and (weights.reference is None or weights.clip is None)
         if self.by_judge or any(name in JUDGED for name in names):
@@ -141,6 +142,7 @@ class Meter:
             if "frechet" in names and self.clip is not None and folder is not None:
                 self.reference = Reference(self.clip.embed(read_pictures(folder), repeat(""))[0])
             renders = true_renders(held_out) if self.by_judge or folder is None else []
+            self.renders = len(renders)
             if self.by_judge and self.judge is not None:
                 self.reference = Reference(pooled(self.judge, renders))
             if self.inception is not None:
