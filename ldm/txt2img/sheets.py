@@ -52,7 +52,9 @@ def labelled(
     margin, gap, line = round(1.2 * size), max(4, size // 3), round(1.4 * size)
     head_lines = [[wrapped(head, font, width) for head in row] for row in heads]
     head_rows = [line * max(map(len, row)) + gap * (i > 0) for i, row in enumerate(head_lines)]
-    side_lines = [wrapped(side, font, max(width, 6 * size)) for side in sides]
+    side_lines = [
+        shortened(wrapped(side, font, max(width, 6 * size)), max(1, height // line)) for side in sides
+    ]
     side = gap + max((ceil_length(font, text) for lines in side_lines for text in lines), default=-gap)
 
     block = side + columns * width + (columns - 1) * gap
@@ -134,11 +136,9 @@ def small_size(font: Font) -> float:
     return font.size if isinstance(font, ImageFont.FreeTypeFont) else 11
 
 
-def shortened(lines: list[str]) -> list[str]:
-    """At most as many lines as a caption has, the last of them then ending in dots."""
-    if len(lines) <= CAPTION_LINES:
-        return lines
-    return [*lines[: CAPTION_LINES - 1], f"{lines[CAPTION_LINES - 1][:-2]} …"]
+def shortened(lines: list[str], most: int = CAPTION_LINES) -> list[str]:
+    """At most so many lines, the last of them then ending in dots."""
+    return lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1][:-2]} …"]
 
 
 def joined(parts: Sequence[str], font: Font, width: int) -> list[str]:

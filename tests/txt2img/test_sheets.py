@@ -108,6 +108,16 @@ def test_a_huge_grid_is_shown_smaller() -> None:
     assert sheet.shape[0] * sheet.shape[1] < 1.2 * LARGEST
 
 
+def test_a_name_of_a_row_that_is_longer_than_its_picture_is_high_is_cut() -> None:
+    pictures = [[picture(384, 384, k)] for k in range(2)]
+    sheet = labelled(pictures, [], [CAPTIONS[-1]] * 2)
+    (first, left), (second, _) = (place(sheet, one) for [one] in pictures)
+    named = (sheet[:, :left] != PAPER).any((1, 2))
+    assert named[first : first + 384].any() and named[second : second + 384].any()
+    assert not named[:first].any() and not named[first + 384 : second].any()
+    assert not named[second + 384 :].any()
+
+
 def test_sixty_pictures_make_a_sheet_of_about_as_many_rows_as_columns() -> None:
     sheet = tiled([picture(64, 64)] * 60, [f"seed = {k}" for k in range(60)])
     assert 0.5 < sheet.shape[0] / sheet.shape[1] < 2
