@@ -5,8 +5,8 @@
 
 Every difference has a 95 % interval, at the same guidance scale and at a matched one. A table
 goes to the terminal, every picture's numbers to evaluation.csv, settings and results to evaluation.json, a
-few pictures to evaluation.png. What was sampled is kept in runs/, so that a run that was stopped goes on
-where it was. Trailing arguments change the config: sampling.height=256
+few pictures to evaluation.png. What was sampled is kept in runs/ and guidance.json, so that a run that was
+stopped goes on where it was. Trailing arguments change the config: sampling.height=256
 """
 
 import argparse

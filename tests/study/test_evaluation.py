@@ -29,7 +29,7 @@ from ldm.folders import ROOT
 from ldm.freeu import FreeUSettings, find_preset
 from ldm.modules.encoders.words import WordEmbedder
 from ldm.study.evaluation import asked as asked_for
-from ldm.study.evaluation import measures
+from ldm.study.evaluation import evaluation, measures
 from ldm.study.evaluation.asked import Asked, plan, plan_apart, plan_unseen, read_seen
 from ldm.study.evaluation.bootstrap import DRAWS, Mean, resamples
 from ldm.study.evaluation.evaluation import SHOWN, read_evaluation
@@ -186,6 +186,46 @@ def test_a_second_command_samples_nothing_again_and_prints_the_same(evaluate: Ca
     again = evaluate(*argv)
     assert (again.code, again.out) == (0, first.out)
     assert {path: path.stat().st_mtime_ns for path in (first.folder / "runs").iterdir()} == made
+
+
+def test_how_far_a_setting_guides_is_measured_once(
+    evaluate: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, measured = evaluation.guidance_ratios, []
+    monkeypatch.setattr(
+        evaluation, "guidance_ratios", lambda *given: measured.append(given[3]) or measure(*given)
+    )
+
+    def ratios(*argv: object) -> dict[str, float]:
+        small = (
+            "--prompts",
+            1,
+            "--seeds",
+            1,
+            "--metrics",
+            "energy",
+            "sampling.height=32",
+            "sampling.width=32",
+        )
+        done = evaluate(*small, *argv)
+        assert done.code == 0, done.err
+        variants = json.loads((done.folder / "evaluation.json").read_text())["variants"]
+        return {variant["setting"]: variant["guidance_ratio"] for variant in variants}
+
+    first = ratios("--settings", "V1")
+    second = ratios("--settings", "V2", "V1")
+    assert second["V1"] == first["V1"] != second["V2"]
+    assert ratios("--settings", "V1", "--steps", 1)["V1"] != first["V1"]
+    v1, v2 = (find_preset("sd14", version) for version in (1, 2))
+    assert measured == [[v1], [v2], [v1]]
+
+
+def test_damaged_ratios_of_guidance_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "guidance.json"
+    for content in ("", "[]", '{"a": null}', '{"a": "b"}'):
+        path.write_text(content)
+        with pytest.raises(InputError, match=f"{path} cannot be read .*: remove it"):
+            evaluation.read_ratios(path)
 
 
 def test_without_guidance_there_is_nothing_to_match_and_the_table_says_so(

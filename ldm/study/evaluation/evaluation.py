@@ -1,15 +1,20 @@
 """An evaluation: FreeU's settings against the plain model, on the same prompts and the same noise."""
 
+import hashlib
+import json
 from argparse import Namespace
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from ldm.config.reading import load_config
-from ldm.errors import NoNumbers
+from ldm.errors import InputError, NoNumbers
 from ldm.freeu import FreeUSettings
 from ldm.generate import total_steps
+from ldm.image_io import written_whole
 from ldm.study.claims import CONFIDENCE
 from ldm.study.evaluation import bootstrap
 from ldm.study.evaluation.asked import Asked, plan, plan_unseen, read_seen
@@ -22,9 +27,11 @@ from ldm.study.evaluation.subject import Subject, checkpoint_name, weights_of
 from ldm.study.pictures import Pictures
 from ldm.study.runs import Run
 from ldm.txt2img.caveats import warn_of_words
+from ldm.txt2img.jobs import Job
 
 PROBES = 16  # prompts over which a setting's ratio of guidance is measured, with one seed each
 SHOWN = 3  # prompts in the picture
+RATIOS = "guidance.json"  # the file that keeps the ratios of guidance
 
 
 @dataclass(frozen=True)
@@ -111,18 +118,38 @@ class Evaluation:
         return self.meter.measure(pictures, self.asked), shown
 
     def ratios(self) -> dict[str, float]:
-        """The ratio of guidance of each setting, rounded; none where nothing is guided or to be matched."""
-        model, sampling = self.subject.model, self.subject.sampling
-        if sampling.scale == 1 or not self.matched:
+        """The ratio of guidance of each setting, rounded; none where nothing is guided or to be matched.
+
+        What was measured is kept in a file. Raises InputError where that is damaged.
+        """
+        if self.subject.sampling.scale == 1 or not self.matched:
             return {}
         probes = [pairs[0] for pairs in self.asked.pairs[:PROBES]]
+        names = {name: self.ratio_name(freeu, probes) for name, freeu in self.settings.items()}
+        path = self.subject.folder / RATIOS
+        kept = read_ratios(path)
+        lacking = {names[name]: freeu for name, freeu in self.settings.items() if names[name] not in kept}
+        if lacking:
+            ratios = self.measure_ratios(list(lacking.values()), probes)
+            kept |= {name: round(ratio, 3) for name, ratio in zip(lacking, ratios, strict=True)}
+            with written_whole(path) as file:
+                file.write((json.dumps(kept, indent=1) + "\n").encode())
+        return {name: kept[names[name]] for name in self.settings}
+
+    def ratio_name(self, freeu: FreeUSettings, probes: Sequence[Job]) -> str:
+        """What a setting's ratio is kept under: a hash of all that decides it."""
+        asked = [asdict(pair) for pair in probes]
+        decisive = [self.subject.identity, asdict(self.subject.sampling), asked, asdict(freeu)]
+        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:24]
+
+    def measure_ratios(self, settings: Sequence[FreeUSettings], probes: Sequence[Job]) -> list[float]:
+        """The ratios of guidance of settings over these prompts and seeds."""
+        model, sampling = self.subject.model, self.subject.sampling
         size = self.subject.runs.at_once(sampling)
         batches = [probes[start : start + size] for start in range(0, len(probes), size)]
         total = len(batches) * total_steps(model, sampling)
         with tqdm(total=total, desc="guidance", unit="step", disable=None) as bar:
-            settings = list(self.settings.values())
-            ratios = guidance_ratios(model, batches, sampling, settings, bar.update)
-        return {name: round(ratio, 3) for name, ratio in zip(self.settings, ratios, strict=True)}
+            return guidance_ratios(model, batches, sampling, settings, bar.update)
 
     def variants(self, ratios: dict[str, float]) -> list[Variant]:
         """FreeU off, then each setting at the same guidance and, where it guides, at the matched one."""
@@ -137,6 +164,16 @@ class Evaluation:
     def runs_of(self, variant: Variant) -> list[Run]:
         """The runs that a variant's pictures come from, prompt after prompt."""
         return self.subject.runs_of(self.asked, variant.freeu, scale=variant.scale)
+
+
+def read_ratios(path: Path) -> dict[str, float]:
+    """The ratios of guidance that a file keeps, none where it is not there. Raises InputError."""
+    if not path.exists():
+        return {}
+    try:
+        return {name: float(ratio) for name, ratio in json.loads(path.read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as fault:
+        raise InputError(f"{path} cannot be read ({fault}): remove it, and it is made again.") from None
 
 
 def read_evaluation(arguments: Namespace) -> Evaluation:
