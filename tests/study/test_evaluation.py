@@ -301,6 +301,7 @@ def test_the_setting_under_which_pictures_are_no_numbers_is_named(evaluate: Call
     [
         (["--settings", "V3"], "There is no setting 'V3'"),
         (["--settings", "b7=1.2"], "FreeU has no setting 'b7': it has b1, b2, s1, s2, version"),
+        (["--settings", "b1=1.2,b1=1.4"], "b1=1.2,b1=1.4 has b1 twice"),
         (["--settings", "b1=-1"], "FreeU's b1 is -1"),
         (["--settings", "off"], "nothing to compare with off"),
         (["--config", "tiny.yaml", "--settings", "config"], "the config has no FreeU"),

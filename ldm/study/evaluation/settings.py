@@ -52,16 +52,18 @@ def read_settings(names: Sequence[str] | None, config: DictConfig, ckpt: str) ->
 
 def parse(text: str) -> FreeUSettings:
     """The settings of a text such as `b1=1.2,s1=0.9,version=2`. Raises InputError."""
-    values: dict[str, Any] = dict.fromkeys(FACTORS, 1.0)
+    values: dict[str, Any] = {}
     for part in text.split(","):
         name, equals, value = part.partition("=")
         if not equals:
             raise InputError(f"There is no setting {part!r}: give off, V1, V2, config or b1=1.2,s1=0.9.")
         if name not in FREEU_NAMES:
             raise InputError(f"FreeU has no setting {name!r}: it has {', '.join(FREEU_NAMES)}.")
+        if name in values:
+            raise InputError(f"{text} has {name} twice: write it once.")
         values[name] = value_of(value)
     try:
-        return FreeUSettings(**values)
+        return FreeUSettings(**dict.fromkeys(FACTORS, 1.0) | values)
     except ValueError as fault:
         raise InputError(str(fault)) from None
 
