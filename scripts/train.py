@@ -24,7 +24,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint, WeightAveraging
+from pytorch_lightning.callbacks import LambdaCallback, WeightAveraging
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -35,7 +35,7 @@ from ldm.config.annotations import misfits
 from ldm.config.reading import load_config
 from ldm.errors import InputError, exit_code, stop_when_asked
 from ldm.image_io import writable_folder, written_whole
-from ldm.training.checkpoints import WholeCheckpoints, check_checkpoint, check_settings
+from ldm.training.checkpoints import OfWholeSteps, WholeCheckpoints, check_checkpoint, check_settings
 from ldm.training.losses import draw_losses, read_losses
 from ldm.training.options import check_options
 from ldm.training.stage import Stage
@@ -116,7 +116,7 @@ def make_trainer(config: DictConfig, outdir: Path, averaging: WeightAveraging) -
     settings: Any = OmegaConf.to_container(config)
     logger = CSVLogger(outdir, name="metrics")  # a new file each time, so that no loss is lost
     callbacks = [
-        ModelCheckpoint(
+        OfWholeSteps(
             outdir,
             filename="last",
             every_n_train_steps=config.checkpoint_every or settings["trainer"].get("max_steps"),

@@ -71,6 +71,27 @@ def test_a_training_that_was_broken_ends_with_the_weights_of_an_unbroken_one(
     assert one == other
 
 
+def test_a_training_that_was_broken_twice_within_a_step_of_two_batches_ends_like_an_unbroken_one(
+    at_step: Callable, tmp_path: Path
+) -> None:
+    asked = [*QUICK, "params.lr=0.5", "trainer.accumulate_grad_batches=2", "trainer.max_steps=3"]
+    train(WORDS, tmp_path / "unbroken", asked)
+
+    def killed_in_the_second_batch(loss: torch.Tensor) -> torch.Tensor | None:
+        batches.append(loss)
+        return loss if len(batches) == 1 else killed(loss)
+
+    for _ in range(2):
+        batches: list[torch.Tensor] = []
+        at_step(1, killed_in_the_second_batch)
+        with pytest.raises(KeyboardInterrupt):
+            train(WORDS, tmp_path / "broken", asked)
+    at_step(None, killed)
+    train(WORDS, tmp_path / "broken", asked)
+    one, other = ((tmp_path / run / "model.safetensors").read_bytes() for run in ("unbroken", "broken"))
+    assert one == other
+
+
 @pytest.mark.slow
 def test_a_training_with_dropout_that_was_broken_ends_with_the_weights_of_an_unbroken_one(
     at_step: Callable, tmp_path: Path

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from omegaconf import OmegaConf
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from ldm.checkpoint import read_tensors
 from ldm.config.reading import load_config
@@ -34,6 +35,17 @@ class WholeCheckpoints(TorchCheckpointIO):
         torch.save(checkpoint, content)
         with written_whole(Path(path)) as file:
             file.write(content.getbuffer())
+
+
+class OfWholeSteps(ModelCheckpoint):
+    """Checkpoints every so many steps, none of them in the midst of a step of several batches.
+
+    Lightning's own makes one there where a training has just gone on, and the gradients so far are not in it.
+    """
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *given: Any) -> None:
+        if module.saved < trainer.global_step:
+            super().on_train_batch_end(trainer, module, *given)
 
 
 def check_checkpoint(path: Path, module: pl.LightningModule) -> None:

@@ -162,6 +162,9 @@ class Stage(pl.LightningModule):
         self.check_losses()
         self.saved = self.global_step
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.saved = checkpoint["global_step"]
+
     def on_train_end(self) -> None:
         self.check_losses()
 
