@@ -297,6 +297,11 @@ def test_a_checkpoint_holds_no_weights_of_a_loss_that_is_no_number_in_part_of_a_
         ),
         (
             "tiny_words",
+            "model.params.cond_stage_config.params.words[12]=amber",
+            "does not know orange, which captions have: add what is missing to its words or",
+        ),
+        (
+            "tiny_words",
             "model.params.cond_stage_config.params.heads=3",
             "heads is 3 and width 128: give a number of heads that divides the width",
         ),

@@ -5,7 +5,18 @@ from numpy.random import default_rng
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldm.data.scenes import COLOURS, OPPOSITE, RELATIONS, SHAPES, TEXTURES, Scene, draw_scene, words_of
+from ldm.data.scenes import (
+    COLOURS,
+    OPPOSITE,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Scene,
+    draw_scene,
+    texture_words,
+    words_of,
+)
 from ldm.errors import InputError
 
 # What a word is about: a thing's shape, colour, texture and place, each one of so many. The last shape is the
@@ -14,6 +25,12 @@ FACTS = (len(SHAPES) + 1, len(COLOURS), len(TEXTURES), len(RELATIONS) + 2)
 NO_FACT = -100
 # The words of the longest caption: two things of five, "left of", and "on a dotted blue background".
 LONGEST = 17
+# All that captions are made of.
+WORDS = sorted(
+    {*SHAPES, *COLOURS, *SIZES, "a", "an", "on", "background"}
+    | {word for texture in TEXTURES for word in texture_words(texture)}
+    | {word for relation in RELATIONS for word in relation.split()}
+)
 
 
 class SceneCaptions(Dataset):

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ldm.data.captions import FACTS, NO_FACT, SceneCaptions
+from ldm.data.captions import FACTS, NO_FACT, WORDS, SceneCaptions
+from ldm.errors import InputError
 from ldm.modules.encoders.words import WordEmbedder
 from ldm.training.stage import Stage, write_weights
 from ldm.util import instantiate_from_config
@@ -25,6 +26,12 @@ class WordsTraining(Stage):
     def __init__(self, model: Mapping[str, Any], data: Mapping[str, Any], batch_size: int, lr: float):
         super().__init__(lr, weight_decay=0.01, batch_size=batch_size)
         self.model: WordEmbedder = instantiate_from_config(model)
+        # Where a word is passed over, those behind it would be told of other things than their own.
+        if unknown := self.model.unknown(" ".join(WORDS)):
+            raise InputError(
+                f"The text encoder does not know {', '.join(unknown)}, which captions have: add what is "
+                "missing to its words or its synonyms."
+            )
         self.captions = SceneCaptions(length=self.model.max_length, **data)
         self.answers = torch.nn.Linear(model["params"]["width"], sum(FACTS))
 

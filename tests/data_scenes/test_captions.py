@@ -5,7 +5,7 @@ import torch
 from numpy.random import default_rng
 
 from ldm.config.reading import load_config
-from ldm.data.captions import FACTS, LONGEST, NO_FACT, SceneCaptions, facts_of
+from ldm.data.captions import FACTS, LONGEST, NO_FACT, WORDS, SceneCaptions, facts_of
 from ldm.data.scenes import COLOURS, OPPOSITE, RELATIONS, SHAPES, TEXTURES, describe, draw_scene
 from ldm.errors import InputError
 from ldm.modules.encoders.words import START, WordEmbedder
@@ -34,6 +34,11 @@ def test_the_facts_stand_where_the_text_encoder_reads_the_words():
     are_words = encoder.tokenize(list(captions)) > START + 1
     assert torch.equal(are_words, torch.stack(facts)[..., 0] != NO_FACT)
     assert torch.stack(facts).amax((0, 1)).tolist() == [count - 1 for count in FACTS]
+
+
+def test_captions_are_made_of_the_words_that_a_text_encoder_has_to_know_and_of_no_others():
+    captions = [describe(draw_scene(default_rng(seed))) for seed in range(500)]
+    assert {word for caption in captions for word in caption.split()} == set(WORDS)
 
 
 def test_the_second_things_place_is_opposite_to_the_firsts():
