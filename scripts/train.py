@@ -4,11 +4,11 @@
     python scripts/train.py --config configs/train/tiny_words.yaml --outdir runs/words
     python scripts/train.py --config configs/train/tiny.yaml --outdir runs/diffusion
 
-The folder gets checkpoints, the losses as CSV, sample pictures and, at the end, the weights for inference
-(model.safetensors) and, where matplotlib is installed, the losses as a curve. A run whose folder holds a
-checkpoint goes on from it, and ends as if it had never been stopped; but for `checkpoint_every` and
+The folder gets a checkpoint (last.ckpt), the losses as CSV, sample pictures and, at the end, the weights for
+inference (model.safetensors) and, where matplotlib is installed, the losses as a curve. A run whose folder
+holds a checkpoint goes on from it, and ends as if it had never been stopped; but for `checkpoint_every` and
 `trainer.*` no setting may change. Trailing arguments change the config:
-`checkpoint_every=100` keeps a checkpoint every 100 steps, `checkpoint_every=null` one at the end alone.
+`checkpoint_every=100` renews the checkpoint every 100 steps, `checkpoint_every=null` only at the end.
 `trainer.*` are Lightning's own options: `trainer.devices=8 trainer.num_nodes=2` trains on two machines of
 eight GPUs, `trainer.precision=bf16-mixed` in mixed precision.
 """
