@@ -92,6 +92,12 @@ def test_the_exported_weights_draw_through_the_ordinary_path(stages: Path) -> No
     assert picture.shape == (64, 64, 3)
 
 
+def test_what_a_run_goes_on_from_is_no_model_and_the_file_that_is_one_is_named(stages: Path) -> None:
+    said = r"last\.ckpt does not fit .*: it is what a training goes on from: give its model\.safetensors"
+    with pytest.raises(InputError, match=said):
+        load_model("tiny.yaml", ckpt=stages / "diffusion" / "last.ckpt", device="cpu")
+
+
 def test_a_run_whose_folder_holds_a_checkpoint_goes_on_from_it(tmp_path: Path) -> None:
     arguments = AUTOENCODER
     train("train/tiny_autoencoder.yaml", tmp_path, [*arguments, "trainer.max_steps=2"])

@@ -18,6 +18,7 @@ FOREIGN: Final = {
     ("lora_", "_lora.", ".lora."): f"a LoRA, which changes a model and is none: {ON_PIPELINES}",
     ("control_model.",): f"a ControlNet, which steers a model and is none: {ON_PIPELINES}",
     ("emb_params",): f"a textual inversion, words for a model and none: {ON_PIPELINES}",
+    ("model.model.diffusion_model.",): "what a training goes on from: give its model.safetensors",
     ("down_blocks.",): "a U-Net in the layout of diffusers: give the single-file checkpoint instead",
     ("conditioner.embedders.",): "a Stable Diffusion XL, for which FreeU is in ldm.freeu.diffusers alone",
     ("joint_blocks.",): "a Stable Diffusion 3, a transformer, which has no skips for FreeU",
