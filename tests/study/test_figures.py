@@ -16,13 +16,14 @@ from PIL import Image
 
 from ldm.checkpoint import load_model
 from ldm.config.reading import load_config
-from ldm.freeu import DecoderStage
+from ldm.freeu import DecoderStage, FreeUSettings
 from ldm.generate import Sampling, generate
 from ldm.study.figures import FIGURES
-from ldm.study.figures.figure import Material
+from ldm.study.figures.figure import Material, Setup
 from ldm.study.figures.measures import picture_curves
 from ldm.study.figures.style import in_lines
 from ldm.txt2img.jobs import Job
+from tests.memory import LittleMemory
 from tests.study.conftest import PIXELS, SMALL
 
 # Distinct settings: off, on and b only; eight around one; three other choices of channels and version 2; the
@@ -220,6 +221,23 @@ def test_dollars_in_a_prompt_are_drawn_as_they_are(prompt):
         return np.asarray(canvas.buffer_rgba())
 
     assert (drawn(in_lines(prompt)) == drawn(prompt, parse_math=False)).all()
+
+
+@pytest.mark.parametrize("number", [3, 4, 13, 17])
+def test_figures_of_large_pictures_take_them_pair_by_pair(number):
+    """Sixteen pairs of Stable Diffusion's size would take gigabytes at once."""
+    rng = np.random.default_rng(0)
+    many = rng.integers(0, 256, (4, 2, 64, 64, 3), np.uint8)  # (pairs, P, H, W, 3)
+    latents = rng.standard_normal((2, 4, 8, 8)).astype(np.float32)
+    each = [
+        {"positions": np.arange(2), "x_t": latents, "pictures_t": one, "pictures_0": one, "picture": one[-1]}
+        for one in many
+    ]
+    figure, stages = FIGURES[number], (DecoderStage(8, 8, 1),)
+    variants = figure.variants(Setup(FreeUSettings(1.2, 1.4, 0.9, 0.2), stages))
+    material = Material([Job("a star", k) for k in range(4)], stages, dict.fromkeys(variants, each))
+    with LittleMemory(many[0].size):
+        figure.draw(material)
 
 
 @pytest.mark.slow

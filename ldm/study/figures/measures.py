@@ -28,7 +28,9 @@ def picture_curves(pictures: Pictures) -> Numbers:
 
     So its maps count from black: counted from middle grey, a mean may be next to nothing, its log anything.
     """
-    return relative_log_amplitude(as_maps(pictures)).numpy()
+    # One at a time, as a spectrum is large.
+    curves = [relative_log_amplitude(as_maps(picture[None])) for picture in pictures]
+    return torch.cat(curves).numpy()
 
 
 def frequencies_of(maps: NDArray[Any] | Tensor) -> Numbers:
@@ -58,7 +60,8 @@ def high_shares(pictures: Pictures) -> Numbers:
 
 def changes(pictures: Pictures, others: Pictures) -> Numbers:
     """The mean difference of each picture's pixels from another's, in grey levels of 255: (n,)."""
-    return np.abs(pictures.astype(float) - others).mean((1, 2, 3))
+    each = [np.abs(one.astype(float) - other).mean() for one, other in zip(pictures, others, strict=True)]
+    return np.array(each)
 
 
 def mean_rows(frequencies: Numbers, curves: Numbers, name: str = "relative_log_amplitude") -> list[Row]:

@@ -42,17 +42,16 @@ def off_and_on(setup: Setup) -> Variants:
 
 
 def bands(pictures: NDArray[np.uint8]) -> tuple[Numbers, Numbers]:
-    """The low and high frequencies of pictures (..., H, W, 3), each (..., 3, H, W) in -1 to 1 about zero."""
-    maps = 2 * as_maps(pictures.reshape(-1, *pictures.shape[-3:])) - 1
-    low, high = (band.numpy().reshape(*pictures.shape[:-3], *maps.shape[1:]) for band in band_split(maps))
-    return low, high
+    """The low and high frequencies of pictures (P, H, W, 3), each (P, 3, H, W) in -1 to 1 about zero."""
+    low, high = band_split(2 * as_maps(pictures) - 1)
+    return low.numpy(), high.numpy()
 
 
 def band_changes(band: Numbers) -> Numbers:
-    """How much a band (pairs, P, 3, H, W) changes to the next kept step, over its norm: (pairs, P - 1)."""
-    norm = np.linalg.norm(band.reshape(*band.shape[:2], -1), axis=2)  # (pairs, P)
-    change = np.linalg.norm(np.diff(band, axis=1).reshape(band.shape[0], band.shape[1] - 1, -1), axis=2)
-    return change / np.maximum(norm[:, :-1], 1e-6)
+    """How much a band (P, 3, H, W) changes to the next kept step, over its norm: (P - 1,)."""
+    flat = band.reshape(len(band), -1)
+    change = np.linalg.norm(np.diff(flat, axis=0), axis=1)
+    return change / np.maximum(np.linalg.norm(flat[:-1], axis=1), 1e-6)
 
 
 def draw_bands(material: Material) -> Drawing:
@@ -63,11 +62,12 @@ def draw_bands(material: Material) -> Drawing:
     checks: list[Check] = []
     for state, name in STATES.items():
         kept = material.all("off", f"pictures_{state}")  # (pairs, P, H, W, 3)
-        low, high = bands(kept)
-        shown = [kept[0, chosen] / 255, shade(low[0, chosen]), shade(high[0, chosen])]
-        pictures += shown
+        low, high = bands(kept[0, chosen])
+        pictures += [kept[0, chosen] / 255, shade(low), shade(high)]
         names += [f"{name}", f"{name}\nlow", f"{name}\nhigh"]
-        change = {"low": band_changes(low), "high": band_changes(high)}  # (pairs, P - 1)
+        # One pair at a time, as its bands are eight times as large as its pictures.
+        each = np.array([[band_changes(band) for band in bands(of_pair)] for of_pair in kept])
+        change = {"low": each[:, 0], "high": each[:, 1]}  # (pairs, P - 1)
         for band, values in change.items():
             for k, step in enumerate(steps[1:]):
                 rows.append(
