@@ -18,7 +18,7 @@ from ldm.checkpoint import load_model
 from ldm.config.reading import load_config
 from ldm.freeu import DecoderStage, FreeUSettings
 from ldm.generate import Sampling, generate
-from ldm.study.figures import FIGURES
+from ldm.study.figures import FIGURES, features
 from ldm.study.figures.figure import Material, Setup
 from ldm.study.figures.measures import picture_curves
 from ldm.study.figures.style import in_lines
@@ -221,6 +221,22 @@ def test_dollars_in_a_prompt_are_drawn_as_they_are(prompt):
         return np.asarray(canvas.buffer_rgba())
 
     assert (drawn(in_lines(prompt)) == drawn(prompt, parse_math=False)).all()
+
+
+def test_components_are_fitted_for_the_pairs_that_are_shown(monkeypatch):
+    maps = np.random.default_rng(0).standard_normal((2, 6, 8, 4, 4)).astype(np.float32)
+    picture = np.zeros((16, 16, 3), np.uint8)
+    kept = {
+        side: [{"features.1": one, "picture": picture} for one in them]
+        for side, them in zip(("off", "on"), maps, strict=True)
+    }
+    fitted = []
+    monkeypatch.setattr(
+        features, "joint_components", lambda sides: fitted.append(sides) or [side.mean(0) for side in sides]
+    )
+    drawing = FIGURES[14].draw(Material([Job("a star", k) for k in range(6)], (DecoderStage(8, 8, 1),), kept))
+    assert len(drawing.rows) == 6 and len(fitted) == 2
+    assert all((sides == maps[:, p]).all() for p, sides in enumerate(fitted))
 
 
 @pytest.mark.parametrize("number", [3, 4, 13, 17])

@@ -150,28 +150,31 @@ def share_of_three(maps: Numbers) -> float:
 
 def draw_structure(material: Material) -> Drawing:
     factors = [f for f in resolutions(material) if material.all("off", f"features.{f}").shape[-1] > 2]
-    pictures = {side: material.all(side, "picture") for side in ("off", "on")}
-    shown: list[list[NDArray[Any]]] = []
-    names: list[str] = []
+
+    def sides_of(p: int, factor: int) -> list[Numbers]:
+        """The features (C, H, W) of a pair at one resolution, without and with FreeU."""
+        return [material.kept[side][p][f"features.{factor}"].astype(np.float32) for side in ("off", "on")]
+
     rows: list[Row] = []
     gains = np.zeros(len(material.pairs))
     for p, pair in enumerate(material.pairs):
-        means: dict[str, list[Numbers]] = {"off": [], "on": []}
-        components: dict[str, list[Numbers]] = {"off": [], "on": []}
         for factor in factors:
-            sides = [material.kept[side][p][f"features.{factor}"].astype(np.float32) for side in means]
-            flat = to_unit(np.stack([side.mean(0) for side in sides]))  # on one scale
-            colours, shares = joint_components(sides), [share_of_three(side) for side in sides]
-            for k, side in enumerate(means):
-                means[side].append(flat[k])
-                components[side].append(colours[k])
+            sides = sides_of(p, factor)
+            off, on = (share_of_three(side) for side in sides)
             row: Row = {"prompt": pair.prompt, "seed": pair.seed, "maps": size_name(sides[0])}
-            rows.append(row | {"share_off": shares[0], "share_on": shares[1]})
-            gains[p] += (shares[1] - shares[0]) / len(factors)
-        if p < SHOWN - 1:
-            for side in means:
-                shown.append([pictures[side][p], *means[side], *components[side]])
-                names.append(f"FreeU {side}\n" + in_lines(pair.prompt, lines=4))
+            rows.append(row | {"share_off": off, "share_on": on})
+            gains[p] += (on - off) / len(factors)
+
+    shown: list[list[NDArray[Any]]] = []
+    names: list[str] = []
+    for p, pair in enumerate(material.pairs[: SHOWN - 1]):
+        each = [sides_of(p, factor) for factor in factors]
+        means = [to_unit(np.stack([side.mean(0) for side in sides])) for sides in each]  # on one scale
+        components = [joint_components(sides) for sides in each]
+        for k, side in enumerate(("off", "on")):
+            maps = [*(one[k] for one in means), *(one[k] for one in components)]
+            shown.append([material.kept[side][p]["picture"], *maps])
+            names.append(f"FreeU {side}\n" + in_lines(pair.prompt, lines=4))
     sizes = [size_name(material.all("off", f"features.{factor}")) for factor in factors]
     columns = ["picture", *(f"mean\n{size}" for size in sizes), *(f"components\n{size}" for size in sizes)]
     grid = Grid(shown, names, columns)
