@@ -102,8 +102,9 @@ def draw_maps(material: Material) -> Drawing:
     )
     sheet = new_sheet(PAGE, 0.92 * grid.height)  # the colour bar leaves less for the pictures
     axes = grid.draw(sheet)
-    bar = sheet.colorbar(axes[0, 1].images[0], ax=axes, shrink=0.6, pad=0.02, ticks=[0, 1])
-    bar.set_label("channel mean, lowest to highest", labelpad=-2)
+    bar = sheet.colorbar(axes[0, 1].images[0], ax=axes, shrink=0.6, pad=0.02)
+    bar.set_ticks([0, 1], labels=["low", "high"])
+    bar.set_label("channel mean", labelpad=2)  # short, as one row of pictures is low
     bar.outline.set_visible(False)
 
     own = [alikeness(one, picture) for one, picture in zip(maps[-1], pictures, strict=True)]

@@ -69,13 +69,20 @@ class Grid:
     column_names: Sequence[str]
 
     @property
+    def cell(self) -> float:
+        """The width of a picture in inches, where the grid is as wide as a page."""
+        letters = max(len(line) for name in self.row_names for line in name.split("\n"))
+        return (PAGE - 0.3 - 0.052 * letters) / len(self.column_names)
+
+    @property
     def height(self) -> float:
         """In inches, where the grid is as wide as a page."""
-        letters = max(len(line) for name in self.row_names for line in name.split("\n"))
-        lines = max(name.count("\n") + 1 for name in self.column_names)
-        width = (PAGE - 0.3 - 0.052 * letters) / len(self.column_names)
+        of_row, of_column = (
+            max(name.count("\n") + 1 for name in names) for names in (self.row_names, self.column_names)
+        )
         first = self.pictures[0][0]
-        return len(self.pictures) * width * first.shape[0] / first.shape[1] + 0.12 + 0.13 * lines
+        row = max(self.cell * first.shape[0] / first.shape[1], 0.12 * of_row)  # wide pictures are low
+        return len(self.pictures) * row + 0.12 + 0.13 * of_column
 
     def draw(self, sheet: FigureBase) -> NDArray[Any]:
         """Draws the grid into a sheet or a part of one; returns its axes."""
