@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -25,6 +26,12 @@ def on_paper(grid: Grid) -> tuple[Figure, np.ndarray, np.ndarray]:
         canvas = FigureCanvasAgg(sheet)
         canvas.draw()
     return sheet, axes, np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def inside(axes: Axes, pixels: np.ndarray) -> np.ndarray:
+    """The pixels of a sheet within axes, but for their border."""
+    x0, y0, x1, y1 = (round(edge) for edge in axes.get_window_extent().extents)
+    return pixels[len(pixels) - y1 + 3 : len(pixels) - y0 - 3, x0 + 3 : x1 - 3]
 
 
 @pytest.mark.parametrize(("height", "width", "lines"), [(64, 64, 2), (36, 64, 7), (32, 96, 7)])
@@ -52,3 +59,16 @@ def test_the_colour_bar_of_one_pair_s_maps_says_all_it_has_to_say():
     boxes = [text.get_window_extent() for text in (label, *ticks)]
     assert len(ticks) == 2 and all(box.y0 >= 0 and box.y1 <= sheet.bbox.height for box in boxes)
     assert not any(boxes[0].overlaps(box) for box in boxes[1:])
+
+
+def test_a_large_picture_is_shrunk_without_details_of_its_own():
+    fine = np.repeat(255 * (np.indices((512, 512)).sum(0) % 2)[..., None], 3, axis=-1).astype(np.uint8)
+    _, axes, pixels = on_paper(Grid([[fine] * 4], ["a star"], ["b = 1"] * 4))
+    drawn = inside(axes[0, 0], pixels)
+    assert drawn.mean() == pytest.approx(127.5, abs=2) and drawn.std() < 10  # grey, no other pattern
+
+
+def test_maps_and_bands_are_drawn_with_the_numbers_they_have():
+    band = np.random.default_rng(0).integers(0, 2, (512, 512, 3)).astype(float)
+    _, axes, pixels = on_paper(Grid([[band] * 4], ["a star"], ["high"] * 4))
+    assert set(np.unique(inside(axes[0, 0], pixels))) == {0, 255}

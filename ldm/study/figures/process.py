@@ -63,7 +63,7 @@ def draw_bands(material: Material) -> Drawing:
     for state, name in STATES.items():
         kept = material.all("off", f"pictures_{state}")  # (pairs, P, H, W, 3)
         low, high = bands(kept[0, chosen])
-        pictures += [kept[0, chosen] / 255, shade(low), shade(high)]
+        pictures += [kept[0, chosen], shade(low), shade(high)]
         names += [f"{name}", f"{name}\nlow", f"{name}\nhigh"]
         # One pair at a time, as its bands are eight times as large as its pictures.
         each = np.array([[band_changes(band) for band in bands(of_pair)] for of_pair in kept])

@@ -12,7 +12,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure, FigureBase, SubFigure
 from numpy.typing import NDArray
 
-from ldm.plots import PAGE, new_sheet
+from ldm.plots import PAGE, STYLE, new_sheet
 from ldm.study.claims import half_width
 
 MAPS: ListedColormap = matplotlib.colormaps["cividis"]  # type: ignore[assignment]
@@ -62,7 +62,7 @@ def legend_above(sheet: FigureBase, axes: Axes, columns: int) -> None:
 
 @dataclass(frozen=True)
 class Grid:
-    """Pictures (H, W, 3), or maps (H, W) from 0 to 1, in rows and columns that have names."""
+    """Pictures (H, W, 3) of bytes, maps (H, W) or bands (H, W, 3) from 0 to 1, in named rows and columns."""
 
     pictures: Sequence[Sequence[NDArray[Any]]]
     row_names: Sequence[str]
@@ -87,9 +87,14 @@ class Grid:
     def draw(self, sheet: FigureBase) -> NDArray[Any]:
         """Draws the grid into a sheet or a part of one; returns its axes."""
         grid = sheet.subplots(len(self.pictures), len(self.column_names), squeeze=False)
+        room = self.cell * STYLE["savefig.dpi"]  # pixels
         for axes_row, row, name in zip(grid, self.pictures, self.row_names, strict=True):
             for axes, picture in zip(axes_row, row, strict=True):
-                axes.imshow(picture, cmap=MAPS, vmin=0, vmax=1)
+                # Pixels left out of a large picture would make detail of their own. Maps and bands are not
+                # smoothed: there each square is a number, and of high frequencies nothing would be left.
+                shrunk = picture.dtype == np.uint8 and picture.shape[1] > room
+                how = "hanning" if shrunk else "nearest"
+                axes.imshow(picture, cmap=MAPS, vmin=0, vmax=1, interpolation=how)
                 axes.set(xticks=[], yticks=[])
                 axes.grid(False)
                 axes.spines[:].set_visible(False)
