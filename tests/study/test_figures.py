@@ -35,10 +35,9 @@ VARIANTS = 3 + 8 + 4 + 4 + 4
 def study(figures_script, tiny_checkpoint: Path, tmp_path_factory) -> Path:
     """The folder that --all has filled, in float32 whatever this processor does fast."""
     folder = tmp_path_factory.mktemp("study")
-    words = ["--all", "--ckpt", str(tiny_checkpoint), "--outdir", str(folder), *SMALL, *PIXELS]
-    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ldm.study.figures.study.pick_dtype", lambda _device: torch.float32)
-        assert figures_script.main(words) == 0
+    words = ["--ckpt", str(tiny_checkpoint), "--outdir", str(folder), *SMALL, *PIXELS]
+    with torch.no_grad():
+        assert figures_script.main(["--all", "--precision", "full", *words]) == 0
     return folder
 
 
@@ -95,6 +94,18 @@ def test_every_figure_has_its_files_and_they_are_sound(study):
 
 def test_runs_are_shared_between_figures(study):
     assert len(list((study / "runs").iterdir())) == 2 * VARIANTS
+
+
+def test_a_record_names_what_was_changed_in_the_config(study):
+    assert all(record(study, number)["overrides"] == PIXELS for number in FIGURES)
+
+
+def test_the_precision_is_the_one_that_is_asked_for(figures):
+    for precision, dtype in {"full": "float32", "bf16": "bfloat16"}.items():
+        outcome = figures("--figure", "17", "--steps", "1", "--prompts", "1", "--precision", precision)
+        assert outcome.code == 0 and f"64x64 pixels, {dtype}" in outcome.out
+        assert record(outcome.folder, 17)["precision"] == dtype
+    assert len(list((outcome.folder / "runs").iterdir())) == 2 * 5  # neither has taken the other's
 
 
 def test_claims_and_page_tell_every_check_as_the_figures_do(study):
