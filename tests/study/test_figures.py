@@ -108,6 +108,14 @@ def test_the_precision_is_the_one_that_is_asked_for(figures):
     assert len(list((outcome.folder / "runs").iterdir())) == 2 * 5  # neither has taken the other's
 
 
+@pytest.mark.parametrize("number", FIGURES)
+def test_a_caption_names_the_version_that_is_drawn_whatever_the_config_has(number):
+    figure, config = FIGURES[number], FreeUSettings(1.2, 1.4, 0.9, 0.2, version=2)
+    drawn = figure.variants(Setup(config, (DecoderStage(8, 8, 1),))).values()
+    of_its_own = any(freeu is not None and freeu.version == 1 for freeu in drawn)
+    assert of_its_own == any(words in figure.caption for words in ("version 1", "versions 1"))
+
+
 def test_claims_and_page_tell_every_check_as_the_figures_do(study):
     claims, page = (study / "claims.md").read_text(), (study / "figures.html").read_text()
     lines = [line.split(" | ") for line in claims.splitlines() if line.startswith("| ")][1:]

@@ -119,8 +119,8 @@ FIGURES = [
     Figure(
         9,
         "Which channels are scaled",
-        f"b = {USUAL_B:g} and s = 1 at both stages, on all channels of the backbone, on either half, and on "
-        f"every other one. {SPECTRA}",
+        f"b = {USUAL_B:g} of version 1 and s = 1 at both stages, on all channels of the backbone, on either "
+        f"half, and on every other one. {SPECTRA}",
         by_channels,
         draw_channels,
         again=19,

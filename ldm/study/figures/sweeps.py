@@ -117,30 +117,31 @@ FIGURES = [
     Figure(
         5,
         "What b and s do",
-        "Factors from 0.6 to 1.4 on all channels at every decoder concatenation, the other factor being one; "
-        "the middle column is the plain model.",
+        "Factors of version 1 from 0.6 to 1.4 on all channels at every decoder concatenation, the other "
+        "factor being one; the middle column is the plain model.",
         vary_both_everywhere,
         draw_both,
     ),
     Figure(
         6,
         "Relative log amplitude of pictures against b",
-        "The pictures of figure 5 over b, with s = 1: means over the pairs. Right: less the plain model's, "
-        "pair by pair, with 95 % intervals.",
+        "The pictures of figure 5 over b of version 1, with s = 1: means over the pairs. Right: less the "
+        "plain model's, pair by pair, with 95 % intervals.",
         vary_b_everywhere,
         draw_against_b,
     ),
     Figure(
         17,
         "A sweep of b",
-        "FreeU with b at both stages and s = 1, from the same noise in each row. b = 1 is the plain model.",
+        "FreeU, version 1, with b at both stages and s = 1, from the same noise in each row. b = 1 is the "
+        "plain model.",
         vary_b,
         draw_b,
     ),
     Figure(
         18,
         "A sweep of s",
-        f"FreeU with b = {USUAL_B:g} and s at both stages, from the same noise in each row.",
+        f"FreeU, version 1, with b = {USUAL_B:g} and s at both stages, from the same noise in each row.",
         vary_s,
         draw_s,
     ),
