@@ -59,28 +59,27 @@ def rows_of(arguments: argparse.Namespace) -> Iterator["Row"]:
     if "start" in arguments.subject and device.type != "cpu":
         raise InputError("--subject start is measured on a CPU alone: give --device cpu.")
     kinds = [getattr(torch, name) for name in arguments.dtype or ()] or usual
-    for subject in arguments.subject:
-        if subject == "picture":
-            with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
+        for subject in arguments.subject:
+            if subject == "picture":
                 yield from start.embedded_picture(Path(folder), rounds, arguments.device)
-            continue
-        for dtype in kinds:
-            match subject:
-                case "filters":
-                    yield from filters.measure(dtype, device, 4 * rounds)
-                case "freeu":
-                    yield from networks.overhead(dtype, device, rounds)
-                case "step":
-                    yield from networks.step(dtype, device, rounds, side, compiled=arguments.compile)
-                case "decode":
-                    yield from networks.decode(dtype, device, rounds)
-                case "start":
-                    with TemporaryDirectory() as folder:
+                continue
+            for dtype in kinds:
+                match subject:
+                    case "filters":
+                        yield from filters.measure(dtype, device, 4 * rounds)
+                    case "freeu":
+                        yield from networks.overhead(dtype, device, rounds)
+                    case "step":
+                        yield from networks.step(dtype, device, rounds, side, compiled=arguments.compile)
+                    case "decode":
+                        yield from networks.decode(dtype, device, rounds)
+                    case "start":  # on the same weights in every precision
                         yield from start.cold_start(dtype, arguments.files or Path(folder), rounds)
-                case "growth":
-                    growth = import_growth()
-                    yield from growth.steps(dtype, device, rounds)
-                    yield from growth.decodes(dtype, device, rounds)
+                    case "growth":
+                        growth = import_growth()
+                        yield from growth.steps(dtype, device, rounds)
+                        yield from growth.decodes(dtype, device, rounds)
 
 
 def import_growth() -> ModuleType:

@@ -5,6 +5,7 @@ import re
 import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -241,6 +242,22 @@ def test_weights_whose_writing_was_stopped_are_written_again(monkeypatch, tmp_pa
     assert row.contender == "ours" and [path.name for path in (tmp_path / "files").iterdir()] == [
         "sd14.safetensors"
     ]
+
+
+def test_weights_are_written_once_for_all_precisions(monkeypatch, tmp_path):
+    written = []
+
+    def write(path):
+        path.write_bytes(b"whole")
+        written.append(path)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(start.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(start, "write_ours", write)
+    monkeypatch.setattr(start, "OURS", "import sys; assert open(sys.argv[1]).read() == 'whole'")
+    argv = ["--subject", "start", "--dtype", "float32", "bfloat16", "--rounds", "1", "--device", "cpu"]
+    assert bench["main"](argv) == 0
+    assert len(written) == 1 and not list(tmp_path.iterdir())
 
 
 def test_a_process_that_fails_is_told_with_its_last_words(monkeypatch, tmp_path):
