@@ -260,6 +260,16 @@ def test_weights_are_written_once_for_all_precisions(monkeypatch, tmp_path):
     assert len(written) == 1 and not list(tmp_path.iterdir())
 
 
+def test_a_process_that_is_measured_finds_what_a_cluster_s_modules_have_put_on_the_path(
+    monkeypatch, tmp_path
+):
+    (tmp_path / "of_a_module.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert start.seconds_to_end([sys.executable, "-c", "import ldm, of_a_module"]) > 0
+    monkeypatch.delenv("PYTHONPATH")
+    assert start.environment()["PYTHONPATH"] == str(ROOT)  # an empty part would be the current folder
+
+
 def test_a_process_that_fails_is_told_with_its_last_words(monkeypatch, tmp_path):
     monkeypatch.setattr(start.util, "find_spec", lambda name: None)
     (tmp_path / "sd14.safetensors").write_bytes(b"half")
@@ -274,7 +284,8 @@ def test_a_process_that_fails_is_told_with_its_last_words(monkeypatch, tmp_path)
 def test_weights_that_the_disk_refuses_are_told_in_a_line(monkeypatch, tmp_path):
     monkeypatch.setattr(start, "random_weights", lambda slots: {"a": torch.ones(10_000)})
     monkeypatch.setattr(start, "build_on_meta", lambda config: torch.nn.Identity())
-    with largest_file(5000), pytest.raises(InputError, match=r"sd14\.safetensors cannot be written"):
+    refused = r"sd14\.safetensors cannot be written: .*\nThe start takes 9 GB: give --files a folder"
+    with largest_file(5000), pytest.raises(InputError, match=refused):
         start.cold_start(torch.float32, tmp_path, rounds=1)
     assert not list(tmp_path.iterdir())
 

@@ -112,12 +112,15 @@ def written(path: Path, write: Callable[[Path], None]) -> None:
             write(part)
             part.rename(path)
     except (OSError, SafetensorError) as fault:
-        raise InputError(f"{path} cannot be written: {fault}.") from None
+        raise InputError(
+            f"{path} cannot be written: {fault}.\nThe start takes 9 GB: give --files a folder with room."
+        ) from None
 
 
 def environment() -> dict[str, str]:
-    """That of a process which imports what is here, and has as many threads."""
-    return os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
+    """That of a process which imports what is here and what this one can, and has as many threads."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": path}
 
 
 def seconds_to_line(command: list[str]) -> tuple[float, str]:
