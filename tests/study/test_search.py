@@ -144,6 +144,30 @@ def test_off_and_the_published_factors_come_first_and_nothing_found_is_worse_tha
         assert plot.width > 1000
 
 
+@pytest.mark.parametrize(
+    ("space", "plain", "other"),
+    [(("b1=1,1.1", "b2=1", "s1=1", "s2=1"), "1", "1.1"), (("strength=0,0.5",), "0", "0.5")],
+)
+def test_what_is_found_changes_pictures_though_trials_without_a_name_were_the_plain_model(
+    space: tuple[str, ...],
+    plain: str,
+    other: str,
+    search: Callable[..., Outcome],
+    tiny_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # By construction nothing comes nearer to the pictures without FreeU than these.
+    off = pictures_at(FreeUSettings(1.0, 1.0, 1.0, 1.0), tiny_checkpoint).astype(float)
+    distance = Measure("distance", "lower", of=lambda pictures: np.square(pictures - off).mean((2, 3, 4)))
+    monkeypatch.setitem(MEASURES, "distance", distance)
+    done = search("--metrics", "distance", "--trials", 6, "--space", *space)
+    assert done.code == 0, done.err
+    rows, name = table(done.folder), space[0].partition("=")[0]
+    assert [row for row in rows if not row["name"] and row[name] == plain]
+    [best] = [row for row in rows if row["trial"] == best_of(done.folder)]
+    assert best[name] == other
+
+
 def test_a_trials_value_is_the_measure_of_its_pictures(
     search: Callable[..., Outcome], tiny_checkpoint: Path
 ) -> None:

@@ -210,7 +210,7 @@ class Search:
     def outcome(self) -> Outcome:
         """The best trial, held against FreeU off and published factors on fresh prompts and noise."""
         trials = self.trials.complete()
-        tried = [trial for trial in trials if trial.user_attrs.get(NAME) != "off"]
+        tried = [trial for trial in trials if self.acts(trial)]
         left_out: list[str] = []
         while tried:
             best = self.best(tried)
@@ -247,6 +247,10 @@ class Search:
             }
         front = sorted(trial.number for trial in self.trials.front())
         return Outcome(trials, front, best, found, results, against, left_out)
+
+    def acts(self, trial: FrozenTrial) -> bool:
+        """Whether FreeU changes any block in a trial, as it does not in "off" or with a strength of zero."""
+        return bool(self.subject.unet.hit_blocks(self.space.settings(trial.params)))
 
     def draw_check(self, name: str, freeu: FreeUSettings) -> bool:
         """Samples the check's pictures with these settings; says whether they came to numbers."""
