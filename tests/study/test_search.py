@@ -639,6 +639,7 @@ def test_a_search_in_which_no_trial_has_a_value_says_so(
         (["--space", "version=1,3"], "FreeU's version is 3"),
         (["--space", "s1", "s1=0:1"], "s1 twice"),
         (["--space", "start=0.5:0.8", "stop=0.2:0.6"], "start at 0.8, above its stop at 0.2"),
+        (["--space", "stop", "model.params.unet_config.params.start=0.5"], "values of stop from 0.5 up"),
         (["--trials", "2"], "--trials 4 or more"),
         (["--trials", "0"], "--trials is 0"),
         (["--seed", "-1"], "--seed is -1"),

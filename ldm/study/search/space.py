@@ -133,7 +133,7 @@ def read_space(words: Sequence[str] | None, base: FreeUSettings) -> Space:
     if latest > earliest:
         raise InputError(
             f"--space lets FreeU start at {latest:g}, above its stop at {earliest:g}: "
-            "end the range of start where that of stop begins."
+            f"give values of stop from {latest:g} up, or of start up to {earliest:g}."
         )
     return Space(base, searched)
 
