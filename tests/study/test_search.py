@@ -652,6 +652,8 @@ def test_a_search_in_which_no_trial_has_a_value_says_so(
         (["--storage", "{folder}"], "{folder}"),
         (["--fresh-prompts", "{prompts}"], "--fresh-prompts has what the search is made on: 'a "),
         (["--storage", "/proc/no/search.db"], "Nothing can be written into /proc/no"),
+        (["--storage", "postgresql://me:secret@host/db"], "in a file, not at postgresql://...: give"),
+        (["--storage", "sqlite:///search.db"], "in a file, not at sqlite://...: give"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_one_clear_line_and_harms_no_file(

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import sqlite3
 import time
 import warnings
@@ -198,8 +199,13 @@ def silence(trial: FrozenTrial) -> float:
 def open_storage(path: Path) -> BaseStorage:
     """The storage in a file, or a new one: a journal by its ending (.log, .journal, .jsonl), else SQLite.
 
-    Raises InputError where the file is neither.
+    Raises InputError where the file is neither, and for a URL.
     """
+    if url := re.match(r"[\w+]{2,}:(?=[/\\])", str(path)):  # one letter is a drive
+        raise InputError(
+            f"A search is kept in a file, not at {url[0]}//...: give the path of an SQLite database, or for "
+            "several machines of a journal that ends in .log."
+        )
     writable_folder(path.parent)
     try:
         with path.open("rb") as file:
