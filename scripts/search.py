@@ -53,7 +53,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> None:
     # What takes long to import comes after what answers at once.
     with needing(("optuna", "matplotlib"), 'Searches are made with Optuna: pip install -e ".[search]"'):
-        from ldm.study.search.report import RECORD, told, write
+        from ldm.study.search.report import told, write
         from ldm.study.search.search import Search
 
     search = Search(arguments)
@@ -61,13 +61,23 @@ def run(arguments: argparse.Namespace) -> None:
     print(told(search, outcome))
     preset, *others = write(search, outcome)
     print(f"\n{preset} is the preset; {', '.join(path.name for path in others)} beside it tell the rest")
+    print("At matched guidance too, on prompts and noise that the search did not see:")
+    print(advised(arguments, preset))
+
+
+def advised(arguments: argparse.Namespace, preset: Path) -> str:
+    """The command that evaluates a preset, with what the search was told and configs have no place for."""
+    from ldm.study.search.report import RECORD
+
     words = ["--config", str(preset), "--unseen-by", str(preset.with_name(RECORD))]
-    words += ["--sampler", arguments.sampler]  # for which configs have no place
+    for name in ("sampler", "device", "precision", "clip", "aesthetic", "inception", "reference"):
+        if (value := getattr(arguments, name)) not in (None, "auto"):
+            words += [f"--{name}", str(value)]
+    words += ["--trust-config"] * arguments.trust_config
     prompts = arguments.fresh_prompts or arguments.prompts
     if prompts is not None and not prompts.isdecimal():
         words += ["--prompts", prompts]
-    print("At matched guidance too, on prompts and noise that the search did not see:")
-    print(f"python scripts/evaluate.py {shlex.join(words)}")
+    return f"python scripts/evaluate.py {shlex.join(words)}"
 
 
 def main(argv: list[str]) -> int:

@@ -318,6 +318,16 @@ def test_the_advised_evaluation_samples_as_the_check_of_the_search_did(
     assert usual_sampling(load_config(advised.config), **given) == Sampling(64, 64, 3, 6.0, "plms")
 
 
+def test_the_advised_evaluation_has_the_weights_the_device_and_the_trust_that_the_search_was_given() -> None:
+    search, evaluate = (runpy.run_path(str(ROOT / "scripts" / f"{it}.py")) for it in ("search", "evaluate"))
+    paths = ("--clip", "a clip", "--aesthetic", "a.pth", "--inception", "i.pth", "--reference", "true")
+    given = search["parse_arguments"]([*paths, "--device", "cpu", "--precision", "full", "--trust-config"])
+    command = shlex.split(search["advised"](given, Path("out", "found.yaml")))
+    advised = evaluate["parse_arguments"](command[2:])
+    for name in ("clip", "aesthetic", "inception", "reference", "device", "precision", "trust_config"):
+        assert getattr(advised, name) == getattr(given, name)
+
+
 @pytest.mark.parametrize(
     ("off", "said"),
     [
