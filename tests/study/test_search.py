@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -19,9 +20,11 @@ from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
+import optuna
 import pytest
 import torch
 import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from optuna.storages.journal import JournalFileSymlinkLock
 from optuna.trial import TrialState
 from PIL import Image
@@ -32,6 +35,7 @@ from ldm.errors import InputError, NoNumbers
 from ldm.folders import ROOT
 from ldm.freeu import PRESETS, FreeUSettings
 from ldm.generate import Sampling, generate
+from ldm.plots import style
 from ldm.study.evaluation import measures
 from ldm.study.evaluation.bootstrap import Estimate
 from ldm.study.evaluation.measures import MEASURES, Measure
@@ -43,6 +47,7 @@ from ldm.study.search import report
 from ldm.study.search import search as searching
 from ldm.study.search import trials as trials_module
 from ldm.study.search.goals import Goal
+from ldm.study.search.plot import draw_trials
 from ldm.study.search.space import read_space
 from ldm.study.search.trials import NAME, Trials
 from ldm.txt2img.request import usual_sampling
@@ -630,6 +635,29 @@ def test_a_search_in_which_no_trial_has_a_value_says_so(
         assert done.code == 2
         assert done.err.splitlines()[-1].startswith("error: No trial with FreeU has a value in patchy")
         assert not (done.folder / "found.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["channels", "match", "version", "threshold"],
+        ["b1=1,1.05,1.1,1.15,1.2,1.25,1.3,1.35", "s1=0.1,0.2,0.3,0.4", "s2", "stop"],
+        ["channels"],
+    ],
+    ids=str,
+)
+def test_the_values_under_a_panel_of_the_plot_do_not_run_into_each_other(words: list[str]) -> None:
+    base = FreeUSettings(1.1, 1.2, 0.9, 0.6)
+    space, study = read_space(words, base), optuna.create_study()
+    for _ in range(3):
+        study.tell(study.ask(space.distributions), 0.5)
+    came = searching.Outcome(study.trials, [0], study.trials[0], base, [], {})
+    with style():
+        sheet = draw_trials(space, [Goal("alignment", "higher")], came)
+        FigureCanvasAgg(sheet).draw()
+    for axes in sheet.axes:
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+        assert not any(left.overlaps(right) for left, right in itertools.pairwise(boxes))
 
 
 @pytest.mark.parametrize(

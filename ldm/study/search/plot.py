@@ -20,6 +20,7 @@ from ldm.study.search.trials import NAME
 from ldm.txt2img.settings_grid import shown
 
 COLUMNS = 5  # panels beside each other
+LETTERS = 90  # of values that stand beside each other under a row of panels
 MARKERS = "sD^vP"  # of trials with a name
 
 
@@ -69,8 +70,12 @@ def draw_panel(axes: Axes, name: str, space: Space, goal: Goal, g: int, outcome:
         beside = 0.04 * (kind.high - kind.low)
         axes.set_xlim(kind.low - beside, kind.high + beside)
     else:
-        axes.set_xticks(range(len(kind.values)), [shown(value) for value in kind.values])
-        axes.set_xlim(-0.5, len(kind.values) - 0.5)
+        labels = [shown(value) for value in kind.values]
+        axes.set_xticks(range(len(labels)), labels)
+        axes.set_xlim(-0.5, len(labels) - 0.5)
+        grid = axes.get_gridspec()
+        if grid is not None and len("".join(labels)) > LETTERS // grid.ncols:
+            axes.tick_params(axis="x", labelrotation=90)
     for trial, value in zip(outcome.trials, values, strict=True):
         if trial.user_attrs.get(NAME) == "off":
             axes.axhline(value, color=COLOURS[1], linestyle=(0, (4, 2)), linewidth=0.8, zorder=1)
