@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ldm.command_line import Help
 from ldm.errors import InputError, exit_code, needing, stop_when_asked
@@ -111,7 +111,6 @@ def check(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from ldm.device import pick_device
-    from ldm.image_io import written_whole
     from ldm.study.bench.rounds import machine
 
     if arguments.quick and arguments.subject:
@@ -122,9 +121,10 @@ def run(arguments: argparse.Namespace) -> None:
     check(arguments)
     told = machine(pick_device(arguments.device))
     print(", ".join(f"{name} {value}" for name, value in told.items()))
-    found = []
+    found: list[Row] = []
     for row in rows_of(arguments):
         found.append(row)
+        save(arguments.json, told, found)  # at once, as what comes next may fail or be stopped
         what, dtype, contender, ms, middle, low, high = row.cells()
         peak = "" if row.peak is None else f", peak {row.peak / 1e9:.2f} GB"
         print(
@@ -134,8 +134,15 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.plot:
         growth = import_growth()
         growth.draw([row for row in found if row.what.startswith(growth.WHATS)], arguments.plot)
-    if arguments.json:
-        with written_whole(arguments.json) as file:
+    save(arguments.json, told, found)
+
+
+def save(path: Path | None, told: dict[str, Any], found: list["Row"]) -> None:
+    """Writes the machine and what is measured of it as JSON, where a path was given. Raises InputError."""
+    from ldm.image_io import written_whole
+
+    if path is not None:
+        with written_whole(path) as file:
             file.write(json.dumps({"machine": told, "rows": [vars(row) for row in found]}, indent=1).encode())
 
 

@@ -202,6 +202,24 @@ def test_a_folder_for_the_file_is_made(rounds, tmp_path):
     assert rounds == ["filters", "step"]
 
 
+def test_what_was_measured_before_a_stop_is_in_the_file_and_no_round_leaves_an_older_one(
+    monkeypatch, tmp_path
+):
+    file, row = tmp_path / "bench.json", Row("step", "float32", "ours", [0.5], [0.5])
+    measured = [row]
+
+    def rows_of(arguments):
+        yield from measured
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(bench["run"].__globals__, "rows_of", rows_of)
+    argv = ["--quick", "--device", "cpu", "--json", str(file)]
+    for _ in range(2):
+        assert bench["main"](argv) == 130
+        assert [Row(**it) for it in json.loads(file.read_text())["rows"]] == [row]
+        measured.clear()
+
+
 def test_in_a_hurry_the_precision_is_measured_that_the_device_computes_fast(monkeypatch):
     asked = []
     monkeypatch.setattr(filters, "measure", lambda kind, *_: asked.append(kind) or [])
