@@ -53,8 +53,6 @@ class FeedForward(nn.Module):
 class CrossAttention(nn.Module):
     """Attention of tokens x on a context, or on themselves when there is none.
 
-    x, (b, N, C), may meet the contexts of several batches, (k b, M, D), and comes out as often.
-
     `scaled_dot_product_attention` scales before it sums or accumulates in float32, so that SD2.1's large
     products do not overflow in half precision.
     """
@@ -72,14 +70,18 @@ class CrossAttention(nn.Module):
         context = x if context is None else context
         q, k, v = (
             rearrange(t, "b n (heads d) -> b heads n d", heads=self.heads)
-            for t in (repeated(self.to_q(x), len(context)), self.to_k(context), self.to_v(context))
+            for t in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
         out = attention(q, k, v)
         return self.to_out(rearrange(out, "b heads n d -> b n (heads d)"))
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, cross-attention and feed-forward, each normalised first and added to its input."""
+    """Self-attention, cross-attention and feed-forward, each normalised first and added to its input.
+
+    Tokens x, (b, N, C), may meet the contexts of several batches, (k b, M, D), and come out as often. A layer
+    that is given a context gets as many samples of both, as one that is put in its place expects.
+    """
 
     def __init__(self, dim: int, heads: int, dim_head: int, context_dim: int | None, disable_self_attn: bool):
         super().__init__()
@@ -92,10 +94,12 @@ class BasicTransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
-        h = self.attn1(self.norm1(x), context if self.disable_self_attn else None)
-        x = repeated(x, len(h)) + h
-        h = self.attn2(self.norm2(x), context)
-        x = repeated(x, len(h)) + h
+        batch = len(x) if context is None else len(context)
+        if self.disable_self_attn:
+            x = repeated(x, batch)
+        x = x + self.attn1(self.norm1(x), context if self.disable_self_attn else None)
+        x = repeated(x, batch)
+        x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
 

@@ -1,9 +1,13 @@
 """What guidance asks of the U-Net twice is computed once, and comes out as if it had been computed twice."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
+from einops import rearrange
 
-from ldm.modules.attention import SpatialTransformer
+from ldm.modules.attention import CrossAttention, SpatialTransformer
+from ldm.modules.diffusionmodules.blocks import ResBlock, TimestepEmbedSequential
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel, UNetModel
 from tests.conftest import fill_by_name, golden_parameters, relative_error, rnd
 
@@ -30,18 +34,24 @@ def make(**options):
 def samples_before_context(unet, *inputs):
     """How many samples go through the residual block ahead of the first context; all blocks give out all."""
     given, out = [], []
-    hooks = [
-        unet.input_blocks[1][0].register_forward_hook(
-            lambda _layer, inputs, _out: given.append(len(inputs[0]))
-        ),
-        *(
-            block.register_forward_hook(lambda _layer, _in, h: out.append(len(h)))
-            for block in unet.input_blocks
-        ),
-    ]
-    unet(*inputs)
-    for hook in hooks:
-        hook.remove()
+    resnet, block = ResBlock.forward, TimestepEmbedSequential.forward
+
+    def noted_resnet(layer, x, emb):
+        if layer is unet.input_blocks[1][0]:
+            given.append(len(x))
+        return resnet(layer, x, emb)
+
+    def noted_block(*inputs):
+        h = block(*inputs)
+        out.append(len(h))
+        return h
+
+    # On the classes, as a hook on a layer would have it see all samples.
+    with (
+        patch.object(ResBlock, "forward", noted_resnet),
+        patch.object(TimestepEmbedSequential, "forward", noted_block),
+    ):
+        unet(*inputs)
     assert set(out) == {len(inputs[0])}
     return given[0]
 
@@ -102,6 +112,48 @@ def test_a_hook_may_tell_the_halves_apart():
     apart = torch.cat([first, unet(x, times, context[1:])])
     together = unet(x.repeat(2, 1, 1, 1), times.repeat(2), context)
     assert relative_error(together, apart) < 1e-5
+
+
+def listened(layer, seen):
+    layer.register_forward_hook(lambda _layer, inputs, _out: seen.append(len(inputs[0])))
+
+
+def listened_before(layer, seen):
+    layer.register_forward_pre_hook(lambda _layer, inputs: seen.append(len(inputs[0])))
+
+
+def replaced(layer, seen):
+    forward = layer.forward
+    layer.forward = lambda x, *more: seen.append(len(x)) or forward(x, *more)
+
+
+@pytest.mark.parametrize("put_on", [listened, listened_before, replaced])
+@pytest.mark.parametrize("name", ["1", "1.0.in_layers.2", "1.1.transformer_blocks.0.attn1.to_q", "1.1"])
+def test_whoever_looks_into_the_block_of_the_first_context_sees_all_samples(put_on, name):
+    unet, x, context = make(), rnd(1, 1, 4, 16, 16).repeat(2, 1, 1, 1), rnd(2, 2, 11, 48)
+    put_on(unet.input_blocks.get_submodule(name), seen := [])
+    unet(x, torch.tensor([41, 41]), context)
+    assert seen == [2]
+
+
+def slow_attention(self, x, context=None):
+    """As the original's and those that scripts put in its place, which take as many samples as contexts."""
+    context = x if context is None else context
+    q, k, v = (
+        rearrange(it, "b n (h d) -> (b h) n d", h=self.heads)
+        for it in (self.to_q(x), self.to_k(context), self.to_v(context))
+    )
+    weights = (torch.bmm(q, k.mT) * q.shape[-1] ** -0.5).softmax(-1)
+    return self.to_out(rearrange(torch.bmm(weights, v), "(b h) n d -> b n (h d)", h=self.heads))
+
+
+@pytest.mark.parametrize("variant", ["as SD1", "no self-attention"])
+def test_another_attention_in_the_place_of_all_gets_as_many_samples_as_contexts(variant):
+    unet, context = make(**VARIANTS[variant]), rnd(2, 2, 11, 48)
+    guided = rnd(1, 1, 4, 16, 16).repeat(2, 1, 1, 1), torch.tensor([41, 41]), context
+    expected = unet(*guided)
+    with patch.object(CrossAttention, "forward", slow_attention):
+        assert relative_error(unet(*guided), expected) < 1e-5
 
 
 def test_gradients_of_equal_halves_are_each_its_own():

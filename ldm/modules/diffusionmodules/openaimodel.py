@@ -19,7 +19,7 @@ from ldm.modules.diffusionmodules.blocks import (
     norm_and_silu,
 )
 from ldm.modules.diffusionmodules.util import timestep_embedding
-from ldm.modules.layers import Conv3x3, Upsample
+from ldm.modules.layers import Conv3x3, Upsample, is_hooked
 
 
 class UNetModel(nn.Module):
@@ -174,13 +174,13 @@ class UNetModel(nn.Module):
         """The encoder's last map and all its maps in order, the skips.
 
         Guidance asks for the same latents under two contexts: the block that first meets these is given one
-        half, up to there the same as the other, and gives out both.
+        half, up to there the same as the other, and gives out both, unless somebody sees what its layers get.
         """
         twice = context is not None and is_twice(x) and is_twice(emb)
         h, skips = x, []
         for block in self.input_blocks:
             if twice and any(isinstance(layer, SpatialTransformer) for layer in block.children()):
-                h, twice = h[: len(h) // 2] if is_twice(h) else h, False
+                h, twice = h[: len(h) // 2] if is_twice(h) and is_left_alone(block) else h, False
             h = block(h, emb[: len(h)], context)
             skips.append(h)
         return h, skips
@@ -303,6 +303,11 @@ def is_twice(x: Tensor) -> bool:
         return False
     first, second = x.chunk(2)
     return torch.equal(first, second)
+
+
+def is_left_alone(block: nn.Module) -> bool:
+    """Whether all layers of a block are called as they were made: no hooks, no other function in place."""
+    return not any(is_hooked(layer) or "forward" in vars(layer) for layer in block.modules())
 
 
 def make_label_embedding(num_classes: int | str, adm_in_channels: int | None, dim: int) -> nn.Module:
