@@ -79,13 +79,15 @@ def total_steps(model: LatentDiffusion, sampling: Sampling) -> int:
 def seeded_noise(seeds: Sequence[int]) -> Callable[[Sequence[int]], Tensor]:
     """A source of noise that draws every picture's share from its own CPU generator.
 
-    So picture k depends on its seed alone, not on the batch it is made in nor on the device.
+    So picture k depends on its seed alone, not on the batch it is made in nor on a device or a default dtype.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def noise(shape: Sequence[int]) -> Tensor:
         each = tuple(shape[1:])
-        return torch.stack([torch.randn(each, generator=g, device="cpu") for g in generators])  # (B, C, h, w)
+        return torch.stack(
+            [torch.randn(each, generator=g, dtype=torch.float32, device="cpu") for g in generators]
+        )  # (B, C, h, w)
 
     return noise
 

@@ -55,8 +55,8 @@ def noise_and_answer(model: LatentDiffusion, timestep: int) -> tuple[Tensor, Ten
     unet = model.model.diffusion_model
     side = 4 * unet.downsampling
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(1, model.channels, side, side, generator=generator, device="cpu")
-    noise = noise.to(model.device)
+    shape = 1, model.channels, side, side
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(model.device)
     t = torch.tensor([timestep], device=model.device)
     context = model.get_learned_conditioning([""])
 

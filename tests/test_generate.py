@@ -75,6 +75,20 @@ def test_a_model_draws_where_it_is_whatever_the_default_device(model: LatentDiff
         assert np.array_equal(generate(model, PROMPTS[:1], [5], how), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_seed_means_one_picture_whatever_the_default_dtype(
+    sampler: str, dtype: torch.dtype, model: LatentDiffusion
+) -> None:
+    how = replace(SMALL, sampler=sampler, eta=SAMPLERS[sampler].max_eta / 2)
+    expected = generate(model, PROMPTS[:1], [5], how)
+    torch.set_default_dtype(dtype)
+    try:
+        assert np.array_equal(generate(model, PROMPTS[:1], [5], how), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_denoising_is_guided_ddim(model: LatentDiffusion) -> None:
     """DDIM's eq. 12 and classifier-free guidance, written out once more for a v-model."""
     x = torch.randn(1, model.channels, 4, 8, generator=torch.Generator().manual_seed(9))

@@ -107,7 +107,8 @@ class Sampler(ABC):
 
         def eps(x: Tensor, now: Level) -> Tensor:
             batch = torch.cat([x, x]) if guide else x  # (2b, c, h, w)
-            t = torch.full((len(batch),), now.t, device=x.device)
+            kind = torch.float32 if isinstance(now.t, float) else torch.int64
+            t = torch.full((len(batch),), now.t, dtype=kind, device=x.device)
             out = self.model.apply_model(batch, t, c).float()
             if guide:
                 without, given = out.chunk(2)  # (b, c, h, w) each
