@@ -213,6 +213,7 @@ def test_q_sample_draws_noise_of_its_own(model):
 def test_the_text_reaches_the_unet_in_every_form(model, conditioning):
     expected = model.model.diffusion_model(X, TIMES, context=CONTEXT)
     assert torch.equal(model.apply_model(X, TIMES, conditioning), expected)
+    assert torch.equal(model.apply_model(X, TIMES, cond=conditioning), expected)  # as k-diffusion asks
     assert relative_error(model.apply_model(X, TIMES, 2 * CONTEXT), expected) > 1e-3
 
 

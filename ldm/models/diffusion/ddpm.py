@@ -154,9 +154,12 @@ class LatentDiffusion(nn.Module):
         """For scripts that sample under it: it swaps nothing, as loading has put the averages in place."""
         yield
 
-    def apply_model(self, x: Tensor, t: Tensor, c: Any) -> Tensor:
-        """The U-Net's output for latents x, (B, C, h, w), at timesteps t, (B,), under the conditioning c."""
-        return self.model(x.to(self.dtype), t, c)
+    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Any) -> Tensor:
+        """The U-Net's output for latents, (B, C, h, w), at timesteps t, (B,), under a conditioning.
+
+        The names are the original's: samplers of k-diffusion give `cond=`.
+        """
+        return self.model(x_noisy.to(self.dtype), t, cond)
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
         """x_t: the latents x_start, (B, C, h, w), with the noise of timesteps t, (B,)."""
