@@ -1,5 +1,7 @@
 """The U-Net with and without FreeU, against the original's outputs and the published forward pass."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -102,6 +104,20 @@ def test_the_settings_can_be_changed_between_steps(plain, free):
     assert torch.equal(outs[2], plain(X, TIMES, CONTEXT))
     assert relative_error(outs[0], outs[1]) > 1e-2
     assert relative_error(outs[0], outs[2]) > 1e-2
+
+
+@pytest.mark.parametrize("name", ["b1", "b2", "s1", "s2"])
+def test_a_factor_may_be_set_alone_as_on_the_originals_unet(free, name):
+    free.freeu = V2
+    before = free(X, TIMES, CONTEXT)
+    setattr(free, name, 0.6)
+    assert getattr(free, name) == 0.6 and free.freeu == replace(V2, **{name: 0.6})
+    out = free(X, TIMES, CONTEXT)
+    assert relative_error(out, before) > 1e-3
+    assert relative_error(out, decoder_written_out(free, X, free.freeu)) < 1e-5
+    with pytest.raises(ValueError, match=f"{name} is -1"):
+        setattr(free, name, -1)
+    assert getattr(free, name) == 0.6
 
 
 @each_version

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -200,15 +201,28 @@ class UNetModel(nn.Module):
         return self.out(h)
 
 
+def factor_of_freeu(name: str) -> property:
+    """One of the factors in a `Free_UNetModel`'s settings as an attribute of its own."""
+
+    def get(unet: "Free_UNetModel") -> float:
+        return getattr(unet.freeu, name)
+
+    def put(unet: "Free_UNetModel", value: Any) -> None:
+        unet.freeu = replace(unet.freeu, **{name: value})
+
+    return property(get, put)
+
+
 class Free_UNetModel(UNetModel):
     """A `UNetModel` with FreeU at each decoder concatenation; loads the same checkpoints.
 
     b1 to s2 and version to stages are those of `FreeUSettings`, everything else is `UNetModel`'s. `freeu`
-    holds the settings and may be set at any time. How far a sample is into its run is told from its timestep,
-    of as many as the training had.
+    holds the settings and may be set at any time; so may b1, b2, s1 and s2 alone, as in the original. How far
+    a sample is into its run is told from its timestep, of as many as the training had.
     """
 
     training_steps = TRAINING_STEPS
+    b1, b2, s1, s2 = map(factor_of_freeu, ("b1", "b2", "s1", "s2"))
 
     def __init__(
         self,
