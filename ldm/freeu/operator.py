@@ -106,7 +106,7 @@ def _add_low_frequencies(x: Tensor, threshold: int, gain: float | Tensor, in_pla
         filter_in_c.add_low_frequencies(x, gain)
         return x
     waves = waves_for(x, seven_waves, *x.shape[2:])  # (7, HW)
-    every = waves.expand(len(x), -1, -1)  # (B, 7, HW)
+    every = waves.expand(x.shape[0], -1, -1)  # (B, 7, HW)
     add = torch.Tensor.baddbmm_ if in_place else torch.baddbmm
     if x.stride(1) == 1:  # channels last: positions are rows
         maps = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, C)

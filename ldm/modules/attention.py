@@ -15,7 +15,7 @@ TOKENS = 2048  # of a batch, that a CPU takes through the feed-forward network a
 
 def repeated(x: Tensor, batch: int) -> Tensor:
     """x, (b, ...), one whole after the other as often as it takes to fill a batch: (batch, ...)."""
-    return x if len(x) == batch else torch.cat(batch // len(x) * [x])
+    return x if x.shape[0] == batch else torch.cat(batch // x.shape[0] * [x])
 
 
 class GEGLU(nn.Module):
@@ -94,7 +94,7 @@ class BasicTransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
-        batch = len(x) if context is None else len(context)
+        batch = (x if context is None else context).shape[0]  # no len(), which fixes it in a graph
         if self.disable_self_attn:
             x = repeated(x, batch)
         x = x + self.attn1(self.norm1(x), context if self.disable_self_attn else None)
@@ -149,7 +149,7 @@ class SpatialTransformer(nn.Module):
         h = rearrange(h, "b (h w) c -> b c h w", h=height)
         if not self.use_linear:
             h = self.proj_out(h)
-        return repeated(x, len(h)) + h
+        return repeated(x, h.shape[0]) + h
 
 
 class AttentionBlock(nn.Module):

@@ -37,13 +37,13 @@ def by_torch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     What is over it takes key by key: a text's 77 take longer than 80 of which the last count for nothing.
     """
-    m = k.shape[2]
-    missing = -m % VECTOR
     if q.device.type == "mps":
         # It scales what it has summed in half precision, where Stable Diffusion 2.1's products overflow.
         return F.scaled_dot_product_attention(q * q.shape[-1] ** -0.5, k, v, scale=1.0)
-    if not missing or not is_fast(q, k):
+    m = k.shape[2]
+    if not is_fast(q, k) or m % VECTOR == 0:
         return F.scaled_dot_product_attention(q, k, v)
+    missing = -m % VECTOR
     k, v = (F.pad(x, (0, 0, 0, missing)) for x in (k, v))  # (B, heads, M + missing, d)
     counts = torch.arange(m + missing, device=k.device) < m
     return F.scaled_dot_product_attention(q, k, v, attn_mask=counts[None])

@@ -9,7 +9,7 @@ from torch import Tensor
 from ldm.freeu import free_u
 from ldm.freeu.diffusers import enable
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
-from tests.conftest import golden_parameters, relative_error, rnd
+from tests.conftest import fill_by_name, golden_parameters, relative_error, rnd
 from tests.freeu.unets import conditional, inputs, run
 
 FACTORS = {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}
@@ -75,6 +75,19 @@ def test_our_unet_is_one_graph_on_its_own_device():
     x, context = rnd(1, 2, 4, 16, 24).to("meta"), rnd(2, 2, 11, 48).to("meta")
     assert compiled(x, TIMES.to("meta"), context).shape == x.shape
     assert graphs.devices() == [{"meta"}]
+
+
+@pytest.mark.slow
+def test_our_unet_is_exported_once_for_any_number_of_samples():
+    shape = {"num_res_blocks": 1, "channel_mult": [1, 2], "attention_resolutions": [2]}
+    unet = fill_by_name(Free_UNetModel(**FACTORS, **golden_parameters("unet_tiny") | shape, stop=0.5))
+    x, times, context = rnd(1, 3, 4, 16, 24), torch.tensor([981, 601, 41]), rnd(2, 3, 11, 48)
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    how = {"dynamic_shapes": (batch, batch, batch), "strict": False}
+    exported = torch.export.export(unet, (x[:2], times[:2], context[:2]), **how).module()
+    for samples in (1, 3):
+        given = x[:samples], times[:samples], context[:samples]
+        assert relative_error(exported(*given), unet(*given)) < 1e-5
 
 
 @pytest.mark.slow

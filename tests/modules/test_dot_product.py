@@ -51,6 +51,24 @@ def test_attention_computes_where_its_inputs_are_whatever_the_default_device():
             assert torch.equal(attention(q, k, v), expected)
 
 
+class Attention(torch.nn.Module):
+    """To be exported."""
+
+    def forward(self, q, k, v):
+        return attention(q, k, v)
+
+
+def test_exported_it_takes_any_number_of_keys():
+    def inputs(keys):
+        return tuple(rnd(i, 1, 2, n, 8) for i, n in enumerate((20, keys, keys)))
+
+    keys = {2: torch.export.Dim("keys", min=2, max=4096)}
+    how = {"dynamic_shapes": (None, keys, keys), "strict": False}
+    exported = torch.export.export(Attention(), inputs(64), **how).module()
+    for given in map(inputs, (64, 77)):
+        assert relative_error(exported(*given), attended(*given)) < 2e-6
+
+
 @with_bfloat16
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 @pytest.mark.parametrize("of", range(3), ids=["queries", "keys", "values"])

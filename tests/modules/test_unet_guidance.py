@@ -99,6 +99,13 @@ def test_a_trace_of_equal_halves_computes_both_of_others():
     assert relative_error(traced(x, times, context), unet(x, times, context)) < 1e-5
 
 
+def test_a_trace_of_one_sample_takes_several_each_at_its_own_time():
+    unet = make(num_res_blocks=1, channel_mult=[1, 2], attention_resolutions=[2])
+    x, times, context = rnd(1, 3, 4, 16, 16), torch.tensor([981, 601, 41]), rnd(2, 3, 11, 48)
+    traced = torch.jit.trace(unet, (x[:1], times[:1], context[:1]), check_trace=False)
+    assert relative_error(traced(x, times, context), unet(x, times, context)) < 1e-5
+
+
 def test_a_hook_may_tell_the_halves_apart():
     unet, x, times, context = make(), rnd(1, 1, 4, 16, 16), torch.tensor([41]), rnd(2, 2, 11, 48)
 

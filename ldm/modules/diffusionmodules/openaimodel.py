@@ -182,7 +182,7 @@ class UNetModel(nn.Module):
         for block in self.input_blocks:
             if twice and any(isinstance(layer, SpatialTransformer) for layer in block.children()):
                 h, twice = h[: len(h) // 2] if is_twice(h) and is_left_alone(block) else h, False
-            h = block(h, emb[: len(h)], context)
+            h = block(h, emb[: h.shape[0]], context)
             skips.append(h)
         return h, skips
 
@@ -313,7 +313,7 @@ def is_twice(x: Tensor) -> bool:
     Asked on a CPU alone: elsewhere the answer would have to be waited for. Where gradients are recorded each
     half has its own.
     """
-    if len(x) % 2 or not is_plain(x):
+    if not is_plain(x) or len(x) % 2:
         return False
     first, second = x.chunk(2)
     return torch.equal(first, second)
