@@ -1,6 +1,8 @@
 """The U-Net with and without FreeU, against the original's outputs and the published forward pass."""
 
 from dataclasses import replace
+from importlib import import_module
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -149,6 +151,18 @@ def test_half_precision_stays_near(free):
     out = half.bfloat16()(X.bfloat16(), TIMES, CONTEXT.bfloat16())
     assert out.dtype == torch.bfloat16
     assert relative_error(out.float(), expected) < 0.05
+
+
+def test_a_replica_of_data_parallel_computes_as_the_unet_it_is_of(free):
+    free.freeu = V2
+    module = import_module("torch.nn.parallel.replicate")
+    on_one_device = patch.object(
+        module, "_broadcast_coalesced_reshape", lambda tensors, *_, **__: [[it.detach() for it in tensors]]
+    )
+    with on_one_device:
+        [replica] = module.replicate(free, [0])
+    assert not list(replica.parameters())
+    assert torch.equal(replica(X, TIMES, CONTEXT), free(X, TIMES, CONTEXT))
 
 
 def test_freeu_is_a_unet_that_loads_the_same_checkpoints(plain, free):

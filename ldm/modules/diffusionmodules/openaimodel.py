@@ -163,7 +163,8 @@ class UNetModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the weights."""
-        return next(self.parameters()).dtype
+        first: Any = self.time_embed[0]  # replicas of DataParallel list no parameters
+        return first.weight.dtype
 
     def embed(self, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
         """The embedding of timesteps (B,) and of labels y, if the model has them: (B, 4 model_channels)."""
