@@ -133,6 +133,13 @@ def test_half_precision_is_kept(model: LatentDiffusion, latents: torch.Tensor) -
     assert error < 1.5 * (half.decode(latents[:1].bfloat16()).float() - whole).abs().mean()
 
 
+def test_double_precision_is_kept(model: LatentDiffusion, latents: torch.Tensor) -> None:
+    double = copy.deepcopy(model.first_stage_model).double()
+    out = decode_in_strips(double, latents[:1].double())
+    assert out.dtype == torch.float64
+    assert relative_error(out, double.decode(latents[:1].double())) < 1e-12
+
+
 @pytest.mark.usefixtures("no_haste")
 def test_a_decode_that_does_not_fit_is_done_in_strips(
     model: LatentDiffusion, latents: torch.Tensor, monkeypatch: pytest.MonkeyPatch

@@ -46,7 +46,7 @@ def group_sums(x: Tensor, groups: int) -> Tensor:
     batch, channels, height, width = x.shape
     # In the layout in which torch takes the statistics of groups fastest.
     layout = torch.channels_last if x.device.type == "cpu" else torch.contiguous_format
-    x = x.to(torch.float32).contiguous(memory_format=layout)
+    x = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous(memory_format=layout)
     shape = batch, channels, height * width, groups
     _, mean, rstd = torch.native_group_norm(x, None, None, *shape, eps=0)
     mean, var = mean.cpu().double(), rstd.cpu().double() ** -2  # (B, groups)
@@ -114,10 +114,11 @@ class GroupNorm(nn.GroupNorm):
         mean, squares = (
             (sums[0] / count).repeat_interleave(x.shape[1] // self.num_groups, 0).unbind(-1)
         )  # (C,)
-        mean, var = (it.float().to(x.device) for it in (mean, squares - mean**2))
-        # Once the statistics are given, a normalisation over groups is one over a batch. MPS takes these in
-        # the maps' own precision alone.
-        kind = torch.float32 if x.device.type == "mps" else x.dtype
-        weight, bias = self.weight.float(), self.bias.float()
+        # Once the statistics are given, a normalisation over groups is one over a batch. They are in float32
+        # at least; MPS takes them in the maps' own precision alone.
+        finer = torch.promote_types(x.dtype, torch.float32)
+        kind = finer if x.device.type == "mps" else x.dtype
+        mean, var = (it.to(finer).to(x.device) for it in (mean, squares - mean**2))
+        weight, bias = self.weight.to(finer), self.bias.to(finer)
         y = F.batch_norm(x.to(kind), mean, var, weight, bias, eps=self.eps).to(x.dtype)
         return F.silu(y, inplace=True) if self.silu else y

@@ -89,7 +89,7 @@ def test_numbers_far_from_zero_lose_no_more_than_by_torch(common):
 
 
 @pytest.mark.parametrize("with_c", [True, False])
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_parts_are_normalised_by_the_sums_of_the_whole(kind, with_c, monkeypatch):
     if not with_c:
         monkeypatch.setattr(norm, "LIBRARY", None)
@@ -104,7 +104,7 @@ def test_parts_are_normalised_by_the_sums_of_the_whole(kind, with_c, monkeypatch
         layer.by_sums(part, sums, numbers.shape[-1], room[:, :, : part.shape[2]]).clone() for part in parts
     ]
     out = torch.cat(out, dim=2)
-    close = 3e-5 if kind == torch.float32 else 2e-2
+    close = {torch.float64: 1e-13, torch.float32: 3e-5, torch.bfloat16: 2e-2}[kind]
     assert relative_error(out.double(), expected(layer, x)) < close
 
 
