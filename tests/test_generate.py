@@ -1,5 +1,6 @@
 """Prompts to pictures: what noise each starts from, how guidance is applied, what is refused and why."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -217,6 +218,14 @@ def test_settings_and_prompts_may_be_numpys(model: LatentDiffusion) -> None:
     numpys = Sampling(*whole, real[0], np.str_("ddim"), real[1])
     asked = [(PROMPTS[:1], SMALL), (np.array(PROMPTS[:1]), numpys)]
     assert np.array_equal(*[generate(model, prompts, [5], sampling) for prompts, sampling in asked])
+
+
+def test_a_compiled_unet_draws_in_the_place_of_the_plain_one(model: LatentDiffusion) -> None:
+    expected = generate(model, PROMPTS[:1], [5], SMALL)
+    compiled = copy.deepcopy(model)
+    compiled.model.diffusion_model = torch.compile(compiled.model.diffusion_model, backend="eager")
+    with torch.compiler.set_stance("force_eager"):  # compiling itself takes a minute
+        assert np.array_equal(generate(compiled, PROMPTS[:1], [5], SMALL), expected)
 
 
 def test_a_model_that_draws_no_prompts_is_refused(model: LatentDiffusion) -> None:

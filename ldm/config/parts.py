@@ -13,6 +13,7 @@ def check_parts(model: LatentDiffusion) -> None:
     if not isinstance(model, LatentDiffusion):
         raise InputError(f"The model is a {type(model).__name__}: to draw it has to be a LatentDiffusion.")
     unet, autoencoder, encoder = model.model.diffusion_model, model.first_stage_model, model.cond_stage_model
+    unet = getattr(unet, "_orig_mod", unet)  # inside what torch.compile makes of it
     if not isinstance(unet, UNetModel):
         raise InputError(f"unet_config is a {type(unet).__name__}: its target has to be a UNetModel.")
     if not isinstance(autoencoder, AutoencoderKL):
