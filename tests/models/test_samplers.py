@@ -363,5 +363,7 @@ def test_image_to_image_scripts_find_what_they_call():
 
     sampler.make_schedule(20)  # without fresh noise, unless told otherwise
     samples, _ = sampler.sample(20, 2, SHAPE, x_T=z)
-    assert torch.equal(sampler.decode(z, None, 20), samples)
+    heard = []
+    assert torch.equal(sampler.decode(z, None, 20, callback=heard.append), samples)
+    assert heard == list(range(20))
     assert relative_error(sampler.decode(z, None, 13), model.exact(z, sampler.ddim_timesteps[12])) < 0.1

@@ -1,7 +1,7 @@
 """DDIM: denoising diffusion implicit models (Song et al., arXiv 2010.02502)."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -57,10 +57,17 @@ class DDIMSampler(Sampler):
         t_start: int,
         unconditional_guidance_scale: float = 1.0,
         unconditional_conditioning: Any = None,
+        *,
+        callback: Callable[[int], object] | None = None,
     ) -> Tensor:
-        """Denoises x_latent (b, c, h, w) through the `t_start` cleanest of the fixed steps."""
+        """Denoises x_latent (b, c, h, w) through the `t_start` cleanest of the fixed steps.
+
+        `callback(i)` hears of each.
+        """
         eps = self.guided(cond, unconditional_conditioning, unconditional_guidance_scale)
         x = x_latent
         for step in self.walk(self.ddim_timesteps[:t_start][::-1], x_latent, eps, self.ddim_eta):
             x = step.x
+            if callback:
+                callback(step.index)
         return x
