@@ -88,12 +88,21 @@ def keeping_the_stop() -> Iterator[None]:
         raise KeyboardInterrupt(*_asked) from None
 
 
-def escape_what_streams_lack() -> None:
-    """Lets stdout and stderr print what their encoding has no letter for as an escape, such as \\u2212."""
-    # Where output is redirected on Windows it is in cp1252, and a minus sign would end a script in a fault.
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="backslashreplace")
+def let_streams_take_all() -> None:
+    """Lets stdout and stderr take whatever is printed.
+
+    What their encoding has no letter for is escaped, as \\u2212 for a minus sign. What is said to a stream
+    that is not there, as under Windows' pythonw or with 2>&-, goes nowhere.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
+        elif isinstance(stream, io.TextIOWrapper):
+            # Redirected on Windows it is in cp1252, and in the C locale it may be in ASCII.
+            lacking = stream.errors == "surrogateescape" and stream.encoding.lower() != "utf-8"
+            if lacking or stream.errors == "strict":
+                stream.reconfigure(errors="backslashreplace")
 
 
 def exit_code(work: Callable[[], object], stopped: str) -> int:
@@ -102,7 +111,7 @@ def exit_code(work: Callable[[], object], stopped: str) -> int:
     0, or 2 on bad input, or 128 and the number of the signal that stopped it, which is SIGPIPE's where
     nobody reads on what it prints.
     """
-    escape_what_streams_lack()
+    let_streams_take_all()
     try:
         with keeping_the_stop():
             work()

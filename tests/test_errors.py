@@ -8,17 +8,20 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from tqdm import tqdm
 
-from ldm.errors import InputError, exit_code, stop_when_asked
+from ldm.errors import InputError, exit_code, stop_when_asked, warn
 
 MINUS = "\u2212"
 
 
-def spoken(monkeypatch: pytest.MonkeyPatch, errors: str) -> tuple[int, bytes, bytes]:
-    """What exit_code says and writes to stdout and stderr, where these are in cp1252."""
+def spoken(
+    monkeypatch: pytest.MonkeyPatch, errors: str, encoding: str = "cp1252"
+) -> tuple[int, bytes, bytes]:
+    """What exit_code says and writes to stdout and stderr, where these are in an encoding without U+2212."""
     streams = {}
     for name in ("stdout", "stderr"):
-        streams[name] = io.TextIOWrapper(io.BytesIO(), encoding="cp1252", errors=errors, newline="\n")
+        streams[name] = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors, newline="\n")
         monkeypatch.setattr(sys, name, streams[name])
 
     def work() -> None:
@@ -35,6 +38,18 @@ def test_a_letter_that_a_stream_lacks_ends_no_script(monkeypatch: pytest.MonkeyP
     assert spoken(monkeypatch, "strict") == (2, b"5 \\u2212 3 = 2\n", b"error: \\u22123 is too few.\n")
 
 
+def test_neither_does_one_that_the_c_locale_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = (2, b"5 \\u2212 3 = 2\n", b"error: \\u22123 is too few.\n")
+    assert spoken(monkeypatch, "surrogateescape", "ascii") == said
+
+
+def test_a_name_of_other_bytes_is_printed_as_it_is_in_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="surrogateescape", newline="\n")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert exit_code(lambda: print("\udcff.png"), "stopped") == 0
+    assert stream.buffer.getvalue() == b"\xff.png\n"
+
+
 def test_a_stream_that_was_told_what_to_do_with_such_letters_keeps_to_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -44,7 +59,14 @@ def test_a_stream_that_was_told_what_to_do_with_such_letters_keeps_to_it(
 def test_a_script_without_streams_does_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
-    assert exit_code(lambda: print(MINUS), "stopped") == 0
+
+    def work() -> None:
+        print(MINUS)
+        warn("5 is much.")
+        for _ in tqdm([1], disable=None):
+            pass
+
+    assert exit_code(work, "stopped") == 0
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -20,7 +20,7 @@ import torch
 from torch import distributed
 
 from ldm.device import device_count, pick_device
-from ldm.errors import InputError, escape_what_streams_lack, keeping_the_stop, stop_when_asked
+from ldm.errors import InputError, keeping_the_stop, let_streams_take_all, stop_when_asked
 
 T = TypeVar("T")
 Work = Callable[[torch.device, "Group"], None]
@@ -194,7 +194,7 @@ def _start(work: Work, kind: str, count: int) -> None:
 def _started(rank: int, port: int, work: Work, kind: str, count: int) -> None:
     """What each new process does; one of them tells of a fault, and who started them of a stop."""
     try:
-        escape_what_streams_lack()
+        let_streams_take_all()
         store = _store(port)
         # While torch waits for the others here it hears of no signal, and one of them may have ended. Only
         # SIGTERM's own action ends that.
