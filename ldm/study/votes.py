@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -107,11 +108,17 @@ def read_ballot(path: Path, key: Key) -> Ballot:
     return Ballot(voter, [{question: vote[question] for question in QUESTIONS} for vote in votes])
 
 
+def files_named(path: Path) -> list[Path]:
+    """The file of that path, or those that fit it: Windows' shells leave votes-*.json to us."""
+    found = [] if path.exists() else sorted(path.parent.glob(path.name))
+    return found or [path]
+
+
 def read_ballots(paths: Sequence[Path], key: Key) -> list[Ballot]:
-    """The ballots in these files, each by another voter. Raises InputError."""
+    """The ballots in these files (see `files_named`), each by another voter. Raises InputError."""
     by_voter: dict[str, Path] = {}
     ballots = []
-    for path in paths:
+    for path in chain.from_iterable(map(files_named, paths)):
         ballot = read_ballot(path, key)
         if ballot.voter in by_voter:
             raise InputError(f"{by_voter[ballot.voter]} and {path} are by the same voter: leave one out.")

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ldm.errors import InputError
 from ldm.study.user_study import write_study
 from ldm.study.votes import (
     KEY,
@@ -107,6 +108,17 @@ def test_votes_are_counted_from_files_to_table_csv_and_json(run: Run, tmp_path: 
     assert sheet == [{name: str(value) for name, value in row.items()} for row in content["questions"]]
     assert [(row["question"], row["votes_for_freeu"]) for row in sheet] == [("text", "5"), ("quality", "4")]
     assert "Wilson" in content["interval"] and "not measured here" in content["paper_share"]
+
+
+def test_a_pattern_that_no_shell_took_names_the_files_that_fit_it(tmp_path: Path) -> None:
+    vote = {"text": "left", "quality": "right"}
+    key = Key("0123456789abcdef", ("left",))
+    for name in ("b", "a", "[1]", "long"):
+        votes_file(tmp_path, name, [vote], key.study)
+    ballots = read_ballots([tmp_path / "votes-?.json", tmp_path / "votes-[1].json"], key)
+    assert [ballot.voter for ballot in ballots] == ["a", "b", "[1]"]
+    with pytest.raises(InputError, match=r"votes-\*\.txt cannot be read"):
+        read_ballots([tmp_path / "votes-*.txt"], key)
 
 
 def test_bad_votes_get_one_line_and_leave_no_tally(run: Run, tmp_path: Path) -> None:
