@@ -1,6 +1,7 @@
 """scripts/search.py on the embedded model: that it finds what is there, goes on, and is shared."""
 
 import csv
+import errno
 import importlib.util
 import itertools
 import json
@@ -25,7 +26,7 @@ import pytest
 import torch
 import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from optuna.storages.journal import JournalFileSymlinkLock
+from optuna.storages.journal import JournalFileOpenLock
 from optuna.trial import TrialState
 from PIL import Image
 
@@ -49,7 +50,7 @@ from ldm.study.search import trials as trials_module
 from ldm.study.search.goals import Goal
 from ldm.study.search.plot import draw_trials
 from ldm.study.search.space import read_space
-from ldm.study.search.trials import NAME, Trials
+from ldm.study.search.trials import NAME, MendingLock, Trials
 from ldm.txt2img.request import usual_sampling
 from tests.conftest import Outcome
 
@@ -498,7 +499,7 @@ def test_a_line_that_another_process_is_writing_is_no_line_cut_short(tmp_path: P
     trials = Trials(path, {}, ["maximize"], seed=0, flag="--storage")
     trials.finish(trials.study.ask(), [1.0])
     whole = path.read_bytes()
-    lock = JournalFileSymlinkLock(str(path))
+    lock = JournalFileOpenLock(str(path))
     lock.acquire()
     path.write_bytes(whole[:-5])
     other = Thread(target=lambda: trials.study.ask())
@@ -509,6 +510,32 @@ def test_a_line_that_another_process_is_writing_is_no_line_cut_short(tmp_path: P
     lock.release()
     other.join()
     assert path.read_bytes().startswith(whole) and len(trials.all()) == 2
+
+
+def test_a_journal_needs_no_symbolic_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, "A required privilege is not held by the client")
+
+    monkeypatch.setattr(os, "symlink", refused)
+    trials = Trials(tmp_path / "trials.log", {}, ["maximize"], seed=0, flag="--storage")
+    trials.finish(trials.study.ask(), [1.0])
+    assert len(trials.complete()) == 1
+
+
+def test_the_lock_of_a_killed_search_is_taken_over_by_a_relative_path_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("shared").mkdir()
+    path = Path("shared", "trials.log")
+    path.touch()
+    MendingLock(path).acquire()
+    lock = MendingLock(path)
+    lock.grace_period = 0.1  # seconds
+    other = Thread(target=lock.acquire, daemon=True)
+    other.start()
+    other.join(20)
+    assert not other.is_alive()
 
 
 def test_a_journal_that_is_spoilt_under_way_is_named(tmp_path: Path) -> None:

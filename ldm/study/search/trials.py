@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -234,10 +234,12 @@ def open_storage(path: Path) -> BaseStorage:
         raise InputError(other) from None
 
 
-class MendingLock(JournalFileSymlinkLock):
+class MendingLock(JournalFileOpenLock):
     """Optuna's lock of a journal, under which a last line that was cut short is taken away.
 
-    A full disk or a power cut leaves one. Whoever has the lock has no other that writes beside it.
+    A full disk or a power cut leaves one. Whoever has the lock has no other that writes beside it. It is a
+    file and no symbolic link: Windows and some shares have none, and one of a relative path leads nowhere, so
+    that nobody sees how old it is.
     """
 
     def __init__(self, path: Path):
