@@ -69,7 +69,8 @@ def advised(arguments: argparse.Namespace, preset: Path) -> str:
     """The command that evaluates a preset, with what the search was told and configs have no place for."""
     from ldm.study.search.report import RECORD
 
-    words = ["--config", str(preset), "--unseen-by", str(preset.with_name(RECORD))]
+    # With slashes, as quotes around what has none mean nothing to the older of Windows' shells.
+    words = ["--config", preset.as_posix(), "--unseen-by", preset.with_name(RECORD).as_posix()]
     for name in ("sampler", "device", "precision", "clip", "aesthetic", "inception", "reference"):
         if (value := getattr(arguments, name)) not in (None, "auto"):
             words += [f"--{name}", str(value)]

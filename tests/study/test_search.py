@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from threading import Thread
 from types import SimpleNamespace
 
@@ -310,6 +310,18 @@ def test_the_evaluation_that_a_search_advises_is_on_prompts_and_noise_that_it_di
     assert min(int(row["seed"]) for row in rows) >= FIRST_SEED + len(record["prompts"])
     assert given == "captions" or prompts == set(record["check"]["prompts"])
     assert "--unseen-by" in (tmp_path / "out" / "found.yaml").read_text()
+
+
+def test_the_advised_command_is_one_for_windows_shells_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(searching, "Search", lambda _: SimpleNamespace(run=lambda: None))
+    monkeypatch.setattr(report, "told", lambda *_: "")
+    monkeypatch.setattr(report, "write", lambda *_: [PureWindowsPath(r"C:\runs\found.yaml")])
+    assert runpy.run_path(str(ROOT / "scripts" / "search.py"))["main"]([]) == 0
+    files = "--config C:/runs/found.yaml --unseen-by C:/runs/search.json"
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == f"python scripts/evaluate.py {files} --sampler ddim"
 
 
 def test_the_advised_evaluation_samples_as_the_check_of_the_search_did(
