@@ -367,3 +367,25 @@ def test_image_to_image_scripts_find_what_they_call():
     assert torch.equal(sampler.decode(z, None, 20, callback=heard.append), samples)
     assert heard == list(range(20))
     assert relative_error(sampler.decode(z, None, 13), model.exact(z, sampler.ddim_timesteps[12])) < 0.1
+    asked = [int(t[0]) for _, t in sampler.model.calls[-13:]]
+    assert asked == sampler.ddim_timesteps[12::-1] and len(sampler.model.calls) == 20 + 20 + 13
+
+
+def test_image_to_image_is_guided_and_has_its_schedules_fresh_noise():
+    sampler, z = DDIMSampler(GaussianModel()), rnd(1, 2, *SHAPE)
+    c, u = rnd(2, 2, 1, 1, 1), rnd(3, 2, 1, 1, 1)
+    guided = {"unconditional_guidance_scale": 3.0, "unconditional_conditioning": u}
+    sampler.make_schedule(10, ddim_eta=0.7)
+    torch.manual_seed(0)
+    decoded = sampler.decode(z, c, 10, **guided)
+    torch.manual_seed(0)
+    assert torch.equal(decoded, sampler.sample(10, 2, SHAPE, c, x_T=z, eta=0.7, **guided)[0])
+
+
+def test_pictures_are_encoded_with_normal_noise_where_none_is_given():
+    model, sampler = GaussianModel(), DDIMSampler(GaussianModel())
+    sampler.make_schedule(20)
+    [level] = levels(model.alphas_cumprod, [sampler.ddim_timesteps[12]])
+    x0 = rnd(0, 2, 4, 50, 50)
+    z = (sampler.stochastic_encode(x0, torch.tensor([12, 12])) - level.alpha * x0) / level.sigma
+    assert z.mean().abs() < 0.05 and (z.std() - 1).abs() < 0.05
