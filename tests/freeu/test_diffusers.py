@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet1DModel, UNet2DC
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from torch import nn
 
-from ldm.freeu import PRESETS, FreeUSettings
+from ldm.freeu import PRESETS, FreeUSettings, free_u
 from ldm.freeu.diffusers import decoder, disable, enable
 from ldm.freeu.settings import DecoderStage
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
@@ -294,6 +295,25 @@ def test_stages_alone_are_factors(unet, given):
         expected = run(unet, given)
     with enable(unet, stages={8: (1.1, 0.9)}):
         assert torch.equal(run(unet, given), expected) and len(hooks(unet)) > 0
+
+
+@pytest.mark.parametrize(
+    "how", [{"channels": "second"}, {"channels": 0.25}, {"threshold": 2}, {"version": 2}], ids=str
+)
+def test_a_resnet_is_given_what_the_operator_makes_under_these_settings(how):
+    unet, seen = OfParts(), []
+    [resnet] = unet.up_blocks[1].resnets  # whose concatenation is of 4 and 4 channels
+    with enable(unet, b1=1.2, b2=1.4, s1=0.9, s2=0.2, match="resolution", **how):
+        resnet.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        resnet(rnd(3, 2, 8, 6, 5))
+    assert torch.equal(seen[0], free_u(rnd(3, 2, 8, 6, 5), 4, 1.4, 0.2, **how))
+
+
+def test_factors_that_act_throughout_ask_for_no_timesteps():
+    unet = UNETS["stable_video"]()
+    with enable(unet, **FACTORS), warnings.catch_warnings():
+        warnings.filterwarnings("error", "FreeU")
+        run(unet, inputs(unet), t=-1.5)  # which no training has
 
 
 def test_free_u_is_not_put_on_top_of_diffusers_own(given):

@@ -267,7 +267,7 @@ def test_a_run_that_begins_with_a_picture_counts_the_steps_that_it_takes(schedul
 
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
-@pytest.mark.parametrize("before", [0, 2, 20])
+@pytest.mark.parametrize("before", [0, 2, 8, 20])
 def test_a_pipeline_of_the_same_parts_counts_its_own_steps(scheduler, before):
     pipe, arguments = stable_diffusion_1()
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)

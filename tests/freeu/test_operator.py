@@ -150,6 +150,16 @@ def test_half_precision_does_not_overflow_on_large_maps():
     assert relative_error(fourier_filter(x, 1, 0.2).float(), torch.full_like(x, 100.0).float()) < 4e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_structure_factor_in_half_precision_is_rounded_once(dtype):
+    h = (rnd(18, 2, 64, 6, 5) + 2).to(dtype)
+    factor = backbone_factor(h, 1.4, version=2)
+    assert factor.dtype == dtype
+    assert (
+        relative_error(factor.double(), backbone_factor(h.double(), 1.4, version=2)) < torch.finfo(dtype).eps
+    )
+
+
 @each_version
 def test_the_backbone_is_scaled_as_pixel_by_pixel(version):
     h = rnd(7, 2, 6, 3, 5)
@@ -168,6 +178,19 @@ def test_one_weight_is_that_of_all_samples(threshold, version, memory):
     assert torch.equal(one, each)
 
 
+@each_format
+@each_version
+@pytest.mark.parametrize("threshold", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_float32_move_the_factors_of_maps_in_half_precision(dtype, threshold, version, memory):
+    fused = (rnd(17, 2, 12, 6, 5) + 2).to(dtype).to(memory_format=memory)
+    weight = torch.tensor([0.25, 1.0])
+    exact = free_u(fused.double(), 8, 1.4, 0.2, version, threshold, weight)
+    out = free_u(fused, 8, 1.4, 0.2, version, threshold, weight)
+    assert out.dtype == dtype
+    assert relative_error(out.double(), exact) < 4 * torch.finfo(dtype).eps
+
+
 def test_an_odd_number_of_channels_leaves_the_larger_half_alone():
     assert scale_backbone(torch.ones(1, 5, 1, 1), 2.0).flatten().tolist() == [2, 2, 1, 1, 1]
 
@@ -180,6 +203,7 @@ def test_an_odd_number_of_channels_leaves_the_larger_half_alone():
         ("alternate", [0, 2, 4, 6]),
         ("all", range(7)),
         (0.3, [0, 1]),
+        (0.4, [0, 1, 2]),
         (0, []),
         (1.0, range(7)),
     ],
@@ -234,6 +258,7 @@ def test_where_autograd_needs_the_values_nothing_is_overwritten(version, memory)
         out = free_u(leaf, 8, 1.3, 0.4, version)
     assert torch.equal(leaf, fused)
     assert relative_error(out.detach(), in_place) < 1e-6
+    assert out.stride() == fused.stride()
 
 
 @each_version

@@ -38,6 +38,8 @@ def test_timesteps_between_and_beyond_those_of_the_run():
     weight = FreeUSettings(*FACTORS, start=0.25, stop=0.5).weight(t, run)
     assert weight.tolist() == [0, 0, 1, 1, 0]
     assert FreeUSettings(*FACTORS, start=0.5).weight(t, run).tolist() == [0, 0, 0, 0, 1]
+    # A run that begins below all of its timesteps begins there nevertheless.
+    assert FreeUSettings(*FACTORS, stop=0.5).weight(t[-1:], run, begin=t[-1]).tolist() == [1]
 
 
 def test_over_all_training_steps_a_fraction_is_of_the_timesteps():

@@ -42,8 +42,8 @@ def test_a_factor_that_means_nothing_is_named(name, value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("version", value) for value in (0, 3, "2", None)),
-        *(("threshold", value) for value in (0, -1, 1.5, "1", None)),
+        *(("version", value) for value in (0, 3, "2", None, True, 1.0)),
+        *(("threshold", value) for value in (0, -1, 1.5, "1", None, True)),
         *(("match", value) for value in ("width", "", None)),
         *(("strength", value) for value in (-0.1, 1.1, "1", None, float("nan"))),
     ],
@@ -212,5 +212,6 @@ def test_factors_published_for_the_other_version_are_told_with_those_for_this_on
 
 
 def test_off_keeps_everything_but_the_factors():
-    off = FreeUSettings(1.2, 1.4, 0.9, 0.2, version=2, threshold=3, match="resolution").off()
-    assert off == FreeUSettings(1.0, 1.0, 1.0, 1.0, version=2, threshold=3, match="resolution")
+    kept = {"version": 2, "threshold": 3, "match": "resolution"}
+    off = FreeUSettings(1.2, 1.4, 0.9, 0.2, stages={1: (1.1, 0.5)}, **kept).off()
+    assert off == FreeUSettings(1.0, 1.0, 1.0, 1.0, **kept)

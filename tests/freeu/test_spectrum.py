@@ -112,14 +112,32 @@ def test_the_bands_share_a_maps_power_between_them(height, width, radius):
     assert power[0] + power[1] == pytest.approx(power[2].item(), rel=1e-5)  # Parseval: no term in both
 
 
-@pytest.mark.parametrize(("k", "band"), [(0, 0), (3, 0), (4, 1), (16, 1)])
-def test_waves_go_whole_into_the_band_of_their_frequency(k, band):
-    x = torch.cos(2 * math.pi * k * torch.arange(32) / 32).expand(20, 32)  # k / 32 cycles a pixel
+@pytest.mark.parametrize(("k", "down", "band"), [
+    (0, 0, 0), (3, 0, 0), (4, 0, 1), (16, 0, 1), (0, 2, 0), (0, 3, 1), (3, 1, 1), (2, 1, 0),
+])  # fmt: skip
+def test_waves_go_whole_into_the_band_of_their_frequency(k, down, band):
+    phase = k * torch.arange(32) / 32 + down * torch.arange(20)[:, None] / 20  # in cycles
+    x = torch.cos(2 * math.pi * phase)
     bands = band_split(x)
     assert torch.allclose(bands[band], x, atol=1e-5) and bands[1 - band].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("side", range(10, 130, 10))
+def test_the_wave_at_the_radius_itself_is_low_at_every_size(side):
+    x = torch.cos(2 * math.pi * (side // 10) * torch.arange(side) / side).expand(side, side)
+    assert torch.allclose(band_split(x, radius=0.1)[0], x, atol=1e-5)
+
+
+def test_a_map_without_high_frequencies_has_a_curve_of_numbers():
+    flat = relative_log_amplitude(torch.full((1, 3, 8, 8), 2.0))[0]  # whose one amplitude is 2 * 64
+    assert flat.tolist() == pytest.approx([0, *3 * [math.log(1e-6 / 128)]], abs=1e-3)
 
 
 def test_the_high_end_is_the_mean_from_half_of_pi_up():
     curve = torch.tensor([[0.0, 1.0, 2.0, 4.0]])
     assert high_end(curve, 8).tolist() == [3.0]
+    for side in range(3, 130):
+        counted = [k for k in range((side + 1) // 2) if 4 * k >= side]
+        mean = high_end(torch.arange((side + 1) // 2).float(), side).item()
+        assert mean == pytest.approx(sum(counted) / len(counted))
     assert high_end(torch.zeros(1, 1), 2).isnan()
