@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from ldm.checkpoint import build_on_meta
 from ldm.config.reading import load_config
@@ -24,6 +25,8 @@ from ldm.generate import (
     seeded_noise,
 )
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.parameterization import predicts
+from ldm.strips import decode_in_strips
 from ldm.util import instantiate_from_config
 
 SMALL = Sampling(height=32, width=64, steps=4, scale=5.0)
@@ -243,6 +246,24 @@ def test_every_number_of_steps_up_to_the_model_s_is_taken(steps: int, model: Lat
     check(replace(SMALL, steps=steps), model)
 
 
+def test_the_largest_side_is_taken(model: LatentDiffusion) -> None:
+    check(Sampling(LARGEST, LARGEST), model)
+
+
+def test_whoever_records_gradients_draws_the_same_and_nothing_is_kept_for_them(
+    model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldm.strips.strips_pay", lambda *_: False)  # so that pictures are decoded whole, too
+    expected = generate(model, PROMPTS[:1], [5], SMALL)
+    kept: list[torch.Size] = []
+    with torch.enable_grad(), saved_tensors_hooks(lambda it: kept.append(it.shape), lambda _: None):
+        assert next(model.parameters()).requires_grad
+        assert np.array_equal(generate(model, PROMPTS[:1], [5], SMALL), expected)
+        decode_in_strips(model.first_stage_model, torch.zeros(1, model.channels, 4, 4))
+        predicts(model)
+    assert not kept
+
+
 def test_stable_diffusion_takes_multiples_of_64_not_only_squares() -> None:
     model = build_on_meta(load_config("v1-inference").model)
     check(Sampling(512, 768), model)
@@ -274,10 +295,12 @@ def test_what_made_numbers_overflow_is_named() -> None:
     with pytest.raises(InputError, match=r"after step \d of 4: too large for bfloat16; try --precision full"):
         generate(sick.bfloat16(), PROMPTS[:1], [1], replace(SMALL, scale=1e38))
     sick.float().first_stage_model.decoder.conv_out.weight[0, 0, 0, 0] = math.inf
-    with pytest.raises(InputError, match=r"decoded picture .* first_stage_model.decoder.conv_out.weight"):
+    with pytest.raises(
+        InputError, match=r"decoded .* damaged, its first_stage_model.decoder.conv_out.weight"
+    ):
         drawn()
     sick.cond_stage_model.transformer.final_layer_norm.bias[3] = math.inf
-    with pytest.raises(InputError, match=r"answer to 'a small blue star' .*cond_.*final_layer_norm.bias"):
+    with pytest.raises(InputError, match=r"answer to 'a small blue star' .* damaged, its cond_.*norm.bias"):
         drawn()
 
 

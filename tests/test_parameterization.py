@@ -16,9 +16,10 @@ from ldm.checkpoint import load_model
 from ldm.config.reading import load_config
 from ldm.errors import InputError
 from ldm.folders import ROOT
+from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling, generate
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.parameterization import mix_up, predicts
+from ldm.parameterization import mix_up, noise_and_answer, predicts
 from ldm.util import instantiate_from_config
 from tests.conftest import fill_by_name
 
@@ -116,6 +117,13 @@ def test_asking_leaves_freeu_and_the_generator_as_they_were(embedded: LatentDiff
     assert predicts(embedded) == "v"
     assert unet.freeu == before and unet.hit_blocks()
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_freeu_has_no_say_in_what_the_network_answers(embedded: LatentDiffusion) -> None:
+    unet = embedded.model.diffusion_model
+    _, plain = noise_and_answer(embedded, 999)
+    with unet.under(FreeUSettings(3.0, 3.0, 0.0, 2.0)):
+        assert torch.equal(noise_and_answer(embedded, 999)[1], plain)
 
 
 def test_a_mix_up_is_said_with_the_remedy_and_drawn(txt2img: Run) -> None:
