@@ -293,9 +293,13 @@ def test_a_convolution_that_is_changed_once_it_is_made_is_torchs(changed, size):
     assert layer(x).shape == expected.shape
 
 
-def test_a_hook_of_all_layers_sees_the_inner_ones_at_inference_too():
+@pytest.mark.parametrize(
+    "register",
+    [nn.modules.module.register_module_forward_hook, nn.modules.module.register_module_forward_pre_hook],
+)
+def test_a_hook_of_all_layers_sees_the_inner_ones_at_inference_too(register):
     seen = []
-    hook = nn.modules.module.register_module_forward_hook(lambda layer, _in, _out: seen.append(type(layer)))
+    hook = register(lambda layer, *_: seen.append(type(layer)))
     try:
         FeedForward(16)(rnd(5, 2, 9, 16))
         Upsample(256)(rnd(6, 1, 256, 16, 16))

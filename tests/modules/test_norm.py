@@ -27,8 +27,10 @@ def expected(layer, x):
     return y * torch.sigmoid(y) if layer.silu else y
 
 
-def made(channels, groups=4, silu=True, kind=torch.float32):
-    return fill_by_name(GroupNorm(groups, channels, silu=silu)).to(kind)
+def made(channels, groups=4, silu=True, kind=torch.float32, eps=1e-5):
+    layer = fill_by_name(GroupNorm(groups, channels, eps, silu)).to(kind)
+    assert layer.eps == eps
+    return layer
 
 
 @settings(max_examples=100)
@@ -41,13 +43,14 @@ def made(channels, groups=4, silu=True, kind=torch.float32):
     memory=st.sampled_from([LAST, torch.contiguous_format]),
     kind=st.sampled_from([torch.float32, torch.bfloat16]),
     silu=st.booleans(),
+    eps=st.sampled_from([1e-5, 0.5]),
     overwrite=st.booleans(),
     threads=st.integers(1, 3),
 )
 def test_any_map_is_normalised_as_by_the_formula(
-    batch, channels, height, width, common, memory, kind, silu, overwrite, threads
+    batch, channels, height, width, common, memory, kind, silu, eps, overwrite, threads
 ):
-    layer = made(channels, silu=silu, kind=kind)
+    layer = made(channels, silu=silu, kind=kind, eps=eps)
     x = (
         (common + rnd(height * width, batch, channels, height, width))
         .to(kind)
@@ -90,10 +93,14 @@ def test_numbers_far_from_zero_lose_no_more_than_by_torch(common):
 
 @pytest.mark.parametrize("with_c", [True, False])
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_parts_are_normalised_by_the_sums_of_the_whole(kind, with_c, monkeypatch):
+@pytest.mark.parametrize("eps", [1e-5, 0.5])
+def test_parts_are_normalised_by_the_sums_of_the_whole(eps, kind, with_c, monkeypatch):
     if not with_c:
         monkeypatch.setattr(norm, "LIBRARY", None)
-    layer, x = made(32, kind=kind), (1 + rnd(3, 1, 32, 30, 12)).to(kind).contiguous(memory_format=LAST)
+    layer, x = (
+        made(32, kind=kind, eps=eps),
+        (1 + rnd(3, 1, 32, 30, 12)).to(kind).contiguous(memory_format=LAST),
+    )
     parts = x.split(7, dim=2)
     sums = sum(group_sums(part, 4) for part in parts)
     numbers = x.double().unflatten(1, (4, -1)).flatten(2)  # (1, groups, numbers)
