@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from safetensors.torch import load_file, save_file
 from ldm.config.freeu import FREE_UNET, UNET
 from ldm.config.reading import load_config
 from ldm.folders import CHECKPOINTS, CONFIGS, ROOT
+from ldm.generate import Sampling
 from ldm.image_io import save_png
+from ldm.txt2img.caveats import too_few_steps, webui_syntax
 
 Run = Callable[..., "Outcome"]  # noqa: F821 (see conftest)
 CPU = ["--device", "cpu"]
@@ -130,6 +133,10 @@ def test_a_file_of_prompts_that_is_no_text_is_named(txt2img: Run, tmp_path: Path
     for encoding in ("latin-1", "utf-16-le"):
         path.write_bytes("a café".encode(encoding))
         assert f"{path} is not UTF-8" in fault(txt2img("--from-file", path))
+    path.write_bytes("a star".encode("utf-16-le"))  # which is UTF-8 too, with NULs
+    assert "holds NULs" in fault(txt2img("--from-file", path))
+    path.write_bytes("a star\na ring\n\na café\n".encode("latin-1"))
+    assert "its line 4 is not" in fault(txt2img("--from-file", path))
     assert "cannot be read" in fault(txt2img("--from-file", tmp_path))
 
 
@@ -230,6 +237,7 @@ def test_factors_outside_the_published_range_are_warned_of_and_drawn(txt2img: Ru
     ]
     assert txt2img("--b1", 2, "--freeu-version", 2).err == ""
     assert txt2img("--b1", 2, "--no-freeu").err == ""
+    assert txt2img("--b1", 2, "--strength", 0).err == ""
 
 
 def test_factors_of_the_other_version_are_told_with_those_of_this_one(txt2img: Run) -> None:
@@ -247,6 +255,12 @@ def test_plms_in_few_steps_is_warned_of(txt2img: Run) -> None:
     assert line.startswith("warning: PLMS draws wrong colours in 5 steps with this model")
     [line] = txt2img("--grid", "sampler=ddim,plms", "steps=3,7").err.splitlines()
     assert "in 3 steps" in line
+
+
+def test_plms_in_few_steps_is_not_warned_of_with_stable_diffusions_schedule() -> None:
+    left = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0).sqrt()
+    model: Any = Namespace(sqrt_alphas_cumprod=left)
+    assert not [*too_few_steps(model, [Sampling(steps=20, sampler="plms")])]
 
 
 @pytest.mark.parametrize(
@@ -267,6 +281,14 @@ def test_what_webuis_do_not_read_as_words_is_told(txt2img: Run, prompt: str, tol
         if told
         else []
     )
+
+
+def test_of_many_that_webuis_do_not_read_as_words_ten_are_named_and_the_rest_counted() -> None:
+    weights = [f"(red:1.{k:02})" for k in range(13)]
+    [line] = webui_syntax(["a star " + " ".join(weights), *weights])
+    assert line.startswith(f"{', '.join(weights[:10])} and 3 more are read as words")
+    [line] = webui_syntax(weights[:10])
+    assert line.startswith(f"{', '.join(weights[:10])} are read as words")
 
 
 def test_what_of_a_long_prompt_is_cut_off_is_said(txt2img: Run) -> None:

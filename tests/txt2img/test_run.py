@@ -12,7 +12,7 @@ from PIL import Image
 
 from ldm.config.reading import load_config
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.txt2img.jobs import Job, plan
+from ldm.txt2img.jobs import Job, plan, read_prompts
 from ldm.txt2img.request import DEFAULT_PROMPT
 
 ONES = ["--b1", 1, "--b2", 1, "--s1", 1, "--s2", 1]
@@ -148,6 +148,12 @@ def test_a_file_of_prompts_is_drawn_to_the_last_line(content: str, txt2img: Run,
         assert first == prompt and f"Seed: {42 + k}," in last
     [alone] = txt2img("--prompt", "a cross", "--seed", 45).pictures()
     assert same(pictures[3], alone)
+
+
+def test_prompts_are_parted_by_the_ends_of_lines_of_every_system_and_by_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(" a star\r a\u2028ring\v\r\n\r\na\x0bheart \n a\x85cross".encode())
+    assert read_prompts(path) == ["a star", "a\u2028ring", "a\x0bheart", "a\x85cross"]
 
 
 def test_lines_of_a_file_can_be_repeated(txt2img: Run, tmp_path: Path) -> None:
