@@ -21,6 +21,7 @@ from ldm.image_io import (
     grid,
     is_whole,
     next_number,
+    read_picture,
     read_record,
     save_png,
     writable_folder,
@@ -88,7 +89,22 @@ def test_a_disk_that_refuses_is_said_plainly(tmp_path: Path) -> None:
     ):
         file.write(b"half of it")
         raise OSError(errno.ENOSPC, "full")
+    with (
+        pytest.raises(InputError, match="cannot be written: encoder error -2"),
+        written_whole(tmp_path / "c.png"),
+    ):
+        raise OSError("encoder error -2")  # as Pillow's, which have no number
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1"])
+def test_a_picture_of_any_kind_is_read_in_three_colours(mode: str, tmp_path: Path) -> None:
+    grey = Image.new("L", (6, 4), 255)
+    grey.paste(0, (0, 0, 3, 4))
+    grey.convert(mode).save(tmp_path / "a.png")
+    read = read_picture(tmp_path / "a.png")
+    assert read.shape == (4, 6, 3) and read.dtype == np.uint8
+    assert (read[:, :3] == 0).all() and (read[:, 3:] == 255).all()
 
 
 @pytest.mark.parametrize(
@@ -128,6 +144,8 @@ def test_a_picture_of_a_hundred_billion_pixels_is_not_opened(tmp_path: Path) -> 
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(InputError, match="not a picture that can be read"):
         read_record(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.png cannot be read: .*decompression bomb"):
+        read_picture(tmp_path / "a.png")
     assert not is_whole(tmp_path / "a.png")
 
 

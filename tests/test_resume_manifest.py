@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import ldm.txt2img.painter as painter_module
+from ldm.errors import InputError
 from ldm.image_io import save_png
 from ldm.txt2img.manifest import Manifest, differences
 from tests.forks import tree
@@ -49,6 +50,7 @@ def test_what_was_removed_or_changed_since_is_made_again_and_nothing_else(
     os.truncate(folder / "samples" / "00003.png", 500)
     (folder / "grid-0000.png").write_bytes(b"scribbled over")
     (folder / "samples" / ".00002.png.4711").write_bytes(b"half of a pict")
+    (folder / ".grid-0000.png.4711").write_bytes(b"half of a sheet")
     (folder / "samples" / ".00005.png.4711").write_bytes(b"another's")
     outcome = txt2img(*command, into=folder)
     assert outcome.code == 0 and "3 of 5 pictures are there already" in outcome.out
@@ -218,6 +220,25 @@ def test_numbers_are_counted_once_a_run(tmp_path: Path) -> None:
     assert again.find({"seed": 1}) == files
     assert again.begin("samples", 1, 0, {"seed": 1}).picture(0) == "samples/00007.png"
     assert again.begin("comparisons", 1, 0, {"seed": 1}).picture(0) == "comparisons/00000.png"
+
+
+def test_sheets_that_no_manifest_knows_are_not_written_over(tmp_path: Path) -> None:
+    save_png(tmp_path / "grid-0004.png", np.zeros((8, 8, 3), np.uint8))
+    assert Manifest(tmp_path).begin("samples", 2, 1, {}).sheet(0) == "grid-0005.png"
+
+
+def test_of_several_runs_the_last_of_these_settings_goes_on_or_the_last_is_told_of(tmp_path: Path) -> None:
+    ours = {"seed": 1, "freeu": {"stages": {64: (1.1, 0.5)}}, "config": tmp_path}
+    manifest = Manifest(tmp_path)
+    _, last, _ = [manifest.begin("samples", 3, 1, it) for it in (ours, ours, {"seed": 2, "steps": 5})]
+    assert last.first == 3 and Manifest(tmp_path).find(ours) == last
+    for change, said in (
+        ({"seed": 3}, "seed is 3, was 2. Give"),
+        ({"seed": 3, "steps": 6}, "seed is 3, was 2; steps is 6, was 5. Give"),
+        ({"seed": 3, "steps": 6, "eta": 1}, "seed is 3, was 2; steps is 6, was 5 and more. Give"),
+    ):
+        with pytest.raises(InputError, match=f"with other settings: {said}"):
+            manifest.find({"seed": 2, "steps": 5} | change)
 
 
 def test_differences_name_what_changed() -> None:

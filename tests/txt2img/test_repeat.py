@@ -345,6 +345,13 @@ def test_a_recipe_comes_back_as_it_went(tmp_path: Path) -> None:
     assert read_recipe(tmp_path / "b.png") == RECIPE
 
 
+def test_a_picture_by_a_recipe_with_stages_is_known_for_it(tmp_path: Path) -> None:
+    freeu = FREEU | {"stages": {64: (1.3, 0.5)}}
+    recipe = Recipe(**{**vars(RECIPE), "freeu": freeu})
+    recipe.save(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+    assert recipe.made(tmp_path / "a.png") and not RECIPE.made(tmp_path / "a.png")
+
+
 def test_a_file_name_that_is_not_utf_8_keeps_no_picture_from_being_saved(tmp_path: Path) -> None:
     recipe = Recipe(**{**vars(RECIPE), "config": "caf\udce9.yaml"})
     recipe.save(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
