@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from PIL import ImageFont
 
 from ldm.image_io import INK, PAPER, Picture
-from ldm.txt2img.sheets import CAPTION_LINES, LARGEST, Words, labelled, tiled, wrapped
+from ldm.txt2img.sheets import (
+    CAPTION_LINES,
+    LARGEST,
+    SEPARATOR,
+    Words,
+    joined,
+    labelled,
+    shortened,
+    tiled,
+    wrapped,
+)
 
 FONT = ImageFont.load_default(17)
 SIZES = [(64, 64), (128, 128), (512, 512), (768, 512), (512, 64), (64, 320)]
@@ -49,6 +59,21 @@ def test_wrapped_lines_fit_and_keep_every_letter(text: str, width: int) -> None:
         assert " ".join(lines).split() == words
 
 
+@settings(max_examples=50)
+@given(
+    parts=st.lists(st.sampled_from(["seed 42", "guidance 7.5", "50 steps", "b1 = 1.2"]), max_size=12),
+    width=st.integers(150, 600),
+)
+def test_small_print_is_put_into_as_few_lines_as_fit(parts: list[str], width: int) -> None:
+    lines = joined(parts, FONT, width)
+    assert SEPARATOR.join(lines) == SEPARATOR.join(parts)
+    assert all(FONT.getlength(line) <= width for line in lines)
+    for line, after in itertools.pairwise(lines):
+        assert FONT.getlength(f"{line}{SEPARATOR}{after.split(SEPARATOR)[0]}") > width
+    long = joined(["seed 42", "x" * 300], FONT, width)
+    assert "".join(long) == f"seed 42{'x' * 300}" and all(FONT.getlength(line) <= width for line in long)
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("caption", CAPTIONS, ids=["short", "long", "one word", "very long"])
 @pytest.mark.parametrize("count", [1, 2, 7])
@@ -78,6 +103,23 @@ def test_every_picture_stands_whole_under_its_head_between_even_margins(
         assert largest - smallest <= 0.05 * max(sheet.shape) + 12
 
 
+def lines_of_words(part: Picture) -> list[float]:
+    """How light the darkest pixel of each line of words on a part of a sheet is, from INK, 0, to PAPER, 1."""
+    written = np.flatnonzero((part != PAPER).any((1, 2)))
+    lines = np.split(written, np.flatnonzero(np.diff(written) > 2) + 1)
+    return [float((part[rows].min() - min(INK)) / (min(PAPER) - min(INK))) for rows in lines]
+
+
+def test_heading_head_caption_and_small_print_can_be_read_in_this_order() -> None:
+    one = picture(512, 512)
+    words = Words("stop = 0.5", "a cat", ["seed 42", "guidance 7.5"])
+    sheet = labelled([[one]], [["b1 = 1.2"]], words=words)
+    top, _ = place(sheet, one)
+    heading, head = lines_of_words(sheet[:top])
+    caption, small_print = lines_of_words(sheet[top + 512 :])
+    assert max(heading, head, caption) < 0.1 and 0.3 < small_print < 0.6
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_rows_have_names_to_their_left_and_columns_have_heads_once(rows: int) -> None:
     pictures = [[picture(200, 160, 10 * i + k) for k in range(4)] for i in range(rows)]
@@ -94,6 +136,23 @@ def test_rows_have_names_to_their_left_and_columns_have_heads_once(rows: int) ->
         assert (between == PAPER).all() and len(between) < 16
 
 
+def test_a_narrow_picture_stands_in_the_middle_of_a_sheet_that_has_room_for_its_caption() -> None:
+    one = picture(512, 100)
+    sheet = labelled([[one]], [], words=Words(caption="a cat"))
+    _, left = place(sheet, one)
+    right = sheet.shape[1] - left - 100
+    assert abs(left - right) <= 1 and 420 <= sheet.shape[1] < 520
+
+
+def test_a_long_name_of_a_row_takes_no_more_room_than_a_picture() -> None:
+    pictures = [picture(512, 400, k) for k in range(2)]
+    sheet = labelled([pictures], [], ["a very detailed painting of a cat " * 4])
+    top, left = place(sheet, pictures[0])
+    assert 300 < left < 400 + 100
+    written = np.flatnonzero((sheet[:, :left] != PAPER).any((1, 2)))
+    assert (written[0] + written[-1]) / 2 == pytest.approx(top + 256, abs=5)  # in the middle of its row
+
+
 def test_a_caption_without_end_is_cut_with_dots_and_the_sheet_stays_a_sheet() -> None:
     one = picture(512, 512)
     short = labelled([[one]], [["a"]], words=Words(caption="word " * 30))
@@ -102,10 +161,21 @@ def test_a_caption_without_end_is_cut_with_dots_and_the_sheet_stays_a_sheet() ->
     assert 0 < line < 40
 
 
+def test_of_a_caption_of_too_many_lines_the_last_that_is_shown_ends_in_dots() -> None:
+    lines = [f"line {k}" for k in range(CAPTION_LINES)]
+    assert shortened(lines) == lines
+    assert shortened([*lines, "one more"]) == [*lines[:-1], "line …"]
+
+
 def test_a_huge_grid_is_shown_smaller() -> None:
     one = picture(1024, 1024)
     sheet = labelled([[one] * 12] * 12, [[f"b1 = {k}" for k in range(12)]])
-    assert sheet.shape[0] * sheet.shape[1] < 1.2 * LARGEST
+    assert 0.9 * LARGEST < sheet.shape[0] * sheet.shape[1] < 1.2 * LARGEST
+
+
+def test_five_pictures_stand_in_one_row_and_six_in_two() -> None:
+    five, six = (tiled([picture(512, 512)] * count, [str(k) for k in range(count)]) for count in (5, 6))
+    assert five.shape[1] > 5 * 512 > five.shape[0] * 3 and 3 * 512 < six.shape[1] < 4 * 512
 
 
 def test_a_name_of_a_row_that_is_longer_than_its_picture_is_high_is_cut() -> None:
