@@ -243,6 +243,15 @@ def with_another_function(layer):
     return layer
 
 
+def of_another_class(layer):
+    class Own(type(layer)):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    layer.__class__ = Own
+    return layer
+
+
 def tiling(layer):
     layer.padding_mode = "circular"
     return layer
@@ -258,7 +267,9 @@ def spread(layer):
     return layer
 
 
-@pytest.mark.parametrize("changed", [Adapted, with_hook, with_pre_hook, with_another_function])
+@pytest.mark.parametrize(
+    "changed", [Adapted, with_hook, with_pre_hook, with_another_function, of_another_class]
+)
 def test_what_is_put_on_an_inner_linear_layer_acts_at_inference_too(changed):
     network, x = fill_by_name(FeedForward(16)), rnd(5, 2, 9, 16)
     before = network(x)
@@ -270,7 +281,16 @@ def test_what_is_put_on_an_inner_linear_layer_acts_at_inference_too(changed):
 
 @pytest.mark.parametrize(
     "changed",
-    [Adapted, with_hook, with_pre_hook, with_another_function, tiling, tiling_inside, spread],
+    [
+        Adapted,
+        with_hook,
+        with_pre_hook,
+        with_another_function,
+        of_another_class,
+        tiling,
+        tiling_inside,
+        spread,
+    ],
 )
 @pytest.mark.parametrize("channels", [16, 256])
 def test_what_is_put_on_an_inner_convolution_acts_at_inference_too(changed, channels):

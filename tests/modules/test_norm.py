@@ -115,6 +115,15 @@ def test_parts_are_normalised_by_the_sums_of_the_whole(eps, kind, with_c, monkey
     assert relative_error(out.double(), expected(layer, x)) < close
 
 
+@pytest.mark.parametrize("with_c", [True, False])
+def test_the_sums_of_small_numbers_are_theirs(with_c, monkeypatch):
+    if not with_c:
+        monkeypatch.setattr(norm, "LIBRARY", None)
+    x = (1e-3 * rnd(3, 2, 32, 6, 5)).contiguous(memory_format=LAST)
+    numbers = x.double().unflatten(1, (4, -1)).flatten(2)  # (2, groups, numbers)
+    assert torch.allclose(group_sums(x, 4)[..., 1], numbers.square().sum(-1), rtol=1e-4)
+
+
 @pytest.mark.parametrize("size", [0, 1e-3, 1, 30, 1000])
 def test_silu_holds_far_from_zero_and_near_it(size):
     layer = made(8, groups=1)
@@ -154,8 +163,10 @@ def test_plain_maps_at_inference_are_normalised_in_c_and_nothing_else(monkeypatc
     layer.float()
     for other in (x.contiguous(), x[:, :, :, 1:], x[:0]):
         layer(other)
-    made(12, kind=torch.float64)(rnd(7, 1, 12, 8, 8).double())
+    for kind in (torch.float64, torch.float16):
+        made(32, kind=kind)(x.to(kind))
     made(12)(rnd(7, 1, 12, 8, 8).contiguous(memory_format=LAST))
+    made(norm.WIDEST + 8)(rnd(7, 1, norm.WIDEST + 8, 2, 2).contiguous(memory_format=LAST))
     no_bias = made(32)
     no_bias.bias = None
     no_bias(x)
