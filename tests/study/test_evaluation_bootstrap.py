@@ -1,8 +1,11 @@
+from statistics import stdev
+
 import numpy as np
 import pytest
 from numpy.random import default_rng
+from numpy.typing import NDArray
 
-from ldm.study.evaluation.bootstrap import Mean, compare, resamples, spread
+from ldm.study.evaluation.bootstrap import Estimate, Mean, compare, resamples, spread
 
 
 def test_every_resample_has_as_many_prompts_and_the_seed_decides_it() -> None:
@@ -44,6 +47,62 @@ def test_the_interval_of_few_resamples_is_students_quantile_times_their_deviatio
     # The resampled differences are 2 k / 20; Student's quantile for 21 of them is 2.0860. Widened as above.
     reach = 2.0860 * 2 / 20 * (21 * 22 / 12) ** 0.5 * 12.7062 / 1.9600 * 2**0.5
     assert (estimate.low, estimate.high) == pytest.approx((1 - reach, 1 + reach), rel=1e-4)
+
+
+class Biased(Mean):
+    biased = True
+
+
+@pytest.mark.parametrize("kind", [Mean, Biased])
+def test_the_interval_is_about_the_difference_and_of_a_biased_statistic_reflected_about_its_own(
+    kind: type[Mean],
+) -> None:
+    # The resampled differences are 2 (k / 20)^2, and their mean is not the difference, 1. A fortieth of them
+    # ends half way between the outer two on either side.
+    counts = np.array([[k * k, 400 - k * k] for k in range(21)])
+    estimate = compare(*(spread(kind([[x], [1.0]]), counts) for x in (3.0, 1.0)))
+    mean = 2 * sum(k * k for k in range(21)) / 21 / 400
+    low, high = (0**2 + 1**2) / 400, (19**2 + 20**2) / 400
+    widened = 12.7062 / 1.9600 * 2**0.5
+    if kind is Biased:
+        assert estimate.difference == pytest.approx(2 - mean)
+        ends = [2 - mean - widened * (high - mean), 2 - mean - widened * (low - mean)]
+    else:
+        assert estimate.difference == 1
+        ends = [1 + widened * (low - 1), 1 + widened * (high - 1)]
+    assert (estimate.low, estimate.high) == pytest.approx(ends, rel=1e-4)
+
+
+def test_the_interval_of_few_resamples_of_a_biased_statistic_is_even_about_its_difference() -> None:
+    counts = np.array([[k * k, 400 - k * k] for k in range(21)])  # as above
+    on, off = Biased([[3.0], [1.0]]), Biased([[1.0], [1.0]])
+    on.draws = off.draws = 21
+    estimate = compare(spread(on, counts), spread(off, counts))
+    drawn = [2 * k * k / 400 for k in range(21)]
+    reach = 2.0860 * stdev(drawn) * 12.7062 / 1.9600 * 2**0.5
+    difference = 2 - sum(drawn) / 21
+    expected = (difference, difference - reach, difference + reach)
+    assert (estimate.difference, estimate.low, estimate.high) == pytest.approx(expected, rel=1e-4)
+
+
+def test_resamples_in_which_nothing_counts_are_left_out() -> None:
+    some = np.array([[k, 20 - k, 0] for k in range(1, 20)])
+    none = np.array([[0, 0, 20]])
+
+    def interval(counts: NDArray[np.int64]) -> Estimate:
+        weights = [[1], [1], [0]]
+        both = ([[3.0], [1.0], [np.nan]], [[1.0], [1.0], [np.nan]])
+        return compare(*(spread(Mean(values, weights), counts) for values in both))
+
+    assert interval(np.concatenate([some, none])) == interval(some)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "clear"),
+    [(0.1, 3, True), (-3, -0.1, True), (-1, 2, False), (0, 2, False), (-2, 0, False)],
+)
+def test_an_interval_on_either_side_of_zero_leaves_it_out(low: float, high: float, clear: bool) -> None:
+    assert Estimate(1.0, (low + high) / 2, low, high).leaves_out_zero is clear
 
 
 def test_what_both_settings_share_is_no_part_of_the_interval() -> None:

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from ldm.errors import InputError
 from ldm.study.user_study import write_study
 from ldm.study.votes import (
-    KEY,
     PAPER,
     QUESTIONS,
     SIDES,
@@ -88,6 +87,7 @@ def test_votes_are_counted_from_files_to_table_csv_and_json(run: Run, tmp_path: 
     once = [{"text": side, "quality": side} for side in plain]
     once[2]["text"] = key.freeu[2]
     files = [votes_file(tmp_path, name, votes, key.study) for name, votes in {"a": always, "b": once}.items()]
+    files[0].write_bytes(b"\xef\xbb\xbf" + files[0].read_bytes())  # as editors on Windows do
     assert [ballot.voter for ballot in read_ballots(files, key)] == ["a", "b"]
 
     outcome = run("tally", tmp_path / "key.json", *files, "--outdir", tmp_path / "result")
@@ -141,7 +141,9 @@ def test_bad_votes_get_one_line_and_leave_no_tally(run: Run, tmp_path: Path) -> 
         "other.json": ({"study": "0123456789abcdef"}, ["'0123456789abcdef'", study, "leave the file out"]),
         "none.json": ({"study": None}, ["None", study]),
         "nobody.json": ({"voter": ""}, ["names no voter", "Ask for it again"]),
+        "number.json": ({"voter": 7}, ["names no voter"]),
         "short.json": ({"votes": [vote]}, ["on 1 pairs", "has 2", "or leave this one out"]),
+        "long.json": ({"votes": [vote, vote, vote]}, ["on 3 pairs", "has 2"]),
         "novotes.json": ({"votes": None}, ["on no pairs"]),
         "half.json": ({"votes": [vote, {"text": "left"}]}, ["pair 2", "or leave this one out"]),
         "odd.json": ({"votes": [{"text": ["left"], "quality": 3}, vote]}, ["pair 1"]),
@@ -158,9 +160,16 @@ def test_bad_votes_get_one_line_and_leave_no_tally(run: Run, tmp_path: Path) -> 
     assert "same voter" in fault(run("tally", key, good, good))
     assert "missing.json cannot be read" in fault(run("tally", key, tmp_path / "missing.json"))
     assert "no user study key file, but a user study votes file" in fault(run("tally", good, good))
-    cut = {"kind": KEY, "study": study, "pairs": [{"freeu": "up"}]}
-    (tmp_path / "cutkey.json").write_text(json.dumps(cut))
-    assert "cutkey.json is damaged" in fault(run("tally", tmp_path / "cutkey.json", good))
+    for change in (
+        {"pairs": [{"freeu": "up"}]},
+        {"pairs": []},
+        {"pairs": ["left"]},
+        {"pairs": 2},
+        {"study": 1},
+    ):
+        cut = json.loads(key.read_bytes()) | change
+        (tmp_path / "cutkey.json").write_text(json.dumps(cut))
+        assert "cutkey.json is damaged" in fault(run("tally", tmp_path / "cutkey.json", good))
     assert not (tmp_path / "tally.json").exists() and not (tmp_path / "tally.csv").exists()
 
 
