@@ -1,6 +1,8 @@
 """Settings that come and go as links and as PNGs."""
 
 import json
+import math
+import re
 import time
 from dataclasses import asdict, replace
 from functools import partial
@@ -97,6 +99,31 @@ def test_a_number_in_a_link_that_cannot_be_drawn_is_left_out_and_told_of(name: s
     found, [note] = from_query({name: value}, FIRST)
     assert found == FIRST
     assert value in note and note.endswith("It is left out.")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        *(("steps", value, "give a whole number") for value in (True, 2.5, math.inf, math.nan, None, "2.5")),
+        *(("b1", value, "give a finite number") for value in (True, math.inf, 10**400, None, "wide")),
+        *(("eta", value, "give 0 to 1") for value in (-0.1, 1.1)),
+        *(("seed", value, f"give 0 to {LARGEST_SEED}") for value in (-1, LARGEST_SEED + 1)),
+        *(("prompt", value, "give a text") for value in (None, 7)),
+        ("sampler", "euler", "take one of ddim, plms, dpm"),
+    ],
+    ids=lambda it: repr(it)[:20],
+)
+def test_a_value_of_the_wrong_kind_is_named_with_the_remedy(name: str, value: object, remedy: str):
+    with pytest.raises(InputError, match=f"{name} (is )?{re.escape(repr(value)[:60])}.*: {remedy}"):
+        Settings.read(asdict(FIRST) | {name: value})
+
+
+def test_values_go_to_the_controls_and_come_back():
+    # A page's numbers are a browser's, which are whole up to 2**53 only; and prompts have no blanks around.
+    chosen = replace(FIRST, seed=LARGEST_SEED)
+    values = chosen.values()
+    assert values[2] == str(LARGEST_SEED)
+    assert Settings.of([" a red circle\n", *values[1:]]) == chosen
 
 
 def test_what_is_below_the_least_becomes_the_least_and_is_told_of():
