@@ -178,6 +178,16 @@ def test_of_two_at_once_one_fetches_and_both_have_the_file(hub: Hub, tmp_path: P
     assert [it.name for it in tmp_path.iterdir() if it.name != "home"] == [NAME]
 
 
+def test_a_file_that_is_there_is_taken_where_its_hash_is_right_and_fetched_where_it_is_not(
+    hub: Hub, tmp_path: Path
+) -> None:
+    for there, served in ((CONTENT[:-1], 1), (CONTENT, 0)):
+        (tmp_path / NAME).write_bytes(there)
+        hub.served.clear()
+        assert fetch(hub.url, tmp_path).returncode == 0
+        assert len(hub.served) == served and (tmp_path / NAME).read_bytes() == CONTENT
+
+
 def test_a_file_that_cannot_take_its_place_is_said_in_one_line_and_kept(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / NAME).mkdir()
     done = fetch(hub.url, tmp_path)
