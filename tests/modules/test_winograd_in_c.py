@@ -123,7 +123,9 @@ def test_maps_that_c_cannot_take_are_left_to_torch(kind):
     [other] = {torch.float32, torch.bfloat16} - {kind}
     with torch.inference_mode():
         assert has_winograd(x, weight, bias)
-        assert not has_winograd(x[:, :15], weight[:, :15], bias)
+        assert not has_winograd(x[:, :15].contiguous(), weight[:, :15].contiguous(), bias)
+        assert not has_winograd(rnd(1, 1, 32, 8, 8).to(kind), weight, bias)
+        assert not has_winograd(rnd(1, 8, 16, 8).to(kind), weight, bias)  # no batch of maps
         assert not has_winograd(x, weight[:24], bias[:24])
         assert not has_winograd(x[:, :8], weight[:, :8], bias)  # whose numbers lie apart
         assert not has_winograd(x.to(other), weight.to(other), bias.to(other))
