@@ -62,7 +62,8 @@ def labelled(
     left = (total - block) // 2 + side
     text_width = total - 2 * margin
     heading = wrapped(words.heading, font, text_width) if words.heading else []
-    caption = shortened(wrapped(words.caption, font, text_width)) if words.caption else []
+    most = words.caption[: CAPTION_LINES * text_width]  # letters, none of which is narrower than a pixel
+    caption = shortened(wrapped(most, font, text_width)) if words.caption else []
     print_lines = joined(words.small_print, small, text_width)
     small_line = round(1.4 * small_size(small))
     above = len(heading) * line + gap * bool(heading)
@@ -161,9 +162,14 @@ def wrapped(text: str, font: Font, width: int) -> list[str]:
             lines.append("")
             line = word
         while len(line) > 1 and font.getlength(line) > width:
-            lengths = [font.getlength(line[:end]) for end in range(1, len(line))]
-            end = max(1, bisect.bisect_right(lengths, width))
+            end = fitting(line, font, width)
             lines[-1:] = [line[:end], ""]
             line = line[end:]
         lines[-1] = line
     return lines
+
+
+def fitting(line: str, font: Font, width: int) -> int:
+    """How many letters of a line too long for `width` pixels fit into it, or one."""
+    ends, most = range(1, len(line)), float(width)
+    return max(1, bisect.bisect_right(ends, most, key=lambda end: font.getlength(line[:end])))

@@ -1,6 +1,7 @@
 """Labelled sheets: whole pictures, words that are all there, and even margins, whatever is shown."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -159,6 +160,17 @@ def test_a_caption_without_end_is_cut_with_dots_and_the_sheet_stays_a_sheet() ->
     long = labelled([[one]], [["a"]], words=Words(caption="word " * 5000))
     line = (long.shape[0] - short.shape[0]) / (CAPTION_LINES - 3)
     assert 0 < line < 40
+
+
+@pytest.mark.parametrize("unit", ["x", "so many words "])
+def test_a_very_long_prompt_under_a_sheet_keeps_nobody_waiting(unit: str) -> None:
+    one = picture(512, 512)
+    expected = labelled([[one]], [["a"]], words=Words(caption=unit * 2000))
+    began = time.process_time()
+    sheet = labelled([[one]], [["a"]], words=Words(caption=unit * (1_000_000 // len(unit))))
+    # Where time grows with the square of the length it takes hours.
+    assert time.process_time() - began < 5
+    assert np.array_equal(sheet, expected)
 
 
 def test_of_a_caption_of_too_many_lines_the_last_that_is_shown_ends_in_dots() -> None:
