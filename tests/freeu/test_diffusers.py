@@ -379,6 +379,8 @@ def test_models_without_such_a_decoder_are_told_why():
         enable(dit, "sd14")
     with pytest.raises(ValueError, match="UNet1DModel: its decoder's resnets are not given"):
         enable(UNet1DModel(block_out_channels=(8, 8, 16)), "sd14")
+    with pytest.raises(ValueError, match="Decoder: its decoder's resnets are not given"):
+        enable(AutoencoderKL().decoder, "sd14")
     with pytest.raises(ValueError, match="AutoencoderKL: it has no U-Net"):
         disable(AutoencoderKL())
     with pytest.raises(ValueError, match=r"DataParallel wraps the U-Net, give its \.module"):

@@ -335,8 +335,12 @@ def test_a_run_by_the_pipelines_own_scheduler_is_not_told_of(scheduler):
 
 def test_a_unet_alone_tells_of_timesteps_that_no_training_has():
     unet = unets.stable_video()
-    with enable(unet, **FACTORS, stop=0.5), pytest.warns(UserWarning, match=r"without timestep -1\.5"):
-        unets.run(unet, unets.inputs(unet), t=-1.5)
+    for t in (-1.5, 1000):
+        with enable(unet, **FACTORS, stop=0.5), pytest.warns(UserWarning, match=f"without timestep {t:g}:"):
+            unets.run(unet, unets.inputs(unet), t=t)
+    with enable(unet, **FACTORS, stop=0.5), warnings.catch_warnings():
+        warnings.filterwarnings("error", "FreeU")
+        unets.run(unet, unets.inputs(unet), t=998.6)  # which rounds to one that it has
 
 
 def test_a_loop_from_the_middle_and_then_a_whole_one_have_their_own_beginnings():
