@@ -439,6 +439,12 @@ def test_pictures_for_a_sheet_alone_are_one_process_s_work(
         f"grid-000{i}.png" for i in range(3)
     ]
 
+    # One that is missing is drawn again, and of the others nothing.
+    (tmp_path / "grid-0001.png").unlink()
+    members[0].leave()
+    for member in galleries(tmp_path, 2, 10, skip_save=True):
+        assert (member.units(3), member.done) == ([range(4, 8)], 6)
+
 
 @pytest.mark.parametrize(
     ("pictures", "at_once", "flags", "told"),
