@@ -24,6 +24,8 @@ def add_model_flags(add: Callable[..., object]) -> None:
     add("--download", action="store_true", help="fetch the config's checkpoint if it is not there")
     add("--trust-config", action="store_true", help="run code of other packages that the config names")
     add("--device", default="auto", help="auto, cuda, mps or cpu")
+    add("--precision", choices=("auto", "full", "autocast", "fp16", "bf16"), default="auto",
+        help="auto and autocast: what the device does fast and safely; full: float32")  # fmt: skip
 
 
 def in_either_spelling(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:

@@ -7,6 +7,10 @@ import torch
 
 from ldm.errors import InputError
 
+# Precisions by the names that --precision has for them.
+DTYPES = {"full": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = {dtype: name for name, dtype in DTYPES.items()}
+
 # As MPS says it of all its memory and of one tensor, CUDA's libraries of theirs, Linux and Windows.
 NO_ROOM = (
     "out of memory",
@@ -41,8 +45,10 @@ def device_count(kind: str) -> int:
     return getattr(module, "device_count", lambda: 0)()
 
 
-def pick_dtype(device: torch.device) -> torch.dtype:
-    """The precision that a device computes fast and safely in."""
+def pick_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
+    """The precision of that name in `DTYPES`; by another, the one a device computes fast and safely in."""
+    if precision in DTYPES:
+        return DTYPES[precision]
     match device.type:
         case "cuda":
             # Earlier cards take bfloat16 too, but compute it by detours.

@@ -23,8 +23,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument_group("model").add_argument
     add_model_flags(add)
-    add("--precision", choices=("auto", "full", "autocast", "fp16", "bf16"), default="auto",
-        help="auto and autocast: what the device does fast and safely; full: float32")  # fmt: skip
     add("overrides", nargs="*", metavar="key=value", help="changes to the config")
 
     add = parser.add_argument_group("server").add_argument

@@ -26,8 +26,6 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--all", action="store_true", help="every figure there is")
     add("--figure", nargs="+", default=[], metavar="N", help="by their numbers in the paper (CVPR)")
     add_model_flags(add)
-    add("--precision", choices=("auto", "full", "fp16", "bf16"), default="auto",
-        help="auto: what the device does fast and safely; full: float32")  # fmt: skip
     add("--prompts", metavar="FILE or N", help="a file with a prompt per line, or how many of the "
         "defaults: captions for the embedded model, the paper's prompts for other models")  # fmt: skip
     add("--seeds", type=int, help="seeds per prompt (default: fewest for 16 pairs)")

@@ -42,8 +42,6 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("model").add_argument
     add_model_flags(add)
     add("--devices", type=int, default=1, help="GPUs of this machine to share the pictures among (default 1)")
-    add("--precision", choices=("auto", "full", "autocast", "fp16", "bf16"), default="auto",
-        help="auto and autocast: what the device does fast and safely; full: float32")  # fmt: skip
     add("--bf16", action="store_true", help="overrides --precision with bf16")
     add("--C", type=int, dest="latent_channels", help="latent channels; must match the model")
     add("--f", type=int, dest="downsampling", help="downsampling factor; must match the model")

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ldm.config.freeu import FREEU, FREEU_NAMES, set_freeu
-from ldm.device import pick_device, pick_dtype
+from ldm.device import PRECISIONS, pick_device, pick_dtype
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling, check
@@ -26,7 +26,7 @@ from ldm.page.settings import Limits, Settings
 from ldm.txt2img.caveats import too_few_steps, webui_syntax
 from ldm.txt2img.prompted import load_prompted
 from ldm.txt2img.recipe import Recipe
-from ldm.txt2img.request import DEFAULT_PROMPT, DTYPES, PRECISIONS, usual_settings
+from ldm.txt2img.request import DEFAULT_PROMPT, usual_settings
 
 KEPT_PLAIN = 64 << 20  # bytes of plain pictures that are not drawn again while only FreeU changes
 
@@ -68,7 +68,7 @@ class Studio:
         # A plain config's U-Net is made one with FreeU that begins with every factor one.
         set_freeu(config, {})
         device = pick_device(arguments.device)
-        dtype = DTYPES.get(arguments.precision) or pick_dtype(device)
+        dtype = pick_dtype(device, arguments.precision)
         self.precision = PRECISIONS[dtype]
         model = load_prompted(
             config, arguments.ckpt, device, dtype, arguments.download, arguments.trust_config

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ldm.checkpoint import fingerprint
 from ldm.config.reading import load_config
+from ldm.device import pick_device, pick_dtype
 from ldm.errors import InputError, warn
 from ldm.generate import Sampling, check, generate
 from ldm.image_io import Picture, data_uri, writable_folder, written_whole
@@ -66,6 +67,7 @@ def make_study(
     steps: int | None,
     scale: float | None,
     device: str,
+    precision: str,
     outdir: Path,
 ) -> Path:
     """Draws the pairs, writes page and key into `outdir`, and returns the page's path.
@@ -87,7 +89,8 @@ def make_study(
     loaded = load_config(config)
     sampling = usual_sampling(loaded, steps=steps, scale=scale)
 
-    model = load_prompted(loaded, ckpt, device, "auto", download, trust_config)
+    on = pick_device(device)
+    model = load_prompted(loaded, ckpt, on, pick_dtype(on, precision), download, trust_config)
     unet = model.model.diffusion_model
     if not isinstance(unet, Free_UNetModel) or not unet.hit_blocks():
         raise InputError(f"{config} has no FreeU to compare with: take one of the freeu_ configs.")

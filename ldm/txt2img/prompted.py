@@ -1,7 +1,6 @@
 """The model that a script draws prompts with."""
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 from omegaconf import DictConfig
@@ -15,8 +14,8 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 def load_prompted(
     config: DictConfig,
     ckpt: str | Path | None,
-    device: str | torch.device,
-    dtype: Literal["auto"] | torch.dtype,
+    device: torch.device,
+    dtype: torch.dtype,
     download: bool,
     trust_config: bool,
 ) -> LatentDiffusion:

@@ -4,11 +4,11 @@ from argparse import Namespace
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.config.annotations import fits
 from ldm.config.freeu import FREE_UNET, FREEU, unet_section
+from ldm.device import DTYPES
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling
@@ -17,8 +17,6 @@ from ldm.txt2img.jobs import Job, check_number, plan, read_prompts
 from ldm.txt2img.settings_grid import Axis, Cell, grid_jobs, parse_grid
 
 DEFAULT_PROMPT = "a professional photograph of an astronaut riding a horse"
-DTYPES = {"full": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-PRECISIONS = {dtype: name for name, dtype in DTYPES.items()}
 SIZES = {name: get_type_hints(Sampling)[name] for name in ("height", "width", "steps", "scale")}
 KINDS = {int: "a whole number", float: "a number", str: "a text"}
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ldm.checkpoint import fingerprint
 from ldm.config.freeu import FREEU_NAMES
-from ldm.device import pick_dtype, room_for_the_model
+from ldm.device import PRECISIONS, pick_dtype, room_for_the_model
 from ldm.errors import InputError, warn
 from ldm.generate import Sampling, check
 from ldm.image_io import Picture
@@ -27,7 +27,7 @@ from ldm.txt2img.painter import Painter
 from ldm.txt2img.processes import Group
 from ldm.txt2img.prompted import load_prompted
 from ldm.txt2img.recipe import Recipe
-from ldm.txt2img.request import DTYPES, PRECISIONS, check_latents, freeu_of, read_request
+from ldm.txt2img.request import check_latents, freeu_of, read_request
 from ldm.txt2img.settings_grid import CellJob
 from ldm.wording import counted
 
@@ -40,7 +40,7 @@ class Run:
     def __init__(self, arguments: Namespace, config: DictConfig, device: torch.device):
         self.arguments = arguments
         self.request = read_request(arguments, config)
-        dtype = DTYPES.get(arguments.precision) or pick_dtype(device)
+        dtype = pick_dtype(device, arguments.precision)
         self.precision = PRECISIONS[dtype]
         model = load_prompted(
             config, arguments.ckpt, device, dtype, arguments.download, arguments.trust_config

@@ -23,8 +23,6 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Which model is measured."""
     add = parser.add_argument_group("model").add_argument
     add_model_flags(add)
-    add("--precision", choices=("auto", "full", "fp16", "bf16"), default="auto",
-        help="auto: what the device does fast and safely; full: float32")  # fmt: skip
     add("overrides", nargs="*", metavar="key=value", help="changes to the config")
 
 

@@ -23,7 +23,7 @@ from ldm.study.pictures import Pictures
 from ldm.study.runs import Run, Runs
 from ldm.txt2img.caveats import warn_of_mix_up
 from ldm.txt2img.prompted import load_prompted
-from ldm.txt2img.request import DTYPES, usual_sampling
+from ldm.txt2img.request import usual_sampling
 
 
 class Subject:
@@ -39,7 +39,7 @@ class Subject:
         config = config.copy()
         set_freeu(config, {})  # so that a plain U-Net takes settings too
         device = pick_device(arguments.device)
-        dtype = DTYPES.get(arguments.precision) or pick_dtype(device)
+        dtype = pick_dtype(device, arguments.precision)
         model = load_prompted(
             config, arguments.ckpt, device, dtype, arguments.download, arguments.trust_config
         )

@@ -26,7 +26,7 @@ from ldm.study.pairs import plan_pairs
 from ldm.study.runs import Run, Runs
 from ldm.txt2img.caveats import warn_of_mix_up, warn_of_words
 from ldm.txt2img.prompted import load_prompted
-from ldm.txt2img.request import DTYPES, usual_sampling
+from ldm.txt2img.request import usual_sampling
 from ldm.util import get_class
 from ldm.weights.download import sha256
 from ldm.weights.place import find_checkpoint
@@ -40,7 +40,7 @@ class Study:
         self.figures = figures
         config = load_config(arguments.config, arguments.overrides)
         device = pick_device(arguments.device)
-        dtype = DTYPES.get(arguments.precision) or pick_dtype(device)
+        dtype = pick_dtype(device, arguments.precision)
         name = arguments.ckpt or config.get("checkpoint")
         with trusting(arguments.trust_config):
             add_freeu(config)

@@ -63,6 +63,17 @@ def test_a_study_holds_the_plain_and_the_freeu_picture_of_each_prompt_from_one_n
     assert key["settings"]["freeu"].items() >= factors.items()
 
 
+def test_the_precision_that_was_asked_for_is_drawn_in_and_told_in_the_key(make: Run, tmp_path: Path) -> None:
+    pictures = {}
+    for name, told in {"full": "float32", "bf16": "bfloat16"}.items():
+        folder = tmp_path / name
+        outcome = make("--pairs", 1, "--shuffle-seed", 1, "--precision", name, "--outdir", folder)
+        assert outcome.code == 0
+        assert json.loads((folder / "key.json").read_text())["settings"]["precision"] == told
+        pictures[name] = pixels_of(data_of((folder / "study.html").read_text())["pairs"][0]["left"])
+    assert 0 < np.abs(pictures["full"].astype(int) - pictures["bf16"]).mean() < 10
+
+
 def test_the_same_seeds_make_the_same_files_and_no_shuffle_seed_makes_a_new_lot(
     make: Run, tmp_path: Path
 ) -> None:
