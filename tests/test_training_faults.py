@@ -54,6 +54,12 @@ def killed(_: Any) -> None:
     raise KeyboardInterrupt
 
 
+def ends_alike(folder: Path) -> bool:
+    """Whether the broken training's weights are those of the unbroken one."""
+    one, other = ((folder / run / "model.safetensors").read_bytes() for run in ("unbroken", "broken"))
+    return one == other
+
+
 # Four batches are an epoch.
 @pytest.mark.parametrize("every, breaks", [(1, [3]), (1, [4, 8]), (2, [3, 7, 8])])
 def test_a_training_that_was_broken_ends_with_the_weights_of_an_unbroken_one(
@@ -67,8 +73,7 @@ def test_a_training_that_was_broken_ends_with_the_weights_of_an_unbroken_one(
             train(WORDS, tmp_path / "broken", asked)
     at_step(None, killed)
     train(WORDS, tmp_path / "broken", asked)
-    one, other = ((tmp_path / run / "model.safetensors").read_bytes() for run in ("unbroken", "broken"))
-    assert one == other
+    assert ends_alike(tmp_path)
 
 
 def test_a_training_that_was_broken_twice_within_a_step_of_two_batches_ends_like_an_unbroken_one(
@@ -88,8 +93,7 @@ def test_a_training_that_was_broken_twice_within_a_step_of_two_batches_ends_like
             train(WORDS, tmp_path / "broken", asked)
     at_step(None, killed)
     train(WORDS, tmp_path / "broken", asked)
-    one, other = ((tmp_path / run / "model.safetensors").read_bytes() for run in ("unbroken", "broken"))
-    assert one == other
+    assert ends_alike(tmp_path)
 
 
 @pytest.mark.slow
@@ -105,8 +109,7 @@ def test_a_training_with_dropout_that_was_broken_ends_with_the_weights_of_an_unb
         train(stage, tmp_path / "broken", asked)
     at_step(None, killed, AutoencoderTraining)
     train(stage, tmp_path / "broken", asked)
-    one, other = ((tmp_path / run / "model.safetensors").read_bytes() for run in ("unbroken", "broken"))
-    assert one == other
+    assert ends_alike(tmp_path)
 
 
 # The time is up in the step of this number: within an epoch, at its end, and in the first half of a step.
@@ -136,8 +139,7 @@ def test_a_training_whose_time_is_up_says_so_and_goes_on_to_the_end_of_an_unbrok
     assert not (tmp_path / "broken" / "model.safetensors").exists()
     assert torch.load(tmp_path / "broken" / "last.ckpt", weights_only=False)["global_step"] == up + 1
     train(WORDS, tmp_path / "broken", [*asked, "trainer.max_time=00:01:00:00"])
-    one, other = ((tmp_path / run / "model.safetensors").read_bytes() for run in ("unbroken", "broken"))
-    assert one == other
+    assert ends_alike(tmp_path)
     assert read_losses(tmp_path / "unbroken") == read_losses(tmp_path / "broken")
 
 

@@ -134,8 +134,20 @@ def replaced(layer, seen):
     layer.forward = lambda x, *more: seen.append(len(x)) or forward(x, *more)
 
 
-@pytest.mark.parametrize("put_on", [listened, listened_before, replaced])
-@pytest.mark.parametrize("name", ["1", "1.0.in_layers.2", "1.1.transformer_blocks.0.attn1.to_q", "1.1"])
+def listened_to_outputs(layer, seen):
+    layer.register_forward_hook(lambda _layer, _inputs, out: seen.append(len(out)))
+
+
+INSIDE = ("1.0.in_layers.2", "1.1.transformer_blocks.0.attn1.to_q", "1.1")
+
+
+@pytest.mark.parametrize(
+    ("put_on", "name"),
+    [
+        *((put_on, name) for put_on in (listened, listened_before, replaced) for name in INSIDE),
+        *((put_on, "1") for put_on in (listened_to_outputs, listened_before, replaced)),
+    ],
+)
 def test_whoever_looks_into_the_block_of_the_first_context_sees_all_samples(put_on, name):
     unet, x, context = make(), rnd(1, 1, 4, 16, 16).repeat(2, 1, 1, 1), rnd(2, 2, 11, 48)
     put_on(unet.input_blocks.get_submodule(name), seen := [])

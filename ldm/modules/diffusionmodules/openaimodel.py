@@ -321,8 +321,14 @@ def is_twice(x: Tensor) -> bool:
 
 
 def is_left_alone(block: nn.Module) -> bool:
-    """Whether all layers of a block are called as they were made: no hooks, no other function in place."""
-    return not any(is_hooked(layer) or "forward" in vars(layer) for layer in block.modules())
+    """Whether all layers of a block are called as they were made: no hooks, no other function in place.
+
+    What listens to the whole block's output alone hears of all samples anyway.
+    """
+    if block._forward_pre_hooks or "forward" in vars(block):
+        return False
+    inside = (layer for layer in block.modules() if layer is not block)
+    return not any(is_hooked(layer) or "forward" in vars(layer) for layer in inside)
 
 
 def make_label_embedding(num_classes: int | str, adm_in_channels: int | None, dim: int) -> nn.Module:
