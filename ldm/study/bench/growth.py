@@ -1,6 +1,6 @@
 """How the U-Net's step and the decoder grow with the size of the picture and of the batch.
 
-Each size is held against what its arithmetic foretells: the reference's seconds in the same round, times the
+Each size is held against what its arithmetic predicts: the reference's seconds in the same round, times the
 floating-point operations of the one over those of the other.
 """
 
@@ -48,7 +48,7 @@ def decode_arithmetic(batch: int, side: int) -> int:
 
 
 def grown(what: str, dtype: torch.dtype, flops: Sequence[int], seconds: dict[str, list[float]]) -> list[Row]:
-    """Each size's rounds beside those foretold; `flops` and `seconds` are in the same order."""
+    """Each size's rounds beside those predicted; `flops` and `seconds` are in the same order."""
     reference = next(iter(seconds.values()))
     return [
         Row(f"{what}, {size}", str(dtype).removeprefix("torch."), f"{count / 1e12:.2f} TFLOP", taken,
@@ -84,7 +84,7 @@ def decodes(dtype: torch.dtype, device: torch.device, rounds: int) -> list[Row]:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Each size's time over that foretold, a panel for each network; left of the line it does better.
+    """Each size's time over that predicted, a panel for each network; left of the line it does better.
 
     The bar spans the middle eight tenths of the rounds, and beside it stand the seconds. The file is a PNG or
     a PDF by its ending. Raises InputError where the disk refuses it.
@@ -109,7 +109,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             axes.invert_yaxis()
             axes.grid(visible=False)
             axes.margins(x=0.25)
-            axes.set(title=what, xlabel="times as long as the arithmetic foretells")
+            axes.set(title=what, xlabel="times as long as its arithmetic predicts")
         marks = [
             axes.plot([], [], "os^"[kind], color=COLOURS[kind], markersize=4, label=name)[0]
             for kind, name in enumerate(kinds)
