@@ -59,27 +59,30 @@ def rows_of(arguments: argparse.Namespace) -> Iterator["Row"]:
     if "start" in arguments.subject and device.type != "cpu":
         raise InputError("--subject start is measured on a CPU alone: give --device cpu.")
     kinds = [getattr(torch, name) for name in arguments.dtype or ()] or usual
-    with TemporaryDirectory() as folder:
-        for subject in arguments.subject:
-            if subject == "picture":
+    for subject in arguments.subject:
+        if subject == "picture":
+            with TemporaryDirectory() as folder:
                 yield from start.embedded_picture(Path(folder), rounds, arguments.device)
-                continue
-            for dtype in kinds:
-                match subject:
-                    case "filters":
-                        yield from filters.measure(dtype, device, 4 * rounds)
-                    case "freeu":
-                        yield from networks.overhead(dtype, device, rounds)
-                    case "step":
-                        yield from networks.step(dtype, device, rounds, side, compiled=arguments.compile)
-                    case "decode":
-                        yield from networks.decode(dtype, device, rounds)
-                    case "start":  # on the same weights in every precision
-                        yield from start.cold_start(dtype, arguments.files or Path(folder), rounds)
-                    case "growth":
-                        growth = import_growth()
-                        yield from growth.steps(dtype, device, rounds)
-                        yield from growth.decodes(dtype, device, rounds)
+            continue
+        if subject == "start":
+            with TemporaryDirectory() as folder:
+                for dtype in kinds:  # on the same weights
+                    yield from start.cold_start(dtype, arguments.files or Path(folder), rounds)
+            continue
+        for dtype in kinds:
+            match subject:
+                case "filters":
+                    yield from filters.measure(dtype, device, 4 * rounds)
+                case "freeu":
+                    yield from networks.overhead(dtype, device, rounds)
+                case "step":
+                    yield from networks.step(dtype, device, rounds, side, compiled=arguments.compile)
+                case "decode":
+                    yield from networks.decode(dtype, device, rounds)
+                case "growth":
+                    growth = import_growth()
+                    yield from growth.steps(dtype, device, rounds)
+                    yield from growth.decodes(dtype, device, rounds)
 
 
 def import_growth() -> ModuleType:
@@ -134,7 +137,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.plot:
         growth = import_growth()
         growth.draw([row for row in found if row.what.startswith(growth.WHATS)], arguments.plot)
-    save(arguments.json, told, found)
+    save(arguments.json, told, found)  # of no row too
 
 
 def save(path: Path | None, told: dict[str, Any], found: list["Row"]) -> None:

@@ -13,7 +13,7 @@ machines, share the work through one --storage. Trailing arguments change the co
 import argparse
 import shlex
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from ldm.command_line import Help, sort_out_overrides
 from ldm.errors import exit_code, needing, stop_when_asked
@@ -69,16 +69,17 @@ def advised(arguments: argparse.Namespace, preset: Path) -> str:
     """The command that evaluates a preset, with what the search was told and configs have no place for."""
     from ldm.study.search.report import RECORD
 
-    # With slashes, as quotes around what has none mean nothing to the older of Windows' shells.
-    words = ["--config", preset.as_posix(), "--unseen-by", preset.with_name(RECORD).as_posix()]
+    words: list[str | PurePath] = ["--config", preset, "--unseen-by", preset.with_name(RECORD)]
     for name in ("sampler", "device", "precision", "clip", "aesthetic", "inception", "reference"):
         if (value := getattr(arguments, name)) not in (None, "auto"):
-            words += [f"--{name}", str(value)]
+            words += [f"--{name}", value]
     words += ["--trust-config"] * arguments.trust_config
     prompts = arguments.fresh_prompts or arguments.prompts
     if prompts is not None and not prompts.isdecimal():
-        words += ["--prompts", prompts]
-    return f"python scripts/evaluate.py {shlex.join(words)}"
+        words += ["--prompts", Path(prompts)]
+    # With slashes, as quotes around what has none mean nothing to the older of Windows' shells.
+    command = [word.as_posix() if isinstance(word, PurePath) else word for word in words]
+    return f"python scripts/evaluate.py {shlex.join(command)}"
 
 
 def main(argv: list[str]) -> int:

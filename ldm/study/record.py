@@ -59,6 +59,7 @@ def recorded(model: Any, hear: Hear, guided: bool) -> Iterator[None]:
     own FreeU on.
     """
     unet = getattr(getattr(model, "model", None), "diffusion_model", model)
+    unet = getattr(unet, "_orig_mod", unet)  # inside what torch.compile makes of it
 
     def tell(index: int, stage: DecoderStage, before: Tensor, after: Tensor) -> None:
         start = len(after) // 2 if guided else 0

@@ -52,9 +52,8 @@ def labelled(
     margin, gap, line = round(1.2 * size), max(4, size // 3), round(1.4 * size)
     head_lines = [[wrapped(head, font, width) for head in row] for row in heads]
     head_rows = [line * max(map(len, row)) + gap * (i > 0) for i, row in enumerate(head_lines)]
-    side_lines = [
-        shortened(wrapped(side, font, max(width, 6 * size)), max(1, height // line)) for side in sides
-    ]
+    beside, most = max(width, 6 * size), max(1, height // line)
+    side_lines = [cut(side, font, beside, most) for side in sides]
     side = gap + max((ceil_length(font, text) for lines in side_lines for text in lines), default=-gap)
 
     block = side + columns * width + (columns - 1) * gap
@@ -62,8 +61,7 @@ def labelled(
     left = (total - block) // 2 + side
     text_width = total - 2 * margin
     heading = wrapped(words.heading, font, text_width) if words.heading else []
-    most = words.caption[: CAPTION_LINES * text_width]  # letters, none of which is narrower than a pixel
-    caption = shortened(wrapped(most, font, text_width)) if words.caption else []
+    caption = cut(words.caption, font, text_width, CAPTION_LINES) if words.caption else []
     print_lines = joined(words.small_print, small, text_width)
     small_line = round(1.4 * small_size(small))
     above = len(heading) * line + gap * bool(heading)
@@ -137,7 +135,13 @@ def small_size(font: Font) -> float:
     return font.size if isinstance(font, ImageFont.FreeTypeFont) else 11
 
 
-def shortened(lines: list[str], most: int = CAPTION_LINES) -> list[str]:
+def cut(text: str, font: Font, width: int, most: int) -> list[str]:
+    """A text in at most so many lines of `width` pixels."""
+    # No letter is narrower than a pixel.
+    return shortened(wrapped(text[: most * width], font, width), most)
+
+
+def shortened(lines: list[str], most: int) -> list[str]:
     """At most so many lines, the last of them then ending in dots."""
     return lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1][:-2]} …"]
 

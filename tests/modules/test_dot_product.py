@@ -58,6 +58,7 @@ class Attention(torch.nn.Module):
         return attention(q, k, v)
 
 
+@pytest.mark.slow
 def test_exported_it_takes_any_number_of_keys():
     def inputs(keys):
         return tuple(rnd(i, 1, 2, n, 8) for i, n in enumerate((20, keys, keys)))

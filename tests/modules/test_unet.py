@@ -155,6 +155,7 @@ def test_half_precision_stays_near(free):
 
 def test_a_replica_of_data_parallel_computes_as_the_unet_it_is_of(free):
     free.freeu = V2
+    # With GPUs torch copies by a function that has no name for others.
     module = import_module("torch.nn.parallel.replicate")
     on_one_device = patch.object(
         module, "_broadcast_coalesced_reshape", lambda tensors, *_, **__: [[it.detach() for it in tensors]]

@@ -1,7 +1,6 @@
 """One page for all tests: the embedded model behind it, and a real browser before it."""
 
 import os
-import shutil
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -19,12 +18,8 @@ from ldm.page.engine import Engine
 from ldm.page.server import launch, make_page
 from ldm.page.settings import Limits
 from ldm.page.studio import Studio
+from tests.browser import CHROMIUM, FLAGS
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 PROMPT = "a large red circle left of a small blue star on a green background"
 PATIENCE = 60_000  # milliseconds; two busy cores may take long over little
 

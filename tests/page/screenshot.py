@@ -11,7 +11,8 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from ldm.folders import ROOT
-from tests.page.conftest import CHROMIUM, FLAGS, Tab
+from tests.browser import CHROMIUM, FLAGS
+from tests.page.conftest import Tab
 
 PROMPT = "a large yellow star left of a large red striped heart on a dotted blue background"
 

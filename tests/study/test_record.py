@@ -12,7 +12,7 @@ from ldm.freeu.diffusers import enable
 from ldm.freeu.spectrum import relative_log_amplitude
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel, UNetModel
 from ldm.study.record import recorded
-from tests.conftest import fill_by_name, rnd
+from tests.conftest import fill_by_name, relative_error, rnd
 from tests.freeu.test_diffusers_pipelines import stable_diffusion_1
 from tests.freeu.unets import inputs, run, sd1, slow_free_u, text_to_video
 
@@ -21,6 +21,7 @@ SHAPE = {
     **{"channel_mult": [1, 2, 4], "attention_resolutions": [2], "num_heads": 2, "norm_groups": 4},
     **{"use_spatial_transformer": True, "context_dim": 8},
 }
+TWICE = (rnd(1, 1, 4, 8, 12).repeat(2, 1, 1, 1), torch.tensor([10, 10]), rnd(2, 2, 3, 8))
 GIVEN = (rnd(1, 4, 4, 8, 12), torch.tensor([10, 10, 500, 500]), rnd(2, 4, 3, 8))
 FACTORS = FreeUSettings(1.3, 1.4, 0.9, 0.2, version=2)
 
@@ -128,10 +129,12 @@ def test_the_frames_of_a_video_are_heard_as_samples():
     assert all(one.before.maps.ndim == 4 for one, _ in told)
 
 
-@pytest.mark.parametrize("make", [lambda: fill_by_name(UNetModel(**SHAPE)), sd1])
-def test_listening_changes_nothing_and_leaves_nothing_behind(make):
+@pytest.mark.parametrize(
+    ("make", "given"), [(lambda: fill_by_name(UNetModel(**SHAPE)), it) for it in (GIVEN, TWICE)] + [(sd1, ())]
+)
+def test_listening_changes_nothing_and_leaves_nothing_behind(make, given):
     unet = make()
-    call = (lambda: unet(*GIVEN)) if isinstance(unet, UNetModel) else (lambda: run(unet, inputs(unet)))
+    call = (lambda: unet(*given)) if given else (lambda: run(unet, inputs(unet)))
     before, told = call(), []
     with recorded(unet, told.append, guided=True):
         assert torch.equal(call(), before)
@@ -140,6 +143,17 @@ def test_listening_changes_nothing_and_leaves_nothing_behind(make):
     assert len(told) == count > 0
     hooks = [module._forward_hooks or module._forward_pre_hooks for module in unet.modules()]
     assert not any(hooks)
+
+
+@pytest.mark.slow
+def test_a_compiled_unet_is_heard_as_the_one_inside_it():
+    unet = fill_by_name(UNetModel(**SHAPE))
+    expected = heard(unet, lambda: unet(*GIVEN))
+    compiled = torch.compile(unet, backend="eager")
+    told = heard(compiled, lambda: compiled(*GIVEN))
+    assert len(told) == len(expected) > 0
+    pairs = zip(told, expected, strict=True)
+    assert all(relative_error(one, other) < 1e-5 for (_, one), (_, other) in pairs)
 
 
 def test_hooks_go_when_the_network_fails():

@@ -3,17 +3,14 @@
 import html
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from ldm.study.user_study import write_study
+from tests.browser import CHROMIUM, FLAGS
 from tests.study.user_study.studies import SECRET_SEED, SETTINGS, some_pairs
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 
 # Presses keys as a keyboard does, a name ending in + for one that is held, and tells the votes in the title.
 PRESS = """<script>
@@ -50,9 +47,8 @@ def test_a_key_is_one_answer_however_long_it_is_held(
         page.read_text().replace("</body>", PRESS.replace("KEYS", json.dumps(keys.split())) + "</body>")
     )
     profile = f"--user-data-dir={tmp_path / 'profile'}"
-    done = subprocess.run(
-        [str(CHROMIUM), *FLAGS, profile, "--dump-dom", pressed.as_uri()], capture_output=True, text=True
-    )
+    command = [str(CHROMIUM), *FLAGS, profile, "--dump-dom", pressed.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     title = re.search(r"<title>(.*?)</title>", done.stdout)
     assert title is not None, done.stderr
     assert json.loads(html.unescape(title[1])) == votes
