@@ -27,9 +27,14 @@ def is_its_weights(layer: nn.Module, kind: type[nn.Module]) -> bool:
 
     It does not where another wraps it or its function (as LoRAs do), or where hooks wait for its call.
     """
-    if type(layer) is not kind or is_hooked(layer) or "forward" in vars(layer):
+    if type(layer) is not kind or not is_called_as_made(layer):
         return False
     return not isinstance(layer, Conv3x3) or layer.is_as_made()
+
+
+def is_called_as_made(layer: nn.Module) -> bool:
+    """Whether a call of a layer is one of its class's function: no hooks, no other function in its place."""
+    return not is_hooked(layer) and "forward" not in vars(layer)
 
 
 def is_hooked(layer: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from ldm.modules.diffusionmodules.blocks import (
     norm_and_silu,
 )
 from ldm.modules.diffusionmodules.util import timestep_embedding
-from ldm.modules.layers import Conv3x3, Upsample, is_hooked
+from ldm.modules.layers import Conv3x3, Upsample, is_called_as_made
 
 
 class UNetModel(nn.Module):
@@ -327,8 +327,7 @@ def is_left_alone(block: nn.Module) -> bool:
     """
     if block._forward_pre_hooks or "forward" in vars(block):
         return False
-    inside = (layer for layer in block.modules() if layer is not block)
-    return not any(is_hooked(layer) or "forward" in vars(layer) for layer in inside)
+    return all(is_called_as_made(layer) for layer in block.modules() if layer is not block)
 
 
 def make_label_embedding(num_classes: int | str, adm_in_channels: int | None, dim: int) -> nn.Module:
