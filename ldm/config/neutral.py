@@ -9,7 +9,7 @@ WEIGHTS: Final = "weights come with the checkpoint, --ckpt on the command line"
 
 
 def takes_only(owner: object, neutral: Any, remedy: str = "", **given: Any) -> None:
-    """Raises InputError where a parameter `given` to the owner's constructor is not `neutral`."""
+    """Raises InputError where a parameter `given` to the owner is not `neutral`."""
     for name, value in given.items():
         if value != neutral:
             written = json.dumps(neutral).strip('"')

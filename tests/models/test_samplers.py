@@ -351,6 +351,182 @@ def test_an_eta_the_method_has_no_place_for_is_refused(sampler, eta):
         sampler(GaussianModel()).sample(10, 1, SHAPE, eta=eta)
 
 
+KNOWN = torch.tensor([[1.0, 1.0, 0.5, 0.0, 0.0]]).expand(6, 5)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_inpainting_by_ddim_lays_the_noised_known_part_in_before_each_step(tiny_unet, eta):
+    mask, x0, x, context = (
+        rnd(7, 2, 1, 16, 16) > 0,
+        rnd(1, 2, 4, 16, 16),
+        rnd(2, 2, 4, 16, 16),
+        rnd(3, 2, 11, 48),
+    )
+    model = Model(tiny_unet)
+
+    def draws():
+        return partial(torch.randn, generator=torch.Generator().manual_seed(0))
+
+    samples, _ = DDIMSampler(model).sample(
+        5, 2, (4, 16, 16), context, x_T=x, mask=mask, x0=x0, eta=eta, noise=draws()
+    )
+
+    noise, a, inside = draws(), model.alphas_cumprod.double(), mask.double()
+    with torch.no_grad():
+        for now, after in [(801, 601), (601, 401), (401, 201), (201, 1), (1, 0)]:
+            known = a[now].sqrt() * x0 + (1 - a[now]).sqrt() * noise(x.shape)
+            x = inside * known + (1 - inside) * x
+            eps = tiny_unet(x.float(), torch.tensor([now, now]), context)
+            pred_x0 = (x - (1 - a[now]).sqrt() * eps) / a[now].sqrt()
+            variance = eta**2 * (1 - a[after]) / (1 - a[now]) * (1 - a[now] / a[after])
+            x = a[after].sqrt() * pred_x0 + (1 - a[after] - variance).sqrt() * eps
+            x = x + variance.sqrt() * noise(x.shape) if eta else x
+    assert relative_error(samples, x) < 1e-4
+
+
+@pytest.mark.parametrize("S", [2, 5])
+def test_inpainting_by_plms_is_as_with_diffusers_scheduler(S):
+    scheduler = diffusers_scheduler(PNDMScheduler, skip_prk_steps=True)
+    scheduler.set_timesteps(S)
+    model, x0, x_T = GaussianModel(), rnd(1, 2, *SHAPE), rnd(0, 2, *SHAPE)
+    x, seeds = x_T, count(1)
+    for t in scheduler.timesteps:  # the first estimate asks twice, and is one of its timesteps more
+        x = KNOWN * scheduler.add_noise(x0, rnd(next(seeds), 2, *SHAPE), t[None]) + (1 - KNOWN) * x
+        x = scheduler.step(model.apply_model(x, t.expand(2), None), t, x).prev_sample
+    seeds = count(1)
+    samples, _ = PLMSSampler(model).sample(
+        S, 2, SHAPE, x_T=x_T, mask=KNOWN, x0=x0, noise=lambda shape: rnd(next(seeds), *shape)
+    )
+    assert relative_error(samples, x) < 1e-4
+
+
+@each_sampler
+def test_the_known_part_is_as_noisy_as_the_schedule_whenever_the_network_is_asked(sampler):
+    x0, drawn, gaussian = rnd(1, 2, *SHAPE), [], GaussianModel()
+
+    def noise(shape):
+        drawn.append(rnd(len(drawn) + 10, *shape))
+        return drawn[-1]
+
+    def network(x, t, c):  # knows x0, so that it sees all noise
+        alpha, sigma = gaussian.alpha_sigma(t.numpy())
+        return (x - alpha * x0[0]) / sigma
+
+    # Half precision and a single picture for the batch, as scripts have them.
+    mask, known = torch.ones(1, 1, 6, 5).half(), x0[:1].double()
+    model = Model(network)
+    samples, _ = sampler(model).sample(5, 2, SHAPE, x_T=rnd(0, 2, *SHAPE), mask=mask, x0=known, noise=noise)
+    assert len(drawn) == len(model.calls) == (6 if sampler is PLMSSampler else 5)
+    for (x, t), z in zip(model.calls, drawn, strict=True):
+        alpha, sigma = gaussian.alpha_sigma(t.numpy())
+        assert torch.allclose(x, alpha * x0[0] + sigma * z, atol=1e-5)
+
+    # The last step goes on from there, unless it also looks back on the noise of earlier ones.
+    if sampler is not PLMSSampler:
+        alpha, sigma = gaussian.alpha_sigma(0)
+        assert torch.allclose(samples, alpha * x0[0] + sigma * drawn[-1], atol=1e-5)
+
+
+@each_sampler
+def test_a_mask_changes_no_bit_where_it_is_0(sampler):
+    # This network looks at each value alone: what is known cannot show in the rest.
+    model, x_T, x0 = GaussianModel(), rnd(0, 2, *SHAPE), rnd(1, 2, *SHAPE)
+    plain, _ = sampler(model).sample(20, 2, SHAPE, x_T=x_T, x0=x0)
+    untouched, _ = sampler(model).sample(20, 2, SHAPE, x_T=x_T, mask=torch.zeros(6, 5), x0=x0)
+    assert torch.equal(untouched, plain)
+    inpainted, kept = sampler(model).sample(20, 2, SHAPE, x_T=x_T, mask=KNOWN.ceil(), x0=x0)
+    assert torch.equal(inpainted[..., 3:], plain[..., 3:])
+    assert (inpainted[..., :3] != plain[..., :3]).all()
+    assert torch.equal(kept["x_inter"][0], x_T)
+
+
+@each_sampler
+def test_what_is_known_shows_in_what_is_drawn(sampler):
+    # Data of one random number for all pixels: where half of them are known, the rest must be alike.
+    a = GaussianModel().alphas_cumprod
+
+    def network(x, t, c):
+        alpha = torch.from_numpy(np.interp(t, np.arange(1000), a.sqrt())).float()[:, None, None, None]
+        level = x.mean((1, 2, 3), keepdim=True) / alpha  # the noise hardly counts in a mean of many
+        return (x - alpha * level) / (1 - alpha**2).sqrt()
+
+    x0 = torch.full((1, 4, 32, 32), 3.0)
+    mask = torch.zeros(32, 32)
+    mask[:, :24] = 1
+    z, _ = sampler(Model(network)).sample(50, 1, (4, 32, 32), x_T=rnd(0, 1, 4, 32, 32), mask=mask, x0=x0)
+    assert (z[..., 24:] - 3).abs().max() < 0.3
+
+
+@each_sampler
+@pytest.mark.parametrize(
+    ("mask", "x0", "told"),
+    [
+        ((6, 5), None, "There is a mask, but no x0: give the latents"),
+        (
+            (2, 1, 48, 40),
+            (2, *SHAPE),
+            r"mask is \(2, 1, 48, 40\), which does not fit latents of \(2, 4, 6, 5\)",
+        ),
+        ((6, 5), (3, *SHAPE), r"x0 is \(3, 4, 6, 5\), which does not fit latents of \(2, 4, 6, 5\)"),
+        ((1, 2, 4, 6, 5), (2, *SHAPE), "mask is .* give it at the latents' size"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused_before_the_first_step(sampler, mask, x0, told):
+    model = GaussianModel()
+    with pytest.raises(InputError, match=told):
+        sampler(model).sample(5, 2, SHAPE, mask=torch.ones(mask), x0=None if x0 is None else torch.ones(x0))
+    assert not model.calls
+
+
+@each_sampler
+def test_what_the_originals_sample_takes_besides_is_taken_where_it_changes_nothing(sampler):
+    x_T = rnd(0, 1, *SHAPE)
+    expected, _ = sampler(GaussianModel()).sample(3, 1, SHAPE, x_T=x_T)
+    samples, _ = sampler(GaussianModel()).sample(
+        S=3,
+        batch_size=1,
+        shape=SHAPE,
+        conditioning=None,
+        callback=None,
+        normals_sequence=None,
+        img_callback=None,
+        quantize_x0=False,
+        eta=0.0,
+        mask=None,
+        x0=None,
+        temperature=1.0,
+        noise_dropout=0.0,
+        score_corrector=None,
+        corrector_kwargs=None,
+        verbose=False,
+        x_T=x_T,
+        log_every_t=100,
+        unconditional_guidance_scale=1.0,
+        unconditional_conditioning=None,
+        dynamic_threshold=None,
+        ucg_schedule=None,
+    )
+    assert torch.equal(samples, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", 0.5),
+        ("noise_dropout", 0.1),
+        ("quantize_x0", True),
+        ("normals_sequence", [0]),
+        ("score_corrector", torch.nn.Identity()),
+        ("corrector_kwargs", {"a": 1}),
+        ("dynamic_threshold", 0.99),
+        ("ucg_schedule", [1.0, 2.0]),
+    ],
+)
+def test_what_would_change_the_originals_samples_is_refused(name, value):
+    with pytest.raises(InputError, match=rf"^DDIMSampler: {name} is .*takes only `{name}: "):
+        DDIMSampler(GaussianModel()).sample(2, 1, SHAPE, **{name: value})
+
+
 def test_image_to_image_scripts_find_what_they_call():
     model, sampler = GaussianModel(), DDIMSampler(GaussianModel())
     sampler.make_schedule(ddim_num_steps=20, ddim_eta=0.0, verbose=False)
@@ -389,3 +565,23 @@ def test_pictures_are_encoded_with_normal_noise_where_none_is_given():
     x0 = rnd(0, 2, 4, 50, 50)
     z = (sampler.stochastic_encode(x0, torch.tensor([12, 12])) - level.alpha * x0) / level.sigma
     assert z.mean().abs() < 0.05 and (z.std() - 1).abs() < 0.05
+
+
+def test_image_to_image_takes_the_originals_arguments_in_their_order():
+    sampler, x0, z = DDIMSampler(GaussianModel()), rnd(0, 1, *SHAPE), rnd(1, 1, *SHAPE)
+    sampler.make_schedule(10, "uniform", 0.5, False)
+    assert sampler.ddim_eta == 0.5
+    sampler.make_schedule(ddim_num_steps=10, ddim_discretize="uniform", ddim_eta=0.0, verbose=False)
+    t = torch.tensor([4])
+    assert torch.equal(sampler.stochastic_encode(x0, t, False, z), sampler.stochastic_encode(x0, t, noise=z))
+    heard = []
+    decoded = sampler.decode(z, None, 4, 1.0, None, False, heard.append)
+    assert torch.equal(decoded, sampler.decode(z, None, 4, use_original_steps=False)) and len(heard) == 4
+
+    for refused, told in [
+        (lambda: sampler.make_schedule(10, ddim_discretize="quad"), "ddim_discretize is 'quad'"),
+        (lambda: sampler.stochastic_encode(x0, t, True), "use_original_steps is True.*q_sample"),
+        (lambda: sampler.decode(z, None, 4, use_original_steps=True), "use_original_steps is True"),
+    ]:
+        with pytest.raises(InputError, match=told):
+            refused()

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from torch import Tensor
 
-from ldm.models.diffusion.sampling import Denoiser, Noise, Sampler
+from ldm.models.diffusion.sampling import Denoiser, Hold, Noise, Sampler
 from ldm.modules.diffusionmodules.schedule import Level, check_steps
 
 
@@ -19,12 +19,13 @@ class DPMSolverSampler(Sampler):
         return np.linspace(self.model.num_timesteps - 1, 0, S + 1)[:-1].tolist()
 
     def solve(
-        self, eps: Denoiser, x: Tensor, path: list[Level], eta: float, noise: Noise
+        self, eps: Denoiser, x: Tensor, path: list[Level], eta: float, noise: Noise, hold: Hold
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The algorithm, with its x_theta as `x0` and its lambda as `log_snr`."""
         steps = list(pairwise(path))
         before: tuple[Level, Tensor] | None = None
         for index, (now, after) in enumerate(steps):
+            x = hold(x, now)
             x0 = (x - now.sigma * eps(x, now)) / now.alpha
             h = after.log_snr - now.log_snr
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from ldm.models.diffusion.ddim import ddim_step
-from ldm.models.diffusion.sampling import Denoiser, Noise, Sampler
+from ldm.models.diffusion.sampling import Denoiser, Hold, Noise, Sampler
 from ldm.modules.diffusionmodules.schedule import Level, ddim_timesteps
 
 
@@ -17,16 +17,17 @@ class PLMSSampler(Sampler):
         return [*reversed(ddim_timesteps(S, self.model.num_timesteps))]
 
     def solve(
-        self, eps: Denoiser, x: Tensor, path: list[Level], eta: float, noise: Noise
+        self, eps: Denoiser, x: Tensor, path: list[Level], eta: float, noise: Noise, hold: Hold
     ) -> Iterator[tuple[Tensor, Tensor]]:
         recent: list[Tensor] = []
         for now, after in pairwise(path):
+            x = hold(x, now)
             recent = [eps(x, now), *recent[:3]]
             match recent:
                 case [e1]:
                     # Nothing to look back on: the mean of the noise here and where it leads (improved Euler).
                     trial, _ = ddim_step(x, e1, now, after)
-                    estimate = (e1 + eps(trial, after)) / 2
+                    estimate = (e1 + eps(hold(trial, after), after)) / 2
                 case [e1, e2]:
                     estimate = (3 * e1 - e2) / 2
                 case [e1, e2, e3]:

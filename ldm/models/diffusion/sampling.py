@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm.config.neutral import takes_only
 from ldm.errors import InputError
 from ldm.modules.diffusionmodules.schedule import Level, levels
 
 Noise = Callable[[Sequence[int]], Tensor]
 Denoiser = Callable[[Tensor, Level], Tensor]
+Hold = Callable[[Tensor, Level], Tensor]  # puts into x at a level what is known of it
 
 
 class DiffusionModel(Protocol):
@@ -40,6 +42,34 @@ class Step:
     pred_x0: Tensor  # what the network takes for the noise-free latents, (b, c, h, w)
 
 
+def hold_nothing(x: Tensor, now: Level) -> Tensor:
+    """All of x is drawn."""
+    return x
+
+
+def holding(mask: Tensor, x0: Tensor | None, shape: Sequence[int], noise: Noise) -> Hold:
+    """Holds latents of a shape, (b, c, h, w), to x0 where the mask is 1, as noisy as the level is.
+
+    Raises InputError where x0 is missing, or one of the two does not expand to the shape.
+    """
+    if x0 is None:
+        raise InputError("There is a mask, but no x0: give the latents that are known where the mask is 1.")
+    for name, given in {"mask": mask, "x0": x0}.items():
+        try:
+            given.expand(*shape)
+        except RuntimeError:
+            raise InputError(
+                f"{name} is {tuple(given.shape)}, which does not fit latents of {tuple(shape)}: "
+                "give it at the latents' size."
+            ) from None
+
+    def hold(x: Tensor, now: Level) -> Tensor:
+        known = now.alpha * x0.to(x) + now.sigma * noise(x.shape).to(x)
+        return torch.lerp(x, known, mask.to(x))
+
+    return hold
+
+
 class Sampler(ABC):
     """Turns noise into latents with a trained model.
 
@@ -62,9 +92,12 @@ class Sampler(ABC):
 
     @abstractmethod
     def solve(
-        self, eps: Denoiser, x: Tensor, path: list[Level], eta: float, noise: Noise
+        self, eps: Denoiser, x: Tensor, path: list[Level], eta: float, noise: Noise, hold: Hold
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Walks x from level to level of the path; yields (x, pred_x0) after each step."""
+        """Walks x from level to level of the path; yields (x, pred_x0) after each step.
+
+        What `eps` is asked about has been through `hold` at that level, and the step starts from there.
+        """
 
     def steps(
         self,
@@ -76,27 +109,41 @@ class Sampler(ABC):
         noise: Noise = torch.randn,
         unconditional_guidance_scale: float = 1.0,
         unconditional_conditioning: Any = None,
+        mask: Tensor | None = None,
+        x0: Tensor | None = None,
     ) -> Iterator[Step]:
         """Samples from the noise x_T (b, c, h, w), step by step, so that the caller owns bars and previews.
 
-        `noise(shape)` draws the fresh noise that eta > 0 asks for. Guidance needs a scale other than 1 and an
-        unconditional conditioning; without it the network runs on half the batch.
+        `noise(shape)` draws the fresh noise that eta > 0 and a mask ask for. Guidance needs a scale other
+        than 1 and an unconditional conditioning; without it the network runs on half the batch.
 
-        Raises InputError where S or eta is out of the method's range.
+        To inpaint, give latents x0 and a mask that is 1 where they are known and 0 where they are drawn, both
+        of a shape that expands to that of x_T. Each time the network is asked, x0 with fresh noise stands
+        where it is known. The last step is the network's own: lay the known picture over what comes out.
+        Without a mask x0 counts for nothing.
+
+        Raises InputError where S or eta is out of the method's range, or mask and x0 do not fit.
         """
         eps = self.guided(conditioning, unconditional_conditioning, unconditional_guidance_scale)
-        return self.walk(self.timesteps(S), x_T, eps, eta, noise)
+        hold = hold_nothing if mask is None else holding(mask, x0, x_T.shape, noise)
+        return self.walk(self.timesteps(S), x_T, eps, eta, noise, hold)
 
     @torch.no_grad()
     def walk(
-        self, times: Sequence[float], x: Tensor, eps: Denoiser, eta: float = 0.0, noise: Noise = torch.randn
+        self,
+        times: Sequence[float],
+        x: Tensor,
+        eps: Denoiser,
+        eta: float = 0.0,
+        noise: Noise = torch.randn,
+        hold: Hold = hold_nothing,
     ) -> Iterator[Step]:
         """The steps from x through `times` and down to time 0, the cleanest the network was trained on."""
         if not 0 <= eta <= self.max_eta:
             takes = f"0 to {self.max_eta:g}" if self.max_eta else "none: give 0, or sample with DDIM"
             raise InputError(f"eta is {eta}, but {type(self).__name__} takes {takes}.")
         path = levels(self.model.alphas_cumprod, [*times, 0])
-        states = self.solve(eps, x.to(self.model.device, torch.float32), path, eta, noise)
+        states = self.solve(eps, x.to(self.model.device, torch.float32), path, eta, noise, hold)
         for index, (latents, pred_x0) in enumerate(states):
             yield Step(index, len(times), path[index + 1].t, latents, pred_x0)
 
@@ -133,14 +180,31 @@ class Sampler(ABC):
         log_every_t: int = 100,
         unconditional_guidance_scale: float = 1.0,
         unconditional_conditioning: Any = None,
+        mask: Tensor | None = None,
+        x0: Tensor | None = None,
         verbose: bool = True,
+        temperature: float = 1.0,
+        noise_dropout: float = 0.0,
+        quantize_x0: bool = False,
+        normals_sequence: Any = None,
+        score_corrector: Any = None,
+        corrector_kwargs: Any = None,
+        dynamic_threshold: Any = None,
+        ucg_schedule: Any = None,
     ) -> tuple[Tensor, dict[str, list[Tensor]]]:
         """Samples latents (batch_size, *shape), shape being (c, h, w); the other arguments as in `steps`.
 
         `callback(i)` and `img_callback(pred_x0, i)` hear of each step; verbose shows a bar on a terminal.
         Beside the latents comes {"x_inter": [...], "pred_x0": [...]}: both begin with the noise, then hold
-        the first step, the last, and every `log_every_t`-th counted from the last.
+        the first step, the last, and every `log_every_t`-th counted from the last. Parameters after `verbose`
+        are accepted, as scripts of the originals' name them, and may have these values alone.
         """
+        takes_only(self, 1.0, temperature=temperature)
+        takes_only(self, 0.0, noise_dropout=noise_dropout)
+        takes_only(self, False, quantize_x0=quantize_x0)
+        takes_only(self, None, score_corrector=score_corrector, corrector_kwargs=corrector_kwargs)
+        takes_only(self, None, dynamic_threshold=dynamic_threshold, ucg_schedule=ucg_schedule)
+        takes_only(self, None, normals_sequence=normals_sequence)
         x = noise((batch_size, *shape)) if x_T is None else x_T
         x = x.to(self.model.device, torch.float32)
         kept: dict[str, list[Tensor]] = {"x_inter": [x], "pred_x0": [x]}
@@ -152,6 +216,8 @@ class Sampler(ABC):
             noise=noise,
             unconditional_guidance_scale=unconditional_guidance_scale,
             unconditional_conditioning=unconditional_conditioning,
+            mask=mask,
+            x0=x0,
         )
         total = len(self.timesteps(S))
         for step in tqdm(steps, type(self).__name__, total, disable=None if verbose else True):
