@@ -585,3 +585,13 @@ def test_image_to_image_takes_the_originals_arguments_in_their_order():
     ]:
         with pytest.raises(InputError, match=told):
             refused()
+
+
+@pytest.mark.parametrize("step", [10, -1])
+def test_a_step_that_make_schedule_did_not_fix_is_refused(step):
+    sampler = DDIMSampler(GaussianModel())
+    sampler.make_schedule(10)
+    with pytest.raises(
+        InputError, match=f"t holds {step}, .* fixed 10 steps: give 0 to 9, .*strength below 1"
+    ):
+        sampler.stochastic_encode(rnd(0, 2, *SHAPE), torch.tensor([3, step]))

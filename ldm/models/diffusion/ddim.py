@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.config.neutral import takes_only
+from ldm.errors import InputError
 from ldm.models.diffusion.sampling import Denoiser, Hold, Noise, Sampler
 from ldm.modules.diffusionmodules.schedule import Level, ddim_noise, ddim_timesteps
 
@@ -55,10 +56,20 @@ class DDIMSampler(Sampler):
     def stochastic_encode(
         self, x0: Tensor, t: Tensor, use_original_steps: bool = False, noise: Tensor | None = None
     ) -> Tensor:
-        """Latents x0 (b, c, h, w), as noisy as at the fixed steps numbered t (b,); 0 is the cleanest."""
+        """Latents x0 (b, c, h, w), as noisy as at the fixed steps numbered t (b,); 0 is the cleanest.
+
+        Raises InputError where there is no such step.
+        """
         takes_only(
             self, False, "the model's q_sample takes training steps", use_original_steps=use_original_steps
         )
+        fixed = len(self.ddim_timesteps)
+        for step in t.tolist():
+            if not 0 <= step < fixed:
+                raise InputError(
+                    f"t holds {step}, but make_schedule fixed {fixed} steps: give 0 to {fixed - 1}, "
+                    "which is image to image of a strength below 1."
+                )
         z = torch.randn(x0.shape) if noise is None else noise
         alphas_cumprod = self.model.alphas_cumprod.cpu()[self.ddim_timesteps]
         a = alphas_cumprod[t.cpu()].to(x0)[:, None, None, None]  # (b, 1, 1, 1)
