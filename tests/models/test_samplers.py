@@ -242,6 +242,30 @@ def test_guidance_extrapolates_from_unconditional_to_conditional(sampler, wrap):
 
 
 @each_sampler
+@pytest.mark.parametrize(
+    ("rows", "without", "told"),
+    [
+        (1, 1, "^conditioning is for 1 samples, but 2 are drawn: give one for each"),
+        (3, 1, "^conditioning is for 3 samples"),  # four together, as two samples guided
+        (2, 1, "^unconditional_conditioning is for 1 samples, but 2"),
+    ],
+)
+@pytest.mark.parametrize("wrap", [torch.clone, hybrid])
+def test_a_guided_conditioning_for_other_many_samples_is_refused(sampler, wrap, rows, without, told):
+    model = GaussianModel()
+    with pytest.raises(InputError, match=told):
+        sampler(model).sample(
+            4,
+            2,
+            SHAPE,
+            wrap(rnd(1, rows, 1, 1, 1)),
+            unconditional_guidance_scale=3.0,
+            unconditional_conditioning=wrap(rnd(2, without, 1, 1, 1)),
+        )
+    assert not model.calls
+
+
+@each_sampler
 def test_steps_come_one_by_one(sampler):
     model = GaussianModel()
     steps = sampler(model).steps(20, rnd(0, 2, *SHAPE))

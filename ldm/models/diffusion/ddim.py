@@ -90,7 +90,7 @@ class DDIMSampler(Sampler):
         `callback(i)` hears of each.
         """
         takes_only(self, False, "make_schedule fixes the steps", use_original_steps=use_original_steps)
-        eps = self.guided(cond, unconditional_conditioning, unconditional_guidance_scale)
+        eps = self.guided(cond, unconditional_conditioning, unconditional_guidance_scale, count=len(x_latent))
         x = x_latent
         for step in self.walk(self.ddim_timesteps[:t_start][::-1], x_latent, eps, self.ddim_eta):
             x = step.x

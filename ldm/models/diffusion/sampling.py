@@ -122,9 +122,12 @@ class Sampler(ABC):
         where it is known. The last step is the network's own: lay the known picture over what comes out.
         Without a mask x0 counts for nothing.
 
-        Raises InputError where S or eta is out of the method's range, or mask and x0 do not fit.
+        Raises InputError where S or eta is out of the method's range, where mask and x0 do not fit, and where
+        a guided conditioning is not for as many samples as x_T.
         """
-        eps = self.guided(conditioning, unconditional_conditioning, unconditional_guidance_scale)
+        eps = self.guided(
+            conditioning, unconditional_conditioning, unconditional_guidance_scale, count=len(x_T)
+        )
         hold = hold_nothing if mask is None else holding(mask, x0, x_T.shape, noise)
         return self.walk(self.timesteps(S), x_T, eps, eta, noise, hold)
 
@@ -147,9 +150,12 @@ class Sampler(ABC):
         for index, (latents, pred_x0) in enumerate(states):
             yield Step(index, len(times), path[index + 1].t, latents, pred_x0)
 
-    def guided(self, conditioning: Any, unconditional: Any, scale: float) -> Denoiser:
+    def guided(self, conditioning: Any, unconditional: Any, scale: float, count: int) -> Denoiser:
         """What noise the model sees in x at a level, with classifier-free guidance (arXiv 2207.12598)."""
         guide = scale != 1 and unconditional is not None
+        if guide:
+            check_rows("conditioning", conditioning, count)
+            check_rows("unconditional_conditioning", unconditional, count)
         c = join(unconditional, conditioning) if guide else conditioning
 
         def eps(x: Tensor, now: Level) -> Tensor:
@@ -231,6 +237,16 @@ class Sampler(ABC):
                 kept["x_inter"].append(step.x)
                 kept["pred_x0"].append(step.pred_x0)
         return x, kept
+
+
+def check_rows(name: str, c: Any, count: int) -> None:
+    """Raises InputError where a conditioning of a form that `join` takes has another number of rows."""
+    if isinstance(c, Tensor):
+        if len(c) != count:
+            raise InputError(f"{name} is for {len(c)} samples, but {count} are drawn: give one for each.")
+    elif isinstance(c, dict | list | tuple):
+        for part in c.values() if isinstance(c, dict) else c:
+            check_rows(name, part, count)
 
 
 def join(first: Any, second: Any) -> Any:
