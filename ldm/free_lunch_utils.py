@@ -9,7 +9,16 @@ from typing import Any
 from torch import nn
 
 from ldm.freeu import FreeUSettings
+from ldm.freeu import fourier_filter as Fourier_filter
 from ldm.freeu.diffusers import attach, refuse_diffusers_own, unet_of
+
+__all__ = [
+    "Fourier_filter",
+    "register_crossattn_upblock2d",
+    "register_free_crossattn_upblock2d",
+    "register_free_upblock2d",
+    "register_upblock2d",
+]
 
 
 def register_free_upblock2d(
@@ -28,6 +37,16 @@ def register_free_crossattn_upblock2d(
 ) -> None:
     """The same in its `CrossAttnUpBlock2D`s. The two know nothing of each other; call again to change."""
     _register(model, "CrossAttnUpBlock2D", FreeUSettings(b1, b2, s1, s2))
+
+
+def register_upblock2d(model: Any) -> None:
+    """Takes FreeU out of a pipeline's `UpBlock2D`s, with the same warning and errors."""
+    _register(model, "UpBlock2D", FreeUSettings(1.0, 1.0, 1.0, 1.0))
+
+
+def register_crossattn_upblock2d(model: Any) -> None:
+    """Takes FreeU out of its `CrossAttnUpBlock2D`s."""
+    _register(model, "CrossAttnUpBlock2D", FreeUSettings(1.0, 1.0, 1.0, 1.0))
 
 
 def _register(model: Any, class_name: str, settings: FreeUSettings) -> None:

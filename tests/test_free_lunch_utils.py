@@ -4,10 +4,17 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 
-from ldm.free_lunch_utils import register_free_crossattn_upblock2d, register_free_upblock2d
+from ldm.free_lunch_utils import (
+    Fourier_filter,
+    register_crossattn_upblock2d,
+    register_free_crossattn_upblock2d,
+    register_free_upblock2d,
+    register_upblock2d,
+)
 from ldm.freeu import FreeUSettings
 from ldm.freeu.diffusers import disable, enable
-from tests.conftest import relative_error
+from tests.conftest import relative_error, rnd
+from tests.freeu.test_operator import published_filter
 from tests.freeu.unets import inputs, kandinsky2, published_free_u, run, sd1, sdxl
 
 FACTORS = {"b1": 1.2, "b2": 1.4, "s1": 0.9, "s2": 0.2}
@@ -79,6 +86,22 @@ def test_disable_takes_them_out(pipe):
     register_free_crossattn_upblock2d(pipe)
     disable(pipe)
     assert torch.equal(output(pipe), without)
+
+
+def test_the_published_ways_back_take_out_one_each(pipe):
+    without = output(pipe)
+    register_free_crossattn_upblock2d(pipe)
+    second = output(pipe)
+    register_free_upblock2d(pipe)
+    register_upblock2d(pipe)
+    assert torch.equal(output(pipe), second)
+    register_crossattn_upblock2d(pipe)
+    assert torch.equal(output(pipe), without)
+
+
+def test_the_published_filter_is_there_by_its_name():
+    x = rnd(1, 2, 3, 7, 8)
+    assert relative_error(Fourier_filter(x, threshold=1, scale=0.2), published_filter(x, 1, 0.2)) < 1e-6
 
 
 def test_they_warn_where_they_meet_no_block():
