@@ -167,6 +167,7 @@ class Clock:
         self.settings = settings
         self.model = ref(model)  # weakly: a U-Net that is copied or outlives its pipeline carries none along
         self.scheduler = getattr(model, "scheduler", None)
+        self.config = getattr(self.scheduler, "config", None)
         self.weight = torch.ones(1)
         self.run, self.begin = torch.arange(TRAINING_STEPS), torch.tensor(TRAINING_STEPS)
         self.steps, self.warned = 0, False
@@ -174,11 +175,15 @@ class Clock:
     def __call__(self, unet: nn.Module, args: Args, kwargs: Kwargs) -> None:
         t = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1]).reshape(-1)
         # Asked for at each step, since pipelines exchange their schedulers.
-        self.scheduler = getattr(self.model(), "scheduler", self.scheduler)
-        goes_on = self.scheduler is None or self.scheduler.timesteps is self.run
-        if self.scheduler is not None:
+        scheduler = getattr(self.model(), "scheduler", self.scheduler)
+        config = getattr(scheduler, "config", None)
+        # A panorama puts a copy of all that its scheduler holds back into it, for each part of a step.
+        is_copied = scheduler is self.scheduler and config is not self.config
+        goes_on = scheduler is None or scheduler.timesteps is self.run or is_copied
+        if scheduler is not None:
             self.begin = self.begin.to(t.device).maximum(t.max()) if goes_on else t.max()
-            self.run = self.scheduler.timesteps
+            self.run = scheduler.timesteps
+        self.scheduler, self.config = scheduler, config
         run, begin = self.run.to(t.device), self.begin.to(t.device)
         if not torch.compiler.is_compiling():
             self.steps = self.steps + 1 if goes_on else 1

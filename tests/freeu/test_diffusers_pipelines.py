@@ -31,6 +31,7 @@ from diffusers import (
     StableDiffusionDepth2ImgPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionPanoramaPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
@@ -291,6 +292,19 @@ def test_a_run_that_leaves_its_end_to_a_refiner_counts_all_steps(scheduler):
         out = sample()
     expected, seen = with_free_u_in_the_first_steps(2, pipe, sample)
     assert seen == 8
+    assert relative_error(out, expected) < 1e-5
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler])
+def test_a_panorama_whose_parts_copy_the_scheduler_counts_the_steps_of_its_run(scheduler):
+    pipe = sd(StableDiffusionPanoramaPipeline, unets.conditional())
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    sample = sampler(pipe, TEXT | {"height": 64, "width": 576})  # in two parts
+    with enable(pipe, **FACTORS, stop=0.5):
+        sampler(from_pipe(pipe), TEXT | {"image": IMAGE, "strength": 0.3, "num_inference_steps": 10})()
+        out = sample()
+    expected, seen = with_free_u_in_the_first_steps(2, pipe, sample)
+    assert seen == STEPS
     assert relative_error(out, expected) < 1e-5
 
 
