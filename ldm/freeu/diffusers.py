@@ -99,7 +99,7 @@ def unet_of(model: Any) -> nn.Module:
     elif hasattr(getattr(unet, "module", None), "up_blocks"):
         reason = f"{type(unet).__name__} wraps the U-Net, give its .module"
     else:
-        reason = "it has no U-Net"
+        reason = "it has no U-Net called unet. Where it has one by another name, give that"
     raise ValueError(f"FreeU cannot act on {type(model).__name__}: {reason}.")
 
 

@@ -410,5 +410,6 @@ def test_pipelines_without_a_unet_are_told_why():
         enable(pipe, "sd14")
     pipe, _ = image_to_image()
     pipe.unet = None
-    with pytest.raises(ValueError, match="StableDiffusionImg2ImgPipeline: it has no U-Net"):
+    told = r"StableDiffusionImg2ImgPipeline: it has no U-Net called unet\. Where it has one by another name"
+    with pytest.raises(ValueError, match=told):
         enable(pipe, "sd14")
