@@ -20,19 +20,19 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
 
     about = "pairs of pictures, plain and with FreeU from the same noise, as a page to vote on"
-    add = commands.add_parser("make", help=about, description=about).add_argument
+    add = commands.add_parser("make", help=about, description=about, formatter_class=Help).add_argument
     add_model_flags(add)
     add("--prompts", type=Path, metavar="FILE", help="a prompt per line (default: captions for the embedded "
         "model; the paper's prompts for other models)")  # fmt: skip
     add("--pairs", type=int, help="how many (default: one for each prompt in FILE, else 16)")
     add("--seed", type=int, default=42, help="of the first pair's noise; the others count on (default 42)")
-    add("--shuffle-seed", type=int, metavar="SEED", help="for left or right (default: random)")
+    add("--shuffle-seed", type=int, help="for left or right (default: random)")
     add("--steps", type=int, help="denoising steps (default: config's or 50)")
     add("--scale", type=float, help="guidance scale; 1 is off (default: config's or 7.5)")
     add("--outdir", type=Path, default=Path("outputs/user-study"), help="(default: %(default)s)")
 
     about = "the share of votes for FreeU, as a table, tally.csv and tally.json"
-    add = commands.add_parser("tally", help=about, description=about).add_argument
+    add = commands.add_parser("tally", help=about, description=about, formatter_class=Help).add_argument
     add("key", type=Path, metavar="KEY", help="the study's key.json")
     add("votes", type=Path, nargs="+", metavar="VOTES", help="the voters' files")
     add("--outdir", type=Path, help="(default: the key's folder)")

@@ -189,6 +189,12 @@ def test_help_and_tally_need_no_torch(tmp_path: Path) -> None:
         assert (answer.returncode, answer.stderr) == (0, "")
 
 
+def test_help_of_each_command_names_numbers_and_paths_by_what_they_are(run: Run) -> None:
+    told = run("make", "--help").out + run("tally", "--help").out
+    for flag in ("--pairs N", "--seed N", "--shuffle-seed N", "--steps N", "--scale X", "--outdir PATH"):
+        assert f"[{flag}]" in told
+
+
 def test_a_tally_s_files_say_which_numbers_are_the_paper_s(tmp_path: Path) -> None:
     rows = tally(Key("study", ("left",)), [Ballot("a", [{"text": "left", "quality": "right"}])])
     paths = save_tally(tmp_path, rows)
