@@ -23,7 +23,10 @@ class Inception:
 
     def __init__(self, path: Path, device: torch.device):
         if not path.is_file():
-            raise InputError(f"There is no file of Inception weights {path}.")
+            raise InputError(
+                f"There is no file of Inception weights {path}. torch-fidelity's releases on GitHub "
+                "have them, as weights-inception-2015-12-05-6726825d.pth."
+            )
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError:

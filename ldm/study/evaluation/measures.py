@@ -77,9 +77,13 @@ def check_names(names: Sequence[str], weights: Weights) -> None:
         raise InputError("--aesthetic works on CLIP's embeddings: give --clip too.")
     if weights.reference and weights.clip is None and weights.inception is None:
         raise InputError("--reference is seen by CLIP or by Inception: give --clip or --inception too.")
-    for path in (weights.clip, weights.reference):
-        if path is not None and not path.is_dir():
-            raise InputError(f"There is no folder {path}.")
+    if weights.clip and not weights.clip.is_dir():
+        raise InputError(
+            f"There is no folder {weights.clip}. --clip takes one with a CLIP model, as this fetches:\n"
+            "hf download openai/clip-vit-large-patch14 --local-dir clip-vit-large-patch14"
+        )
+    if weights.reference and not weights.reference.is_dir():
+        raise InputError(f"There is no folder {weights.reference}.")
 
 
 def choose(names: Sequence[str], asked: Asked, side: tuple[int, int], weights: Weights) -> list[str]:
