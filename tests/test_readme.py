@@ -6,12 +6,14 @@ import runpy
 import shlex
 import subprocess
 from contextlib import redirect_stdout
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from ldm.folders import ROOT
+from ldm.freeu.settings import PRESETS, FreeUSettings
 
 PAGES = ["README.md", "checkpoints/README.md"]
 ALL_PAGES = [*PAGES, "ldm/study/bench/README.md"]  # the last has no commands
@@ -72,3 +74,20 @@ def test_every_config_that_is_named_is_there() -> None:
     for page in PAGES:
         for name in re.findall(r"--config ([\w./-]+\.yaml)", (ROOT / page).read_text("utf-8")):
             assert any(Path(ROOT, folder, name).is_file() for folder in ("", "configs")), f"{page}: {name}"
+
+
+def test_every_setting_and_preset_of_freeu_is_named() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    section = text.partition("## FreeU's settings")[2].partition("\n## ")[0]
+    for field in fields(FreeUSettings):
+        assert re.search(rf"`{field.name}[`:]|\+ +{field.name}:", section), field.name
+    presets = re.search(r"# Presets: (.+)", text)
+    assert presets and set(presets[1].split(", ")) == {name for name, _ in PRESETS}
+
+
+def test_flags_that_are_told_in_passing_are_ones_that_some_script_has() -> None:
+    text = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text("utf-8"), flags=re.DOTALL)
+    told = {flag for code in re.findall(r"`([^`]+)`", text) for flag in re.findall(r"(?<!\S)--[\w-]+", code)}
+    scripts = sorted((ROOT / "scripts").glob("*.py"))
+    known = {flag for path in scripts for flag in re.findall(r"--[\w-]+", help_of(str(path)))}
+    assert told and told <= known, f"no script has {', '.join(told - known)}"
