@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from threading import Timer, get_ident
+from types import FrameType
 
 _asked: list[int] = []  # the number of the signal that asked this process to stop
 
@@ -43,7 +44,8 @@ def stop_when_asked() -> None:
     """Lets SIGTERM, which schedulers and service managers send, do what Ctrl-C does, and either but once.
 
     The number of the signal is the KeyboardInterrupt's argument. Where Python loses that, as in an object's
-    `__del__`, it is raised once more a moment later; see also `keeping_the_stop`.
+    `__del__`, it is raised once more a moment later, and where a module in C might, once that is loaded; see
+    also `keeping_the_stop`.
     """
     heard = [it for it in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(it) is not signal.SIG_IGN]
     tell_of_lost = sys.unraisablehook
@@ -52,7 +54,10 @@ def stop_when_asked() -> None:
         partial(signal.pthread_kill, get_ident()) if hasattr(signal, "pthread_kill") else signal.raise_signal
     )
 
-    def stop(number: int, _: object) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        if _loads_an_extension(frame):
+            Timer(0.1, send, [number]).start()
+            return
         for other in heard:
             signal.signal(other, lambda *_: None)
         _asked[:] = [number]
@@ -71,6 +76,16 @@ def stop_when_asked() -> None:
 
     sys.unraisablehook = ask_again
     listen()
+
+
+def _loads_an_extension(frame: FrameType | None) -> bool:
+    """Whether a module in C is being made, whose code may take any exception for a missing package.
+
+    Torch's does while it imports numpy: the stop would be forgotten, and no other heard.
+    """
+    while frame is not None and frame.f_code.co_name != "create_module":
+        frame = frame.f_back
+    return frame is not None
 
 
 @contextmanager

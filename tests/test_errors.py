@@ -115,6 +115,30 @@ sys.exit(exit_code(work, "stopped"))
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "\nstopped\n")
 
 
+def test_a_signal_that_comes_while_torch_imports_numpy_stops_a_script() -> None:
+    # Torch's module in C goes on without numpy where the import of it fails, whatever the reason.
+    script = """
+import signal, sys, time
+from ldm.errors import exit_code, stop_when_asked
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "numpy":
+            signal.raise_signal(signal.SIGINT)
+
+def work():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run where it is ignored
+    stop_when_asked()
+    sys.meta_path.insert(0, Finder())
+    import torch
+    time.sleep(5)
+
+sys.exit(exit_code(work, "stopped"))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGINT, "", "\nstopped\n")
+
+
 @pytest.fixture
 def listening() -> Iterator[None]:
     """Ends a test with the handlers that it began with, also where the tests run with interrupts ignored."""
