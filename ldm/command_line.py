@@ -7,6 +7,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 OVERRIDE = re.compile(r"[\w-]+[.\[].*=|checkpoint=")
+LIKE = 0.77  # the likeness, 0 to 1, from which a flag is taken for another one misspelt
+# What other programs call what txt2img has under another name.
+ELSEWHERE = {
+    "--batch-count": "--n_iter",
+    "--batch-size": "--n_samples",
+    "--cfg": "--scale",
+    "--checkpoint": "--ckpt",
+    "--fp16": "--precision fp16",
+    "--gpus": "--devices",
+    "--guidance-scale": "--scale",
+    "--half": "--precision fp16",
+    "--laion400m": "--config and --ckpt",
+    "--model": "--ckpt and --config",
+    "--no-grid": "--skip_grid",
+    "--no-half": "--precision full",
+    "--num-images": "--n_samples",
+    "--num-images-per-prompt": "--n_samples",
+    "--num-inference-steps": "--steps",
+    "--output": "--outdir",
+    "--sampling-method": "--sampler",
+    "--sampling-steps": "--steps",
+    "--scheduler": "--sampler",
+    "--weights": "--ckpt",
+}
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -31,9 +55,10 @@ def add_model_flags(add: Callable[..., object]) -> None:
 def in_either_spelling(argv: list[str], parser: argparse.ArgumentParser) -> list[str]:
     """The words, with flags as the parser has them: given with - for _ or the reverse, whole or cut short.
 
-    Ends the program, as argparse does, on a flag that is nearly one of these.
+    Ends the program, as argparse does, on a flag that is nearly one of these, or one of another program.
     """
     names = {name.replace("_", "-"): name for name in parser._option_string_actions}
+    hints = names | ELSEWHERE
     words: list[str] = []
     for i, word in enumerate(argv):
         if word == "--":
@@ -42,8 +67,8 @@ def in_either_spelling(argv: list[str], parser: argparse.ArgumentParser) -> list
         if flag.startswith("--"):
             hyphened = flag.replace("_", "-")
             meant = next((names[name] for name in names if name.startswith(hyphened)), None)
-            if meant is None and (near := difflib.get_close_matches(hyphened, names, n=1)):
-                parser.error(f"there is no {flag}: {names[near[0]]} may be meant")
+            if meant is None and (near := difflib.get_close_matches(hyphened, hints, n=1, cutoff=LIKE)):
+                parser.error(f"there is no {flag}: {hints[near[0]]} may be meant")
             flag = flag if meant is None else meant[: len(flag)]
         words.append(flag + equals + value)
     return words

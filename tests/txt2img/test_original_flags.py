@@ -93,6 +93,33 @@ def test_flags_of_which_one_would_be_passed_over_are_refused(
     assert "error: " in line and all(words in line for words in said)
 
 
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("--laion400m", "--config and --ckpt"),
+        ("--cfg=7", "--scale"),
+        ("--cfg-scale=7", "--scale"),
+        ("--guidance_scale=7", "--scale"),
+        ("--num_inference_steps=20", "--steps"),
+        ("--batch_size=4", "--n_samples"),
+        ("--batch-count=4", "--n_iter"),
+        ("--model=sd.safetensors", "--ckpt and --config"),
+        ("--half", "--precision fp16"),
+        ("--no_grid", "--skip_grid"),
+    ],
+)
+def test_another_programs_flag_is_answered_with_the_one_here(flag: str, meant: str, txt2img: Run) -> None:
+    outcome = txt2img(flag)
+    assert (outcome.code, outcome.pictures()) == (2, [])
+    assert outcome.err.endswith(f" there is no {flag.partition('=')[0]}: {meant} may be meant\n")
+
+
+@pytest.mark.parametrize("flag", ["--vae", "--lora", "--init-img", "--hires", "--dtype", "--medvram"])
+def test_a_flag_for_which_there_is_none_here_is_not_taken_for_another(flag: str, txt2img: Run) -> None:
+    outcome = txt2img(flag)
+    assert outcome.code == 2 and outcome.err.endswith(f" unrecognized arguments: {flag}\n")
+
+
 def test_a_pictures_prompt_gives_way_to_a_file_of_prompts(txt2img: Run, prompts: Path) -> None:
     [path] = txt2img("--prompt", "a red star", "--plms").pictures()
     outcome = txt2img("--from-image", path, "--from-file", prompts, "--dpm", defaults=["--device", "cpu"])
