@@ -538,6 +538,16 @@ def refusal(config: Mapping[str, tuple[int, ...]], file: Mapping[str, tuple[int,
     return str(refused.value).partition("\n")[0]
 
 
+def test_a_model_that_holds_a_lora_too_is_not_taken_for_a_lora() -> None:
+    shapes, lora = contract(1), {"lora_unet_up_blocks_0.lora_down.weight": (4, 320)}
+    said = "does not fit the config: it holds a LoRA beside its model: merge the two, or give the model alone"
+    assert refusal(shapes, shapes | lora) == said
+    # As peft leaves a model that is trained, its layers within layers.
+    layer = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q."
+    trained = without(shapes, layer) | {f"{layer}base_layer.weight": (320, 320)}
+    assert refusal(shapes, trained | {f"{layer}lora_A.default.weight": (4, 320)}) == said
+
+
 def test_a_u_net_is_not_said_to_differ_in_what_is_alike() -> None:
     shapes = contract(2)
     widths = {320: 256, 640: 512, 1280: 1024}

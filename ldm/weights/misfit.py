@@ -14,8 +14,9 @@ PARTS: Final = {
 
 # What a file is that has any of such keys. LoRAs name the layers that they change, and come first.
 ON_PIPELINES: Final = "give a whole model; on a diffusers pipeline FreeU goes together with it"
+LORA: Final = ("lora_", "_lora.", ".lora.")
 FOREIGN: Final = {
-    ("lora_", "_lora.", ".lora."): f"a LoRA, which changes a model and is none: {ON_PIPELINES}",
+    LORA: f"a LoRA, which changes a model and is none: {ON_PIPELINES}",
     ("control_model.",): f"a ControlNet, which steers a model and is none: {ON_PIPELINES}",
     ("emb_params",): f"a textual inversion, words for a model and none: {ON_PIPELINES}",
     ("model.model.diffusion_model.",): "what a training goes on from: give its model.safetensors",
@@ -77,6 +78,8 @@ def foreign(tensors: State) -> str:
         return f"it is an autoencoder (VAE) alone: {WHOLE}"
     for marks, nature in FOREIGN.items():
         if any(mark in key for key in tensors for mark in marks):
+            if marks == LORA and "model.diffusion_model.input_blocks.0.0.weight" in tensors:
+                return "it holds a LoRA beside its model: merge the two, or give the model alone"
             return f"it is {nature}"
     return ""
 
