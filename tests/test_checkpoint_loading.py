@@ -1,5 +1,6 @@
 """Models from a config and a checkpoint: where it is found, on what device, in how much memory."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,21 @@ def test_a_file_that_may_do_for_the_one_that_is_not_there_is_named(
         find_checkpoint("v2-1_768-ema-pruned.safetensors")
     with pytest.raises(InputError, match=r"have it fetched\.$"):
         find_checkpoint("sd-v1-4.ckpt")
+
+
+def test_a_link_to_no_checkpoint_is_told_with_what_it_leads_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ldm.weights.place.CHECKPOINTS", tmp_path)
+    for name in ("mine.safetensors", "sd-v1-4.ckpt"):
+        (tmp_path / name).symlink_to(f"moved/{name}")
+        said = f"The checkpoint {tmp_path / name} is a link to moved/{name}, which is not there: link it"
+        for given in (name, tmp_path / name):
+            with pytest.raises(InputError, match=re.escape(said)):
+                find_checkpoint(given)
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "mine.safetensors").touch()
+    assert find_checkpoint("mine.safetensors") == tmp_path / "mine.safetensors"
 
 
 def test_devices_and_precisions_are_chosen_and_checked() -> None:

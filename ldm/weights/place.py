@@ -22,6 +22,13 @@ def find_checkpoint(name: str | Path, download: bool = False) -> Path:
             return place
     if download:
         return fetch(home.name, into=home.parent)
+    for place in (path, home, embedded):
+        if os.path.islink(place):  # noqa: PTH114, as above
+            target = place.readlink()
+            raise InputError(
+                f"The checkpoint {place} is a link to {target}, which is not there: link it anew, or put the "
+                "file itself here."
+            )
 
     looked = f"at {path}" if home == path else f"{path}, here or in {CHECKPOINTS}"
     there = sorted(it.name for it in CHECKPOINTS.glob("*") if it.suffix in SUFFIXES)
