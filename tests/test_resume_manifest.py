@@ -109,6 +109,17 @@ def test_another_run_than_the_broken_one_is_refused_by_what_differs(
     assert {name: it for name, it in tree(folder).items() if "comparisons" not in name} == before
 
 
+def test_a_run_stopped_before_it_began_is_told_how_it_begins_beside_others(txt2img: Run) -> None:
+    folder = txt2img().folder
+    stopped = ("--seed", 7, "--resume")  # as Ctrl-C advises, though it came while torch was imported
+    outcome = txt2img(*stopped, into=folder)
+    assert outcome.code == 2 and outcome.err.endswith(
+        "without --resume or in another --outdir a new run begins.\n"
+    )
+    assert txt2img(*stopped[:-1], into=folder).code == 0 and len(outcome.pictures()) == 2
+    assert txt2img(*stopped, "--outdir", folder / "other").code == 0
+
+
 def test_other_prompts_weights_or_config_are_refused(
     txt2img: Run, prompts: Path, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:

@@ -129,7 +129,7 @@ class Manifest:
         named = "; ".join(changes[:2]) + (" and more" if len(changes) > 2 else "")
         raise InputError(
             f"--resume: {self.path} is of a run with other settings: {named}. "
-            "Give the same again, or another --outdir."
+            "Give the same again to go on with it; without --resume or in another --outdir a new run begins."
         )
 
     def mark(self) -> str:
