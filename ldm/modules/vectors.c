@@ -28,12 +28,12 @@ struct layout {
     struct strides q, k, v, out;
 };
 
-/* A block of queries and what they have of the keys that they met: the greatest score, also as a power of
-   two, and the sums of weights and of values times weights. */
+/* A block of queries and what they have of the keys that they met: the greatest score, and the sums of
+   weights and of values times weights. */
 struct block {
     factors *queries; /* (d / TOGETHER, QUERIES) */
     lanes *sums;      /* (d, QUERIES) */
-    lanes greatest[ACROSS], power[ACROSS], total[ACROSS];
+    lanes greatest[ACROSS], total[ACROSS];
 };
 
 /* Adds to (DOWN, QUERIES) the product of (DOWN, count), whose factors lie so far apart, and of
@@ -59,7 +59,7 @@ INLINE void raise_to(lanes *x, const lanes *least)
     *x = (lanes)(((bits)*least & below) | ((bits)*x & ~below));
 }
 
-/* x becomes 2^x, for x up to 0 or what that is rounded to. What is not a number stays. */
+/* x becomes 2^x, for x up to 0. What is not a number stays. */
 INLINE void raise_two(lanes *x)
 {
     const lanes smallest = (lanes){0} - 126;
@@ -85,31 +85,30 @@ INLINE factors *turn_to_factors(lanes (*weights)[ACROSS], long count)
 }
 
 /* A block of queries meets up to KEYS keys, (count, d / TOGETHER), and their values, (count / TOGETHER, d).
-   Weights are powers of two, of `scale` times the score. */
+   Weights are powers of two, of `scale` times what a score is less than the greatest, so that none is above
+   one: of scaled scores, huge ones would be as far apart as they are rounded. */
 INLINE void meet(struct block *block, const factor *keys, const factor *values, long count, long d,
                  float scale)
 {
-    lanes weights[KEYS][ACROSS] = {0}, power[ACROSS], total[ACROSS] = {0}; /* weights are scores at first */
+    lanes weights[KEYS][ACROSS] = {0}, before[ACROSS], total[ACROSS] = {0}; /* weights are scores at first */
     long depth = d / TOGETHER;
+    memcpy(before, block->greatest, sizeof before);
     for (long i = 0; i < count; i += DOWN)
         multiply(weights + i, keys + i * depth, depth, 1, block->queries, depth);
     for (long i = 0; i < count; i++)
         for (long j = 0; j < ACROSS; j++)
             raise_to(block->greatest + j, weights[i] + j);
-    for (long j = 0; j < ACROSS; j++)
-        power[j] = scale * block->greatest[j];
     for (long i = 0; i < count; i++)
         for (long j = 0; j < ACROSS; j++) {
-            weights[i][j] = scale * weights[i][j] - power[j];
+            weights[i][j] = scale * (weights[i][j] - block->greatest[j]);
             raise_two(weights[i] + j);
             total[j] += weights[i][j];
         }
     /* What there was had a smaller score as its greatest. */
     for (long j = 0; j < ACROSS; j++) {
-        lanes shrunk = block->power[j] - power[j];
+        lanes shrunk = scale * (before[j] - block->greatest[j]);
         raise_two(&shrunk);
         block->total[j] = shrunk * block->total[j] + total[j];
-        block->power[j] = power[j];
         for (long i = 0; i < d; i++)
             block->sums[i * ACROSS + j] *= shrunk;
     }
@@ -142,7 +141,7 @@ static void attend(const struct layout *l, const number *q, const factor *keys, 
         block->sums = room + 2 * b * d * ACROSS;
         block->queries = (factors *)(block->sums + d * ACROSS);
         for (long j = 0; j < ACROSS; j++) {
-            block->greatest[j] = block->power[j] = (lanes){0} - INFINITY;
+            block->greatest[j] = (lanes){0} - INFINITY;
             block->total[j] = (lanes){0};
         }
         number *to = (number *)block->queries;
