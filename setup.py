@@ -1,9 +1,11 @@
 import platform
 import sys
 import zlib
+from copy import copy
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 # The tests pass on Python 3.10 with the oldest release that each bound admits, and on Python 3.13 with the
 # newest of November 2026: torch 2.15, Lightning 2.6.6, open_clip 3.3, OmegaConf 2.4, diffusers 0.42.1.
@@ -36,6 +38,15 @@ def extension(source: str, *flags: str, form: str = "") -> Extension:
     )
 
 
+class BuildApart(build_ext):
+    """Builds each library in a folder of its own: several come of one source, and may do so at a time."""
+
+    def build_extension(self, ext: Extension) -> None:
+        apart = copy(self)
+        apart.build_temp = str(Path(self.build_temp, ext.name))
+        super(BuildApart, apart).build_extension(ext)
+
+
 CARRIED = {"ldm.configs": "configs", "ldm.checkpoints": "checkpoints"}
 
 EXTENSIONS = []
@@ -62,6 +73,7 @@ setup(
     packages=[*find_packages(include=["ldm", "ldm.*"]), *CARRIED],
     package_dir=CARRIED,
     ext_modules=EXTENSIONS,
+    cmdclass={"build_ext": BuildApart},
     package_data={
         "ldm.configs": ["*.yaml", "train/*.yaml"],
         "ldm.checkpoints": ["tiny.safetensors", "judge.safetensors"],

@@ -40,3 +40,18 @@ def test_an_installation_without_a_clone_draws_and_looks_for_checkpoints_where_i
     ]  # fmt: skip
     carried = {path.name for path in (installed / "ldm" / "checkpoints").iterdir()}
     assert carried == {"tiny.safetensors", "judge.safetensors"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no library in C is built elsewhere")
+def test_each_library_has_an_object_file_of_its_own(tmp_path: Path):
+    pytest.importorskip("setuptools")
+    compiler, calls = tmp_path / "cc", tmp_path / "calls"
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
+    compiler.chmod(0o755)
+    build = [sys.executable, "setup.py", "-q", "build_ext", "-b", tmp_path / "lib", "-t", tmp_path / "temp"]
+    subprocess.run(build, cwd=ROOT, env=os.environ | {"CC": str(compiler)}, check=True)
+    words = [call.split() for call in calls.read_text().splitlines()]
+    made = [call[call.index("-o") + 1] for call in words]
+    objects = [path for path in made if path.endswith(".o")]
+    assert objects and len(made) == 2 * len(objects)  # each is linked
+    assert len(set(objects)) == len(objects)
