@@ -28,27 +28,34 @@ def to_query(settings: Settings) -> str:
 def from_query(query: Mapping[str, str], defaults: Settings) -> tuple[Settings, list[str]]:
     """The settings of a link over the defaults, and a line for each part that means nothing."""
     given = {name: query[key] for name in FIELDS if (key := LINK_NAMES.get(name, name)) in query}
-    return _over(defaults, given)
+    return over(defaults, given)
 
 
-def from_picture(path: Path, defaults: Settings, config: str) -> tuple[Settings, list[str]]:
+def from_picture(
+    path: Path, defaults: Settings, config: str, now: Settings | None = None
+) -> tuple[Settings, list[str]]:
     """The settings that a PNG carries over the defaults, and lines on what of them is not taken.
 
-    `config` is the page's; a picture of another model is told of. Raises InputError where the file is no
-    picture or carries no settings.
+    Where it has no FreeU, or no sampler that is here, these stay as they are `now`: as in the defaults if
+    that is None. `config` is the page's; a picture of another model is told of. Raises InputError where the
+    file is no picture or carries no settings.
     """
     texts = read_texts(path)
-    record = _json(texts.get("freeu"))
-    if record:
-        return _from_record(record, defaults, config)
-    if parameters := texts.get("parameters"):
+    if record := _json(texts.get("freeu")):
+        given, notes = _read_record(record, config)
+    elif parameters := texts.get("parameters"):
         given, notes = read_parameters(parameters)
-        settings, faults = _over(replace(defaults, n_samples=1), given)
-        return settings, notes + faults
-    raise InputError(
-        "This picture carries no settings: only PNGs of this project and of Stable Diffusion webuis do, and "
-        "many sites and messengers take them out."
-    )
+    else:
+        raise InputError(
+            "This picture carries no settings: only PNGs of this project and of Stable Diffusion webuis do, "
+            "and many sites and messengers take them out."
+        )
+    now = now or defaults
+    stays: dict[str, Any] = {} if "sampler" in given else {"sampler": now.sampler}
+    if not given.keys() & {*FREEU_NAMES}:
+        stays |= _freeu_of(now)
+    settings, faults = over(replace(defaults, **stays, n_samples=1), given)
+    return settings, notes + faults
 
 
 def read_texts(path: Path) -> dict[str, str]:
@@ -77,12 +84,12 @@ def _json(text: str | None) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _from_record(record: dict[str, Any], defaults: Settings, config: str) -> tuple[Settings, list[str]]:
-    freeu = record.get("freeu")
+def _read_record(record: dict[str, Any], config: str) -> tuple[dict[str, Any], list[str]]:
+    """The settings of one of this project's records by name, and lines on what else there is."""
+    freeu, notes = record.get("freeu"), list[str]()
     given = {name: record[name] for name in FIELDS if name in record}
     if isinstance(freeu, dict):
         given |= {name: freeu[name] for name in FREEU_NAMES if name in freeu}
-    settings, notes = _over(replace(defaults, n_samples=1), given)
     if isinstance(freeu, dict) and freeu.get("stages"):
         notes.append("The picture gave further stages factors of their own, for which there is no control.")
     if freeu is None:
@@ -92,10 +99,10 @@ def _from_record(record: dict[str, Any], defaults: Settings, config: str) -> tup
         notes.append(
             f"It was made with {theirs:.60}; this page draws with {config}, so it will look different."
         )
-    return settings, notes
+    return given, notes
 
 
-def _over(defaults: Settings, given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
+def over(defaults: Settings, given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
     """The given values over the defaults; those that mean nothing are left out and told of."""
     settings, notes = defaults, []
     for name, value in given.items():
@@ -106,6 +113,10 @@ def _over(defaults: Settings, given: Mapping[str, Any]) -> tuple[Settings, list[
     try:
         _ = settings.freeu
     except InputError as fault:
-        settings = replace(settings, **{name: getattr(defaults, name) for name in FREEU_NAMES})
-        notes.append(f"{fault} FreeU's controls stay as they were.")
+        settings = replace(settings, **_freeu_of(defaults))
+        notes.append(f"{fault} FreeU's settings are left out.")
     return settings, notes
+
+
+def _freeu_of(settings: Settings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in FREEU_NAMES}

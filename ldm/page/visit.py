@@ -125,15 +125,14 @@ class Visit:
     def words(self, prompt: str) -> str:
         return layout.vocabulary(self.studio, prompt)
 
-    def drop(self, path: str | None) -> dict[Any, Any]:
+    def drop(self, path: str | None, *values: Any) -> dict[Any, Any]:
         """Sets the controls as a dropped picture has it."""
-        parts = self.parts
+        parts, defaults = self.parts, self.studio.defaults()
         if path is None:
             return {parts.told: ""}
         try:
-            settings, notes = exchange.from_picture(
-                Path(path), self.studio.defaults(), self.studio.arguments.config
-            )
+            now, _ = exchange.over(defaults, dict(zip(FIELDS, values, strict=True)))
+            settings, notes = exchange.from_picture(Path(path), defaults, self.studio.arguments.config, now)
         except InputError as fault:
             return {parts.told: lines([str(fault)], "fault"), parts.dropped: None}
         finally:
@@ -207,7 +206,8 @@ class Visit:
         control["prompt"].change(self.words, control["prompt"], parts.words, **AT_ONCE)
 
         everything = [*parts.inputs(), parts.told, parts.words]
-        parts.dropped.upload(self.drop, parts.dropped, [*everything, parts.dropped], **AT_ONCE)
+        dropping = {"inputs": [parts.dropped, *parts.inputs()], "outputs": [*everything, parts.dropped]}
+        parts.dropped.upload(self.drop, **dropping, **AT_ONCE)
         page.load(self.open_link, None, everything, **AT_ONCE)
         parts.take.click(self.take, [parts.pairs, parts.shown], everything, **AT_ONCE)
         parts.history.select(self.show_again, parts.pairs, [parts.stage, parts.shown], **AT_ONCE)

@@ -105,6 +105,16 @@ def test_a_dropped_picture_sets_the_controls(tab: Tab, txt2img):
     assert "The controls now have this picture's settings." in tab.page.inner_text("#told")
 
 
+def test_controls_that_are_said_to_stay_do_when_a_picture_is_dropped(tab: Tab, txt2img):
+    [path] = txt2img("--no-freeu", "--seed", 98).pictures()
+    tab.open(b1=1.55, s2=0.1)
+    tab.page.fill("#steps input[type=number]", "")
+    tab.page.set_input_files("#dropped input[type=file]", path)
+    tab.page.wait_for_function("document.querySelector('#seed input, #seed textarea').value === '98'")
+    assert "FreeU's controls stay as they were." in tab.page.inner_text("#told")
+    assert (float(tab.value("b1")), float(tab.value("s2"))) == (1.55, 0.1)
+
+
 def test_a_drawing_that_is_stopped_keeps_what_there_is(tab: Tab, tmp_path: Path):
     tab.open(prompt=PROMPT, steps=200, H=128, W=128)
     tab.page.click("#draw")

@@ -169,12 +169,21 @@ def test_a_client_cannot_have_the_servers_files_read_as_uploads(served: Served):
     config = httpx.get(f"{served.address}config").json()
     events = [d for d in config["dependencies"] if any(target[1] == "upload" for target in d["targets"])]
     assert events
-    for path in ("/etc/passwd", str(ROOT / "checkpoints" / "tiny.png")):
-        data = [{"path": path, "meta": {"_type": "gradio.FileData"}}]
+    values = {part["id"]: part["props"].get("value") for part in config["components"]}
+    controls = [values[part] for part in events[0]["inputs"][1:]]
+
+    def ask(path: str) -> httpx.Response:
+        data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, *controls]
         body = {"data": data, "fn_index": events[0]["id"], "session_hash": "thief"}
-        answer = httpx.post(f"{served.address}gradio_api/run/predict", json=body)
+        return httpx.post(f"{served.address}gradio_api/run/predict", json=body)
+
+    for path in ("/etc/passwd", str(ROOT / "checkpoints" / "tiny.png")):
+        answer = ask(path)
         assert "root:" not in answer.text and "now have this picture" not in answer.text
         assert answer.status_code >= 400
+    upload = {"files": ("no.png", b"hello", "image/png")}
+    [path] = httpx.post(f"{served.address}gradio_api/upload", files=upload).json()
+    assert "is not a PNG picture" in ask(path).text
     assert (ROOT / "checkpoints" / "tiny.png").is_file()
 
 

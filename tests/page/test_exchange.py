@@ -160,6 +160,19 @@ def test_a_picture_of_another_model_or_without_freeu_is_told_of(txt2img):
     assert "without FreeU" in notes[0] and "made with freeu_tiny.yaml" in notes[1]
 
 
+NOW = replace(FIRST, b1=1.55, s2=0.1, stop=0.4, sampler="plms", steps=7)
+
+
+def test_what_a_picture_says_nothing_of_stays_as_it_is_now(tmp_path: Path, txt2img):
+    [path] = txt2img("--no-freeu", "--seed", 8).pictures()
+    found, _ = from_picture(path, FIRST, "freeu_tiny.yaml", NOW)
+    assert found.freeu == NOW.freeu and (found.seed, found.sampler, found.steps) == (8, "ddim", 2)
+
+    path = webui_picture(tmp_path / "a.png", "a cat\nSteps: 20, Sampler: Euler a, Seed: 1, freeu_b1: 1.5")
+    found, _ = from_picture(path, FIRST, "freeu_tiny.yaml", NOW)
+    assert found == replace(FIRST, prompt="a cat", steps=20, seed=1, sampler="plms", b1=1.5, version=2)
+
+
 def webui_picture(path: Path, parameters: str, packed: bool = False) -> Path:
     info = PngInfo()
     info.add_text("parameters", parameters, zip=packed)
