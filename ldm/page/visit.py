@@ -40,13 +40,13 @@ class Visit:
         self.newest: dict[str, object] = {}  # each visitor's newest press of Draw
 
     async def draw(
-        self, pairs: list[Pair], request: gr.Request, *values: Any
+        self, pairs: list[Pair], shown: int, request: gr.Request, *values: Any
     ) -> AsyncIterator[dict[Any, Any]]:
         """Draws what the controls say; a newer press of the same visitor takes an older one's place."""
         parts, visitor = self.parts, str(request.session_hash)
         mine = self.newest[visitor] = object()
         self.engine.leave(visitor, "draw")
-        view = stage.finished(pairs[0]) if pairs else stage.empty(self.studio.defaults())
+        view = stage.finished(pairs[shown]) if pairs else stage.empty(self.studio.defaults())
         try:
             settings = Settings.of(values)
             self.studio.check(settings)
@@ -63,13 +63,13 @@ class Visit:
                     view = stage.waiting(view, news.ahead) if news.ahead else view
                     yield {parts.stage: stage.markup(view)}
                     continue
-                shown = {}
+                kept = {}
                 for item in news:
                     if isinstance(item, Pair):
                         pairs = [item, *pairs][:REMEMBERED]
                         made += 1
                         view = stage.finished(item, notes)
-                        shown = {parts.pairs: pairs, parts.history: thumbnails(pairs), parts.shown: 0}
+                        kept = {parts.pairs: pairs, parts.history: thumbnails(pairs), parts.shown: 0}
                         sources = {}
                     elif isinstance(item, Progress):
                         sources |= {side: stage.as_data(it) for side, it in item.previews.items()}
@@ -77,7 +77,7 @@ class Visit:
                             f"Pair {made + 1} of {settings.n_samples} · " if settings.n_samples > 1 else ""
                         )
                         view = stage.running(settings, item, sources, which)
-                yield {parts.stage: stage.markup(view)} | shown
+                yield {parts.stage: stage.markup(view)} | kept
             if view.state in ("waiting", "running"):
                 view = replace(view, state="stopped", message="Stopped before anything was drawn.")
         except Exception as fault:
@@ -85,11 +85,11 @@ class Visit:
         yield {parts.stage: stage.markup(view), parts.stop: gr.update(interactive=False)}
 
     async def draw_live(
-        self, live: bool, pairs: list[Pair], request: gr.Request, *values: Any
+        self, live: bool, pairs: list[Pair], shown: int, request: gr.Request, *values: Any
     ) -> AsyncIterator[dict[Any, Any]]:
         """Draws again because a control has moved, where that is wished and something was drawn before."""
         if live and pairs:
-            async for news in self.draw(pairs, request, *values):
+            async for news in self.draw(pairs, shown, request, *values):
                 yield news
         else:
             yield {self.parts.shown: gr.skip()}
@@ -185,7 +185,7 @@ class Visit:
         """Ties the events to the page's parts."""
         parts, control = self.parts, self.parts.controls
         drawing: Any = WORK | {
-            "inputs": [parts.pairs, *parts.inputs()],
+            "inputs": [parts.pairs, parts.shown, *parts.inputs()],
             "outputs": [parts.stage, parts.stop, parts.pairs, parts.shown, parts.history],
             "trigger_mode": "multiple",
         }

@@ -16,6 +16,20 @@ def test_a_picture_of_the_visit_can_be_shown_again_and_taken_up(tab: Tab):
     tab.page.wait_for_function("document.querySelector('#seed textarea, #seed input').value === '5'")
 
 
+def test_a_fault_leaves_the_chosen_pair_on_the_stage(tab: Tab):
+    tab.open(prompt=PROMPT, seed=5).draw()
+    tab.page.fill("#seed textarea, #seed input", "6")
+    tab.draw()
+    tab.page.locator("#history .thumbnail-item").nth(3).click()
+    tab.page.wait_for_function("document.querySelector('.stage .caption').innerText.includes('seed 5')")
+    tab.page.fill("#seed textarea, #seed input", "six")
+    tab.page.click("#draw")
+    tab.wait_for("error")
+    assert "seed 5" in tab.page.inner_text(".stage .caption")
+    tab.page.click("#take")
+    tab.page.wait_for_function("document.querySelector('#seed textarea, #seed input').value === '5'")
+
+
 def test_pairs_of_this_visit_are_told_apart_by_their_factors(tab: Tab):
     for b1 in ("1.25", "1.5"):
         tab.open(prompt=PROMPT, seed=5, b1=b1, b2=1.2, s1=0.9, s2=0.6).draw()
