@@ -37,14 +37,14 @@ class Visit:
     def __init__(self, studio: Studio, engine: Engine, parts: layout.Parts):
         self.studio, self.engine, self.parts = studio, engine, parts
         self.presets = presets.choices(studio.arguments.config, studio.config_freeu)
-        self.newest: dict[str, object] = {}  # each visitor's newest press of Draw
+        self.newest: dict[str, list[Any]] = {}  # the controls' values at each visitor's newest press of Draw
 
     async def draw(
         self, pairs: list[Pair], shown: int, request: gr.Request, *values: Any
     ) -> AsyncIterator[dict[Any, Any]]:
         """Draws what the controls say; a newer press of the same visitor takes an older one's place."""
         parts, visitor = self.parts, str(request.session_hash)
-        mine = self.newest[visitor] = object()
+        mine = self.newest[visitor] = [*values]
         self.engine.leave(visitor, "draw")
         view = stage.finished(pairs[shown]) if pairs else stage.empty(self.studio.defaults())
         try:
@@ -87,8 +87,11 @@ class Visit:
     async def draw_live(
         self, live: bool, pairs: list[Pair], shown: int, request: gr.Request, *values: Any
     ) -> AsyncIterator[dict[Any, Any]]:
-        """Draws again because a control has moved, where that is wished and something was drawn before."""
-        if live and pairs:
+        """Draws again because a control has moved, where that is wished and something was drawn before.
+
+        A number box is let go whenever it is left, though nothing has moved.
+        """
+        if live and pairs and self.newest.get(str(request.session_hash)) != [*values]:
             async for news in self.draw(pairs, shown, request, *values):
                 yield news
         else:

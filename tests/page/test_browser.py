@@ -53,6 +53,18 @@ def test_a_factor_that_is_moved_by_a_key_or_reset_draws_anew(tab: Tab):
     assert float(tab.page.input_value("#s2 input[type=number]")) < 1.5
 
 
+def test_leaving_a_number_box_draws_only_what_has_changed(tab: Tab):
+    tab.open(prompt=PROMPT).draw()
+    tab.page.focus("#b1 input[type=number]")
+    for _ in range(6):
+        tab.page.keyboard.press("Tab")
+    tab.page.fill("#s1 input[type=number]", "0.7")
+    tab.draw(lambda: tab.page.keyboard.press("Tab"))
+    assert "FreeU 1.1 1.2 0.7 0.6" in tab.page.inner_text(".stage .caption")
+    tab.page.wait_for_function("document.querySelector('#history').innerText.includes('0.7')")
+    assert tab.page.locator("#history .thumbnail-item").count() == 4
+
+
 def test_a_number_box_may_be_empty_or_out_of_range_while_one_writes(tab: Tab):
     failed: list[str] = []
     tab.page.on("response", lambda answer: failed.append(answer.url) if answer.status >= 400 else None)
