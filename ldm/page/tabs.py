@@ -18,6 +18,8 @@ from ldm.page.words import lines, place, sentence
 QUIET: Any = {"show_progress": "hidden", "api_visibility": "private"}
 AT_ONCE: Any = QUIET | {"queue": False}
 WORK: Any = QUIET | {"concurrency_limit": None}
+# Of a Stop button, told with all news: where several pieces of work are under way gradio may lose it.
+CAN_BE_STOPPED: Any = gr.update(interactive=True)
 
 
 class InsideTab:
@@ -61,12 +63,13 @@ class InsideTab:
             return
         owner = (str(request.session_hash), "look")
         self.engine.leave(*owner)
-        yield {self.halt: gr.update(interactive=True)}
+        stoppable = {self.halt: CAN_BE_STOPPED}
+        yield stoppable
         try:
             work = partial(look, self.studio, pairs[shown].settings)
             async for news in self.engine.follow(owner, work):
                 if isinstance(news, Waiting):
-                    yield {self.view: lines([place(news.ahead)], "told")}
+                    yield {self.view: lines([place(news.ahead)], "told")} | stoppable
                     continue
                 newest = news[-1] if news else None
                 if isinstance(newest, Inside):
@@ -78,7 +81,8 @@ class InsideTab:
                         self.view: inside.markup(newest, at - 1, block),
                     }
                 elif isinstance(newest, Progress):
-                    yield {self.view: lines([f"Listening: step {newest.steps} of {newest.total}"], "told")}
+                    told = f"Listening: step {newest.steps} of {newest.total}"
+                    yield {self.view: lines([told], "told")} | stoppable
         except Exception as fault:
             yield {self.view: lines([sentence(fault)], "fault")}
         yield {self.halt: gr.update(interactive=False)}
@@ -136,13 +140,15 @@ class GridTab:
             base = Settings.of(values)
             axes = grid.read_axis(across, across_values), grid.read_axis(down, down_values)
             plan = grid.plan(base, *axes, self.studio)
-            yield {self.view: grid.markup(plan, "Beginning …"), self.halt: gr.update(interactive=True)}
+            stoppable = {self.halt: CAN_BE_STOPPED}
+            yield {self.view: grid.markup(plan, "Beginning …")} | stoppable
             async for news in self.engine.follow(owner, partial(grid.draw_cells, self.studio, plan)):
                 if isinstance(news, Waiting):
-                    yield {self.view: grid.markup(plan, place(news.ahead))}
+                    yield {self.view: grid.markup(plan, place(news.ahead))} | stoppable
                 elif news:
                     plan = news[-1]
-                    yield {self.view: grid.markup(plan, f"{len(plan.files)} of {len(plan.cells)} pictures")}
+                    told = f"{len(plan.files)} of {len(plan.cells)} pictures"
+                    yield {self.view: grid.markup(plan, told)} | stoppable
             left = len(plan.cells) - len(plan.files)
             said = f"Stopped; {left} are not drawn." if left else "Done. Choose a picture to keep it."
             yield {self.view: grid.markup(plan, said)}

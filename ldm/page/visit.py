@@ -17,7 +17,7 @@ from ldm.page.engine import Engine, Waiting
 from ldm.page.pair import Progress
 from ldm.page.settings import FIELDS, Settings
 from ldm.page.studio import Pair, Studio
-from ldm.page.tabs import AT_ONCE, WORK
+from ldm.page.tabs import AT_ONCE, CAN_BE_STOPPED, WORK
 from ldm.page.words import lines, sentence
 
 REMEMBERED = 60  # pairs of a visit
@@ -53,7 +53,8 @@ class Visit:
             notes = self.studio.notes(settings)
             view = replace(view, state="running", message="Beginning …", width=settings.width,
                            height=settings.height, files={}, notes=())  # fmt: skip
-            yield {parts.stage: stage.markup(view), parts.stop: gr.update(interactive=True)}
+            stoppable = {parts.stop: CAN_BE_STOPPED}
+            yield {parts.stage: stage.markup(view)} | stoppable
             sources: dict[str, str] = {}
             made = 0
             async for news in self.engine.follow((visitor, "draw"), partial(self.studio.pairs, settings)):
@@ -61,7 +62,7 @@ class Visit:
                     return
                 if isinstance(news, Waiting):
                     view = stage.waiting(view, news.ahead) if news.ahead else view
-                    yield {parts.stage: stage.markup(view)}
+                    yield {parts.stage: stage.markup(view)} | stoppable
                     continue
                 kept = {}
                 for item in news:
@@ -77,7 +78,7 @@ class Visit:
                             f"Pair {made + 1} of {settings.n_samples} · " if settings.n_samples > 1 else ""
                         )
                         view = stage.running(settings, item, sources, which)
-                yield {parts.stage: stage.markup(view)} | kept
+                yield {parts.stage: stage.markup(view)} | stoppable | kept
             if view.state in ("waiting", "running"):
                 view = replace(view, state="stopped", message="Stopped before anything was drawn.")
         except Exception as fault:

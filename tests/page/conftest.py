@@ -1,11 +1,14 @@
 """One page for all tests: the embedded model behind it, and a real browser before it."""
 
+import asyncio
 import os
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import numpy as np
@@ -22,6 +25,12 @@ from tests.browser import CHROMIUM, FLAGS
 
 PROMPT = "a large red circle left of a small blue star on a green background"
 PATIENCE = 60_000  # milliseconds; two busy cores may take long over little
+
+
+def in_a_loop(work: Coroutine) -> Any:
+    """Runs a coroutine in a thread of its own, since a browser's driver may hold this one's loop."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, asyncio.wait_for(work, 30)).result()
 
 
 @dataclass(frozen=True)

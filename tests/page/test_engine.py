@@ -2,8 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from ldm.errors import InputError
 from ldm.page.engine import Engine, Waiting
+from tests.page.conftest import in_a_loop
 
 
 @pytest.fixture
@@ -18,12 +18,6 @@ def engine() -> Iterator[Engine]:
     engine = Engine(most=5)
     yield engine
     engine.close()
-
-
-def in_a_loop(work: Coroutine) -> Any:
-    """Runs a coroutine in a thread of its own, since a browser's driver may hold this one's loop."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, asyncio.wait_for(work, 30)).result()
 
 
 class Gate:
