@@ -1,5 +1,5 @@
 // What the page does without asking the server: Enter draws, the wipe follows the hand, pictures are dropped
-// anywhere, light or dark is kept, and sliders that are moved by keys draw as those that are let go.
+// anywhere, light or dark is kept, and sliders that keys move and numbers with Enter draw as those let go.
 (() => {
   const dark = localStorage.getItem("freeu-dark");
   if (dark !== null && !new URLSearchParams(location.search).has("__theme")) {
@@ -49,6 +49,9 @@
   document.addEventListener("keyup", (event) => {
     const moves = /^(Arrow.*|Home|End|Page.*)$/.test(event.key);
     if (moves && event.target.matches?.("#factors input[type=range]")) letGo(event.target);
+    if (event.key === "Enter" && event.target.matches?.("#factors input[type=number]")) {
+      letGo(event.target.closest(".block").querySelector("input[type=range]"));
+    }
   });
   document.addEventListener("click", (event) => {
     const reset = event.target.closest?.("#factors .reset-button");

@@ -44,13 +44,16 @@ def test_moving_b1_draws_freeus_picture_anew_and_leaves_the_plain_one(tab: Tab, 
     assert (tab.pixels("freeu", tmp_path) != before["freeu"]).any()
 
 
-def test_a_factor_that_is_moved_by_a_key_or_reset_draws_anew(tab: Tab):
+def test_a_factor_that_is_moved_by_a_key_reset_or_entered_draws_anew(tab: Tab):
     tab.open(prompt=PROMPT, s2=0.4).draw()
     tab.page.focus("#s2 input[type=range]")
     tab.draw(lambda: tab.page.keyboard.press("End"))
     assert float(tab.page.input_value("#s2 input[type=number]")) == 1.5
     tab.draw(lambda: tab.page.click("#s2 .reset-button"))
     assert float(tab.page.input_value("#s2 input[type=number]")) < 1.5
+    tab.page.fill("#s2 input[type=number]", "0.55")
+    tab.draw(lambda: tab.page.keyboard.press("Enter"))
+    assert "FreeU 1.1 1.2 0.9 0.55" in tab.page.inner_text(".stage .caption")
 
 
 def test_leaving_a_number_box_draws_only_what_has_changed(tab: Tab):
