@@ -24,6 +24,7 @@ REMEMBERED = 60  # pairs of a visit
 
 # The query becomes a whole address, which is shown, and copied where the browser lets us.
 COPY_LINK = """(query) => {
+  if (!query) return query;
   const link = `${location.origin}${location.pathname}?${query}`;
   navigator.clipboard?.writeText(link).catch(() => {});
   history.replaceState(null, "", link);
@@ -177,13 +178,14 @@ class Visit:
         index = min(int(chosen.index) // 2, len(pairs) - 1)
         return stage.markup(stage.finished(pairs[index])), index
 
-    def link(self, *values: Any) -> dict[str, Any]:
-        """Shows the query part of a link with all settings."""
+    def link(self, *values: Any) -> dict[Any, Any]:
+        """Shows the query part of a link with all settings, or what is wrong with them."""
+        parts = self.parts
         try:
             query = exchange.to_query(Settings.of(values))
-            return gr.update(value=query, visible=True)
         except InputError as fault:
-            raise gr.Error(str(fault), print_exception=False) from None
+            return {parts.link: gr.update(value="", visible=False), parts.told: lines([str(fault)], "fault")}
+        return {parts.link: gr.update(value=query, visible=True), parts.told: ""}
 
     def wire(self, page: gr.Blocks) -> None:
         """Ties the events to the page's parts."""
@@ -215,7 +217,7 @@ class Visit:
         page.load(self.open_link, None, everything, **AT_ONCE)
         parts.take.click(self.take, [parts.pairs, parts.shown], everything, **AT_ONCE)
         parts.history.select(self.show_again, parts.pairs, [parts.stage, parts.shown], **AT_ONCE)
-        asked = parts.link_button.click(self.link, parts.inputs(), parts.link, **AT_ONCE)
+        asked = parts.link_button.click(self.link, parts.inputs(), [parts.link, parts.told], **AT_ONCE)
         asked.then(None, parts.link, parts.link, js=COPY_LINK, **AT_ONCE)
         parts.inside.wire(parts.pairs, parts.shown)
         parts.grid.wire(parts.inputs())

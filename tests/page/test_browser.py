@@ -262,6 +262,18 @@ def test_a_link_carries_all_settings(tab: Tab, browser, served):
         other.page.close()
 
 
+def test_a_link_to_settings_that_mean_nothing_is_refused_in_a_sentence(tab: Tab):
+    tab.open(prompt=PROMPT)
+    tab.page.fill("#seed textarea, #seed input", "")
+    tab.page.click("#link-button")
+    tab.page.wait_for_selector("#told .fault")
+    assert tab.page.inner_text("#told") == "The seed is '': give a whole number."
+    tab.page.fill("#seed textarea, #seed input", "5")
+    tab.page.click("#link-button")
+    tab.page.wait_for_function("new URLSearchParams(location.search).get('seed') === '5'")
+    assert not tab.page.is_visible("#told")
+
+
 def test_what_a_visitor_writes_is_never_run(tab: Tab):
     nasty = "<img src=x onerror=\"document.title='run'\"> ${document.title='run'} {{value}} `"
     tab.open(prompt=nasty).draw()
