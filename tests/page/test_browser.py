@@ -209,6 +209,18 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(tab: Tab):
     assert order == sorted(order)
 
 
+def test_a_word_of_any_length_widens_nothing(tab: Tab):
+    tab.open(prompt="x" * 500).draw()
+    tab.page.get_by_role("tab", name="Look inside").click()
+    tab.page.click("#look")
+    tab.page.wait_for_selector(".inside .maps")
+    wider = (
+        "[...document.querySelectorAll('.stage, .words, .inside')]"
+        ".filter(part => part.scrollWidth > part.clientWidth).map(part => part.className)"
+    )
+    assert tab.page.evaluate(wider) == []
+
+
 def test_the_wipe_follows_the_keyboard(tab: Tab):
     tab.open(prompt=PROMPT).draw()
     tab.page.check(".stage input[value=wipe]", force=True)
