@@ -31,9 +31,14 @@ def markup(seen: Inside, moment: float | None, block: float | None) -> str:
         for kind in ("backbone", "skip")
         for side in SIDES
     }
+    whole = seen.steps[-1] == seen.total
     plots = [
         curves(latents, seen.latent_side, f"Latents after {step}"),
-        curves(pictures, seen.picture_side, "The finished pictures"),
+        curves(
+            pictures,
+            seen.picture_side,
+            "The finished pictures" if whole else "The pictures, as far as they came",
+        ),
     ]
     shape = seen.maps["plain", "backbone", moment, block].shape
     if min(shape) > 2:

@@ -71,7 +71,8 @@ def test_a_look_that_is_stopped_shows_what_was_seen(studio: Studio, settings: Se
     stopping.set()
     *_, seen = look(studio, settings, stopping)
     assert seen.steps == [1]
-    assert "step 1 of 4" in inside.markup(seen, moment=7, block=99)
+    html = inside.markup(seen, moment=7, block=99)
+    assert "step 1 of 4" in html and "The pictures, as far as they came" in html
 
 
 def test_every_moment_and_block_can_be_shown(seen: Inside):
@@ -79,6 +80,7 @@ def test_every_moment_and_block_can_be_shown(seen: Inside):
         for block in range(9):
             html = inside.markup(seen, moment, block)
             assert f"step {moment + 1} of 4" in html and html.count("<img") == 4
+            assert "The finished pictures" in html
             assert "nan" not in html.lower().replace("nance", "")
 
 
