@@ -47,7 +47,8 @@ class Visit:
         parts, visitor = self.parts, str(request.session_hash)
         mine = self.newest[visitor] = [*values]
         self.engine.leave(visitor, "draw")
-        view = stage.finished(pairs[shown]) if pairs else stage.empty(self.studio.defaults())
+        before = stage.finished(pairs[shown]) if pairs else stage.empty(self.studio.defaults())
+        view = before
         try:
             settings = Settings.of(values)
             self.studio.check(settings)
@@ -81,7 +82,7 @@ class Visit:
                         view = stage.running(settings, item, sources, which)
                 yield {parts.stage: stage.markup(view)} | stoppable | kept
             if view.state in ("waiting", "running"):
-                view = replace(view, state="stopped", message="Stopped before anything was drawn.")
+                view = replace(before, state="stopped", message="Stopped before anything was drawn.")
         except Exception as fault:
             view = stage.failed(view, sentence(fault))
         yield {parts.stage: stage.markup(view), parts.stop: gr.update(interactive=False)}
