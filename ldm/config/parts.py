@@ -3,6 +3,7 @@
 import math
 
 from ldm.errors import InputError
+from ldm.freeu.diffusers import uncompiled
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -12,8 +13,8 @@ def check_parts(model: LatentDiffusion) -> None:
     """Raises InputError where a part of the model is of another kind or another width than the rest needs."""
     if not isinstance(model, LatentDiffusion):
         raise InputError(f"The model is a {type(model).__name__}: to draw it has to be a LatentDiffusion.")
-    unet, autoencoder, encoder = model.model.diffusion_model, model.first_stage_model, model.cond_stage_model
-    unet = getattr(unet, "_orig_mod", unet)  # inside what torch.compile makes of it
+    unet = uncompiled(model.model.diffusion_model)
+    autoencoder, encoder = model.first_stage_model, model.cond_stage_model
     if not isinstance(unet, UNetModel):
         raise InputError(f"unet_config is a {type(unet).__name__}: its target has to be a UNetModel.")
     if not isinstance(autoencoder, AutoencoderKL):

@@ -88,8 +88,7 @@ def unet_of(model: Any) -> nn.Module:
 
     Raises ValueError where there is none that concatenates skips as FreeU needs it.
     """
-    unet = getattr(model, "unet", model)
-    unet = getattr(unet, "_orig_mod", unet)
+    unet = uncompiled(getattr(model, "unet", model))
     if hasattr(unet, "up_blocks"):
         if decoder(unet):
             return unet
@@ -101,6 +100,11 @@ def unet_of(model: Any) -> nn.Module:
     else:
         reason = "it has no U-Net called unet. Where it has one by another name, give that"
     raise ValueError(f"FreeU cannot act on {type(model).__name__}: {reason}.")
+
+
+def uncompiled(network: Any) -> Any:
+    """The network inside what torch.compile makes of one; any other as it is."""
+    return getattr(network, "_orig_mod", network)
 
 
 def refuse_diffusers_own(*blocks: Any) -> None:

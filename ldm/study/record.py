@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldm.errors import InputError
 from ldm.freeu import DecoderStage
-from ldm.freeu.diffusers import Joint, decoder, forget_compiled, refuse_diffusers_own, unet_of
+from ldm.freeu.diffusers import Joint, decoder, forget_compiled, refuse_diffusers_own, uncompiled, unet_of
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 
@@ -58,8 +58,7 @@ def recorded(model: Any, hear: Hear, guided: bool) -> Iterator[None]:
     Raises InputError for a model whose U-Net concatenates no skips, and ValueError for one with diffusers'
     own FreeU on.
     """
-    unet = getattr(getattr(model, "model", None), "diffusion_model", model)
-    unet = getattr(unet, "_orig_mod", unet)  # inside what torch.compile makes of it
+    unet = uncompiled(getattr(getattr(model, "model", None), "diffusion_model", model))
 
     def tell(index: int, stage: DecoderStage, before: Tensor, after: Tensor) -> None:
         start = len(after) // 2 if guided else 0
