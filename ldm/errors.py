@@ -22,6 +22,15 @@ class NoNumbers(InputError):
     """What a model or a measure came to is NaN or infinite, as with factors that are too strong."""
 
 
+@contextmanager
+def refusing(before: str = "") -> Iterator[None]:
+    """Raises InputError for a ValueError of what is done within it, in its words, with `before` ahead."""
+    try:
+        yield
+    except ValueError as fault:
+        raise InputError(f"{before}{fault}") from None
+
+
 def warn(line: str) -> None:
     """To the terminal, beside the progress bars."""
     from tqdm import tqdm  # not needed to answer --help

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 from ldm.config.freeu import FREEU_NAMES
-from ldm.errors import InputError
+from ldm.errors import InputError, refusing
 from ldm.freeu import FreeUSettings
 from ldm.generate import SAMPLERS, Sampling
 from ldm.txt2img.jobs import Job
@@ -63,14 +63,11 @@ class Cell:
                     raise InputError(f"The grid's steps are {value!r}: give a whole number from 1 up.")
             elif isinstance(value, str) or not math.isfinite(value):
                 raise InputError(f"The grid's {name} is {value!r}: give a number.")
-        factors = {name: values[name] for name in FREEU_NAMES if name in values}
+        factors: dict[str, Any] = {name: values[name] for name in FREEU_NAMES if name in values}
         freeu = self.freeu
         if factors:
-            try:
-                usual = asdict(freeu or FreeUSettings(1.0, 1.0, 1.0, 1.0))
-                freeu = FreeUSettings(**(usual | factors))
-            except ValueError as fault:
-                raise InputError(str(fault)) from None
+            with refusing():
+                freeu = replace(freeu or FreeUSettings(1.0, 1.0, 1.0, 1.0), **factors)
         return Cell(seed, replace(self.sampling, **sampling), freeu)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.config.neutral import takes_only
-from ldm.errors import InputError
+from ldm.errors import InputError, refusing
 from ldm.freeu import TRAINING_STEPS, Channels, DecoderStage, FreeUSettings, Match, free_u
 from ldm.freeu.native import is_plain
 from ldm.modules.attention import AttentionBlock, SpatialTransformer
@@ -259,10 +259,8 @@ class Free_UNetModel(UNetModel):
 
     def factors_of(self, settings: FreeUSettings) -> list[tuple[float, float]]:
         """b and s of each output block under these settings. Raises InputError where they do not fit."""
-        try:
+        with refusing():
             return settings.factors(self.decoder_stages, self.model_channels)
-        except ValueError as fault:
-            raise InputError(str(fault)) from None
 
     @contextmanager
     def under(self, settings: FreeUSettings) -> Iterator[None]:

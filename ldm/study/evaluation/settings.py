@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ldm.config.freeu import FACTORS, FREEU, FREEU_NAMES
-from ldm.errors import InputError
+from ldm.errors import InputError, refusing
 from ldm.freeu import FreeUSettings, find_preset
 from ldm.txt2img.request import freeu_of
 from ldm.txt2img.settings_grid import value_of
@@ -62,10 +62,8 @@ def parse(text: str) -> FreeUSettings:
         if name in values:
             raise InputError(f"{text} has {name} twice: write it once.")
         values[name] = value_of(value)
-    try:
+    with refusing():
         return FreeUSettings(**dict.fromkeys(FACTORS, 1.0) | values)
-    except ValueError as fault:
-        raise InputError(str(fault)) from None
 
 
 def in_words(freeu: FreeUSettings) -> str:

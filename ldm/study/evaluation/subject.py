@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from ldm.checkpoint import fingerprint
 from ldm.config.freeu import remove_freeu, set_freeu
 from ldm.device import pick_device, pick_dtype
-from ldm.errors import InputError
+from ldm.errors import InputError, refusing
 from ldm.freeu import FreeUSettings
 from ldm.generate import check, total_steps
 from ldm.image_io import writable_folder
@@ -76,10 +76,8 @@ class Subject:
     def fit(self, settings: dict[str, FreeUSettings]) -> None:
         """Raises InputError where the U-Net does not take one of these settings."""
         for name, freeu in settings.items():
-            try:
+            with refusing(f"{name} does not fit this model. "):
                 self.unet.factors_of(freeu)
-            except InputError as fault:
-                raise InputError(f"{name} does not fit this model. {fault}") from None
 
     def runs_of(self, asked: Asked, freeu: FreeUSettings | None, **changes: Any) -> list[Run]:
         """The runs of what is asked, prompt after prompt; `changes` are to how they are sampled."""

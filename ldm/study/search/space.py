@@ -12,7 +12,7 @@ from optuna.distributions import (
 )
 
 from ldm.config.freeu import FACTORS, FREEU_NAMES
-from ldm.errors import InputError
+from ldm.errors import InputError, refusing
 from ldm.freeu import FreeUSettings
 from ldm.txt2img.settings_grid import Value, shown, value_of
 
@@ -121,10 +121,8 @@ def read_space(words: Sequence[str] | None, base: FreeUSettings) -> Space:
             raise InputError(f"--space has {name} twice: write it once.")
         searched[name] = read_values(word, name, text if equals else USUAL[name])
         for value in searched[name].ends:
-            try:
+            with refusing(f"--space {word!r}: "):
                 replace(base, **(throughout | {name: value}))
-            except ValueError as fault:
-                raise InputError(f"--space {word!r}: {fault}") from None
 
     ends: dict[str, Any] = {
         name: searched[name].ends if name in searched else [getattr(base, name)] for name in throughout
