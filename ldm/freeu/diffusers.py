@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.freeu.operator import free_u
-from ldm.freeu.settings import PRESETS, TRAINING_STEPS, DecoderStage, FreeUSettings, find_preset
+from ldm.freeu.settings import NEUTRAL, PRESETS, TRAINING_STEPS, DecoderStage, FreeUSettings, find_preset
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -44,7 +44,7 @@ def enable(model: Any, preset: str | None = None, version: int = 1, **settings: 
     if preset is None and not settings.keys() & {"b1", "b2", "s1", "s2", "stages"}:
         names = ", ".join(sorted({name for name, _ in PRESETS}))
         raise ValueError(f"FreeU needs factors: give a preset ({names}), or b1, b2, s1 and s2.")
-    base = FreeUSettings(1.0, 1.0, 1.0, 1.0, version) if preset is None else find_preset(preset, version)
+    base = replace(NEUTRAL, version=version) if preset is None else find_preset(preset, version)
     chosen = replace(base, **settings)
     clock = None if chosen.acts_throughout() else Clock(chosen, model)
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -204,6 +204,8 @@ def read_stages(stages: Any) -> dict[int, tuple[float, float]]:
         for key, (b, s) in read.items()
     }
 
+
+NEUTRAL: Final = FreeUSettings(1.0, 1.0, 1.0, 1.0)  # every factor one, all else as usual
 
 # Published factors. V1 and V2 of SD1.4 and SD2.1, V2 of SD1.5 and SDXL: the authors. V1 of SD1.5: diffusers'
 # documentation of its first release with FreeU. V1 of SDXL: a sweep by the community.

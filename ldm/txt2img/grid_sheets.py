@@ -5,13 +5,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ldm.config.freeu import FACTORS, FREEU
-from ldm.freeu import FreeUSettings
+from ldm.freeu import NEUTRAL, FreeUSettings
 from ldm.image_io import Picture, read_record, save_png
 from ldm.txt2img.recipe import Recipe, quoted
 from ldm.txt2img.settings_grid import Axis, shown
 from ldm.txt2img.sheets import Words, labelled, tiled
-
-USUAL = FreeUSettings(1.0, 1.0, 1.0, 1.0)
 
 
 class GridSheets:
@@ -81,7 +79,7 @@ def small_print(recipe: Recipe, named: Collection[str] = ()) -> list[str]:
     freeu = recipe.freeu or {}
     for name in sorted(freeu, key=lambda name: name != "version"):
         value = freeu[name]
-        usual = name not in (*FACTORS, "version") and value == getattr(USUAL, name)
+        usual = name not in (*FACTORS, "version") and value == getattr(NEUTRAL, name)
         if name in FREEU and name not in named and not usual:
             parts.append(f"{'FreeU V' if name == 'version' else name + ' '}{shown(value)}")
     return [Path(recipe.ckpt or recipe.config).stem, *parts]

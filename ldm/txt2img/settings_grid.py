@@ -8,7 +8,7 @@ from typing import Any
 
 from ldm.config.freeu import FREEU_NAMES
 from ldm.errors import InputError, refusing
-from ldm.freeu import FreeUSettings
+from ldm.freeu import NEUTRAL, FreeUSettings
 from ldm.generate import SAMPLERS, Sampling
 from ldm.txt2img.jobs import Job
 
@@ -67,7 +67,7 @@ class Cell:
         freeu = self.freeu
         if factors:
             with refusing():
-                freeu = replace(freeu or FreeUSettings(1.0, 1.0, 1.0, 1.0), **factors)
+                freeu = replace(freeu or NEUTRAL, **factors)
         return Cell(seed, replace(self.sampling, **sampling), freeu)
 
 

@@ -1,6 +1,7 @@
 """The settings of FreeU that are compared, by the names that the command line knows them by."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from omegaconf import DictConfig
 
 from ldm.config.freeu import FACTORS, FREEU, FREEU_NAMES
 from ldm.errors import InputError, refusing
-from ldm.freeu import FreeUSettings, find_preset
+from ldm.freeu import NEUTRAL, FreeUSettings, find_preset
 from ldm.txt2img.request import freeu_of
 from ldm.txt2img.settings_grid import value_of
 
@@ -63,16 +64,15 @@ def parse(text: str) -> FreeUSettings:
             raise InputError(f"{text} has {name} twice: write it once.")
         values[name] = value_of(value)
     with refusing():
-        return FreeUSettings(**dict.fromkeys(FACTORS, 1.0) | values)
+        return replace(NEUTRAL, **values)
 
 
 def in_words(freeu: FreeUSettings) -> str:
     """The settings in a few words: the version, the factors, and what else is not as usual."""
-    usual = FreeUSettings(1.0, 1.0, 1.0, 1.0)
     others = [
         f"{name} {value}"
         for name in FREEU
-        if name not in (*FACTORS, "version") and (value := getattr(freeu, name)) != getattr(usual, name)
+        if name not in (*FACTORS, "version") and (value := getattr(freeu, name)) != getattr(NEUTRAL, name)
     ]
     factors = f"b {freeu.b1:g}, {freeu.b2:g}; s {freeu.s1:g}, {freeu.s2:g}"
     return "; ".join([f"version {freeu.version}, {factors}", *others])

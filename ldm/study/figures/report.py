@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from ldm.config.freeu import FACTORS
-from ldm.freeu import FreeUSettings
+from ldm.freeu import NEUTRAL, FreeUSettings
 from ldm.image_io import written_whole
 from ldm.study.claims import Check
 from ldm.study.figures.figure import Figure, Variants
@@ -137,7 +137,7 @@ def described(freeu: FreeUSettings | None) -> str:
     """FreeU's factors, and what else is not as usual, in a line."""
     if freeu is None:
         return "the plain model"
-    usual = asdict(FreeUSettings(1.0, 1.0, 1.0, 1.0))
+    usual = asdict(NEUTRAL)
     values = asdict(freeu)
     told = [name for name in values if name in FACTORS or values[name] != usual[name]]
     return ", ".join(f"{name} {values[name]}" for name in told)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ldm.config.reading import find_config, load_config, read_with_base
 from ldm.errors import InputError, NoNumbers
-from ldm.freeu import FreeUSettings
+from ldm.freeu import NEUTRAL, FreeUSettings
 from ldm.generate import total_steps
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.schedule import check_steps
@@ -26,12 +26,13 @@ from ldm.study.evaluation.asked import plan_apart
 from ldm.study.evaluation.bootstrap import Estimate, Mean, compare, resamples, spread
 from ldm.study.evaluation.evaluation import Evaluation, Result
 from ldm.study.evaluation.measures import Meter, choose
-from ldm.study.evaluation.settings import freeu_of, read_settings
+from ldm.study.evaluation.settings import read_settings
 from ldm.study.evaluation.subject import Subject, checkpoint_name, weights_of
 from ldm.study.search.goals import Goal, read_goals, usual_goals
 from ldm.study.search.space import read_space
 from ldm.study.search.trials import NAME, Trials
 from ldm.txt2img.caveats import warn_of_words
+from ldm.txt2img.request import freeu_of
 from ldm.wording import counted
 
 CAPTIONS = (32, 96)  # of the embedded model, for the search and for the check of what it finds
@@ -65,7 +66,7 @@ class Search:
         self.config = load_config(arguments.config, arguments.overrides)
         spare_config(arguments.config, arguments.outdir / PRESET)
         own = freeu_of(self.config)
-        self.space = read_space(arguments.space, own or FreeUSettings(1.0, 1.0, 1.0, 1.0))
+        self.space = read_space(arguments.space, own or NEUTRAL)
         published = read_settings(None, self.config, checkpoint_name(arguments, self.config))
         weights = weights_of(arguments)
         goals = read_goals(arguments.metrics or [], weights)
