@@ -1,6 +1,6 @@
 """What a scene holds, how it is drawn by lot, and how it is put into words."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from numpy.random import Generator
@@ -90,9 +90,7 @@ def draw_scene(rng: Generator, held_out: bool = False) -> Scene:
 
 def moved(thing: Thing, x: float, y: float) -> Thing:
     """The same thing at another place."""
-    return Thing(
-        thing.shape, thing.colour, thing.texture, thing.size, float(x), float(y), thing.radius, thing.angle
-    )
+    return replace(thing, x=float(x), y=float(y))
 
 
 def texture_words(texture: str) -> tuple[str, ...]:
