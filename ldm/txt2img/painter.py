@@ -110,8 +110,8 @@ class Painter:
         sampling, settings = cells[0].sampling, [cell.freeu for cell in cells if cell.freeu is not None]
         if not settings:
             return self._generate(jobs, sampling)
-        alike = len(set(map(repr, settings))) == 1
-        with self.unet.under(settings[0]) if alike else freeu_of_each(self.unet, settings):
+        same = len(set(map(repr, settings))) == 1
+        with self.unet.under(settings[0]) if same else freeu_of_each(self.unet, settings):
             return self._generate(jobs, sampling)
 
     def _generate(self, jobs: Sequence[Job], sampling: Sampling) -> list[Picture]:
