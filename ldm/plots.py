@@ -21,23 +21,17 @@ SEQUENCE = LinearSegmentedColormap.from_list(
 )
 
 STYLE: Any = {
-    **{"font.family": "DejaVu Sans", "font.size": 7.5, "mathtext.fontset": "dejavusans"},
-    **{"axes.titlesize": 7.5, "axes.labelsize": 7.5, "xtick.labelsize": 7, "ytick.labelsize": 7},
-    **{"legend.fontsize": 7, "legend.frameon": False, "legend.handlelength": 2.6},
-    **{
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-    },
-    **{"axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6},
-    **{"axes.grid": True, "axes.grid.axis": "y", "grid.color": FAINT, "grid.linewidth": 0.5},
-    **{"axes.axisbelow": True, "axes.titlelocation": "left", "axes.titlepad": 4},
-    **{"xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 0},
-    **{"lines.linewidth": 1.3, "image.interpolation": "nearest"},
-    **{"savefig.dpi": 220, "figure.facecolor": "white", "pdf.fonttype": 42},
-}
+    "font.family": "DejaVu Sans", "font.size": 7.5, "mathtext.fontset": "dejavusans",
+    "axes.titlesize": 7.5, "axes.labelsize": 7.5, "xtick.labelsize": 7, "ytick.labelsize": 7,
+    "legend.fontsize": 7, "legend.frameon": False, "legend.handlelength": 2.6,
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
+    "axes.grid": True, "axes.grid.axis": "y", "grid.color": FAINT, "grid.linewidth": 0.5,
+    "axes.axisbelow": True, "axes.titlelocation": "left", "axes.titlepad": 4,
+    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 0,
+    "lines.linewidth": 1.3, "image.interpolation": "nearest",
+    "savefig.dpi": 220, "figure.facecolor": "white", "pdf.fonttype": 42,
+}  # fmt: skip
 
 
 def style() -> AbstractContextManager[None]:
