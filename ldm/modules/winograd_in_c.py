@@ -79,14 +79,13 @@ def winograd_in_c(
         passing = part(max(all_tiles, len(weight)), CACHED // (planes * max(channels, kept)))
         tiles, out = (kept, passing) if all_tiles < len(weight) else (passing, kept)
         convolve, hands, deep = library.convolve, 1, channels
-    v, u, m = (
-        torch.empty(parts * planes * (count + LINE), dtype=dtype, device=x.device)
-        for parts, count, dtype in (
-            (1, tiles * channels, x.dtype),
-            (hands, out * deep, x.dtype),
-            (hands, tiles * out, torch.float),
-        )
-    )
+
+    def room(hands: int, count: int, dtype: torch.dtype) -> Tensor:
+        """Memory for so many numbers in each plane, for each hand."""
+        return torch.empty(hands * planes * (count + LINE), dtype=dtype, device=x.device)
+
+    v = room(1, tiles * channels, x.dtype)
+    u, m = room(hands, out * deep, x.dtype), room(hands, tiles * out, torch.float)
     sides = height, width, above, below, channels, len(weight)
     work = (ctypes.c_long * 11)(*sides, into, apart, all_tiles, tiles, out)
     given, made = [pointer(it) for it in (x, weight, bias)], [pointer(it) for it in (v, u, m, y)]
