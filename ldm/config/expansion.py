@@ -33,12 +33,13 @@ def check_yaml(text: str) -> None:
     def size(node: yaml.Node) -> int:
         if node not in sizes:
             sizes[node] = LARGEST + 1  # while it is inside itself
-            parts = (
-                [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else []
-            )
-            parts = node.value if isinstance(node, yaml.SequenceNode) else parts
-            own = len(node.value) if isinstance(node, yaml.ScalarNode) else 0
-            sizes[node] = 1 + own + sum(map(size, parts))
+            match node:
+                case yaml.ScalarNode():
+                    sizes[node] = 1 + len(node.value)
+                case yaml.SequenceNode():
+                    sizes[node] = 1 + sum(map(size, node.value))
+                case _:
+                    sizes[node] = 1 + sum(size(key) + size(value) for key, value in node.value)
         return sizes[node]
 
     root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -63,18 +64,34 @@ def resolve(config: DictConfig) -> None:
             inside = isinstance(value, DictConfig | ListConfig) and "${" in str(value)
             said.append(MARK.format(i) if inside else str(value))
         except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as fault:
-            why = str(fault).partition("\n    full_key:")[0]
-            passed = NO_SECTION.search(why)
-            if passed and MARKS.search(str(OmegaConf.select(config, passed[1]))):
-                why = f"its way through {passed[1]} depends on another reference: write the name out"
-            elif MARKS.search(why):
-                why = "a reference whose name depends on another one: write the name out"
-            raise InputError(f"{name}: {' '.join(why.split())}") from None
+            raise InputError(f"{name}: {' '.join(_reason(config, fault).split())}") from None
         part[key] = MARK.format(i)
         total += len(said[i])
         if total > LARGEST:
             raise InputError(EXPLODES)
 
+    _check_sizes(said, [name for *_, name in places])
+    for part, key, text, _ in places:
+        part[key] = text
+    OmegaConf.resolve(config)
+
+
+def _reason(config: DictConfig, fault: Exception) -> str:
+    """Why a reference says nothing while marks stand in the place of all others."""
+    why = str(fault).partition("\n    full_key:")[0]
+    passed = NO_SECTION.search(why)
+    if passed and MARKS.search(str(OmegaConf.select(config, passed[1]))):
+        return f"its way through {passed[1]} depends on another reference: write the name out"
+    if MARKS.search(why):
+        return "a reference whose name depends on another one: write the name out"
+    return why
+
+
+def _check_sizes(said: list[str], names: list[str]) -> None:
+    """Raises InputError where references stand for too much, or for themselves.
+
+    `said` has the text of each, with marks for the others that it needs.
+    """
     sizes: dict[int, float] = {}
 
     def size(i: int) -> float:
@@ -84,14 +101,11 @@ def resolve(config: DictConfig) -> None:
             sizes[i] = len(said[i]) + sum(size(other) for other in needed if other < len(said))
         return sizes[i]
 
-    for i, (*_, name) in enumerate(places):
+    for i, name in enumerate(names):
         if size(i) == float("inf"):
             raise InputError(f"{name}: Recursive interpolation, it refers to itself")
     if sum(sizes.values()) > LARGEST:
         raise InputError(EXPLODES)
-    for part, key, text, _ in places:
-        part[key] = text
-    OmegaConf.resolve(config)
 
 
 def _references(part: Any, raw: Any, name: str) -> Iterator[tuple[Any, Any, str, str]]:
