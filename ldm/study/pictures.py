@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from ldm.freeu.spectrum import band_split
 
 Numbers = NDArray[np.floating[Any]]
-
 Pictures = NDArray[np.uint8]
 
 QUARTER = 0.25  # cycles a pixel, which is 0.5 pi radians

@@ -14,8 +14,7 @@ from numpy.random import default_rng
 from numpy.typing import ArrayLike, NDArray
 
 from ldm.study.claims import CONFIDENCE, t_quantile
-
-Numbers = NDArray[np.floating[Any]]
+from ldm.study.pictures import Numbers
 
 DRAWS, SEED = 1000, 0
 

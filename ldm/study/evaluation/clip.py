@@ -17,7 +17,7 @@ from torch import Tensor
 from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
 from ldm.image_io import Picture
-from ldm.study.evaluation.bootstrap import Numbers
+from ldm.study.pictures import Numbers
 
 AT_ONCE = 16  # pictures
 

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ldm.study.evaluation.bootstrap import DRAWS, Numbers
+from ldm.study.evaluation.bootstrap import DRAWS
+from ldm.study.pictures import Numbers
 
 WIDE = 1024  # features; from more on a distance is taken of few resamples
 FEW = 100  # of these, whose deviation is known to 7 %

@@ -12,7 +12,7 @@ import torch
 from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
 from ldm.image_io import Picture
-from ldm.study.evaluation.bootstrap import Numbers
+from ldm.study.pictures import Numbers
 
 AT_ONCE = 16  # pictures
 FEATURES = "2048"  # torch-fidelity's name of the last pooled layer, as wide

@@ -19,12 +19,12 @@ from ldm.folders import EMBEDDED
 from ldm.image_io import Picture, read_picture
 from ldm.study import alignment
 from ldm.study.evaluation.asked import Asked
-from ldm.study.evaluation.bootstrap import Mean, Numbers, Statistic
+from ldm.study.evaluation.bootstrap import Mean, Statistic
 from ldm.study.evaluation.clip import AestheticHead, Clip, clip_scores
 from ldm.study.evaluation.frechet import FrechetDistance, Reference
 from ldm.study.evaluation.inception import Inception
 from ldm.study.pairs import SCENES_SEED
-from ldm.study.pictures import Pictures, clipped_shares, diversities, energies, saturations
+from ldm.study.pictures import Numbers, Pictures, clipped_shares, diversities, energies, saturations
 
 RENDERS = 1024  # true ones, that the embedded model's pictures are compared with
 AT_ONCE = 64  # pictures before the judge

@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 
 from ldm.study.claims import half_width, judge, judge_all
 from ldm.study.figures.figure import Drawing, Figure, Material, Setup, Variants
-from ldm.study.figures.measures import Numbers, changes, high_shares, measured, picture_high_ends
+from ldm.study.figures.measures import changes, high_shares, measured, picture_high_ends
 from ldm.study.figures.panels import SPECTRA_HEIGHT, distinct_colours, draw_spectra, variant_grid
 from ldm.study.figures.style import new_halves
 from ldm.study.figures.sweeps import USUAL_B, uniform
-from ldm.study.pictures import saturations
+from ldm.study.pictures import Numbers, saturations
 
 CHANNELS = {
     "off": "FreeU off",

@@ -10,7 +10,7 @@ from PIL import Image
 from ldm.plots import COLOURS, DASHES, PAGE, new_sheet
 from ldm.study.claims import Check, half_width, judge, judge_all
 from ldm.study.figures.figure import Drawing, Figure, Material, Row
-from ldm.study.figures.measures import Numbers, frequencies_of, high_ends, mean_rows
+from ldm.study.figures.measures import frequencies_of, high_ends, mean_rows
 from ldm.study.figures.process import off_and_on, plain
 from ldm.study.figures.style import (
     Grid,
@@ -20,6 +20,7 @@ from ldm.study.figures.style import (
     in_lines,
     legend_above,
 )
+from ldm.study.pictures import Numbers
 from ldm.study.watch import MOMENTS
 
 KINDS = {"x": "backbone", "h": "skip", "fused": "fused"}

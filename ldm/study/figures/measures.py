@@ -10,10 +10,7 @@ from torch import Tensor
 from ldm.freeu.spectrum import diagonal_frequencies, high_end, relative_log_amplitude
 from ldm.study.claims import half_width
 from ldm.study.figures.figure import Material, Row
-from ldm.study.pictures import energies, saturations
-
-Pictures = NDArray[np.uint8]
-Numbers = NDArray[np.floating[Any]]
+from ldm.study.pictures import Numbers, Pictures, energies, saturations
 
 DISC = 0.1  # cycles a pixel, the radius of low frequencies in the paper's figure 3
 

@@ -13,7 +13,6 @@ from ldm.plots import PAGE, SEQUENCE, new_sheet
 from ldm.study.claims import Check, judge, judge_all
 from ldm.study.figures.figure import Drawing, Figure, Material, Row, Setup, Variants
 from ldm.study.figures.measures import (
-    Numbers,
     as_maps,
     frequencies_of,
     high_ends,
@@ -21,12 +20,8 @@ from ldm.study.figures.measures import (
     picture_curves,
     picture_frequencies,
 )
-from ldm.study.figures.style import (
-    Grid,
-    amplitude_axis,
-    draw_curves,
-    frequency_axis,
-)
+from ldm.study.figures.style import Grid, amplitude_axis, draw_curves, frequency_axis
+from ldm.study.pictures import Numbers
 from ldm.wording import counted
 
 SHOWN = 8  # steps that figure 3 has pictures of
