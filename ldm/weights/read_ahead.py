@@ -9,6 +9,7 @@ from threading import Thread
 from typing import BinaryIO
 
 from ldm.errors import InputError
+from ldm.memory import installed
 from ldm.weights.place import find_checkpoint
 
 AT_ONCE = 2**17  # bytes: what Linux reads ahead by default; it leaves out what is beyond its limit
@@ -34,7 +35,7 @@ def read_ahead(name: str | Path | None) -> Thread | None:
 def _ask(path: Path) -> None:
     with suppress(OSError, ValueError), path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2:
+        if size > (installed() or 0) // 2:
             return
         # Each request takes Python from its importing thread for a while, so that none is made in vain.
         cached = _cached_pages(file)
