@@ -63,8 +63,9 @@ class Residual(nn.Module):
 class Judge(nn.Module):
     """Pictures (B, 3, 128, 128) in [-1, 1] to logits for each of 16x16 cells and for the background."""
 
-    def __init__(self, width: int = 96):
+    def __init__(self) -> None:
         super().__init__()
+        width = 96
         layers: list[nn.Module] = []
         for before, after in ((3, width // 4), (width // 4, width // 2), (width // 2, width)):
             layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
@@ -80,8 +81,7 @@ class Judge(nn.Module):
     @torch.no_grad()
     def find(self, pictures: Sequence[Picture]) -> list[Findings]:
         """What is in pictures (128, 128, 3)."""
-        batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        cells, whole = self(batch.to(self.whole.weight))
+        cells, whole = self(batch_of(pictures).to(self.whole.weight))
         presence, shapes, colours, textures = cells.split(SEEN, dim=1)
 
         # A thing's middle is the most certain of the 5x5 cells around it; things are further apart than that.
@@ -102,6 +102,11 @@ class Judge(nn.Module):
             )
             findings.append(Findings(things, COLOURS[behind[0][i]], TEXTURES[behind[1][i]]))
         return findings
+
+
+def batch_of(pictures: Sequence[Picture]) -> Tensor:
+    """Pictures (H, W, 3) as the judge takes them, (B, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def load_judge() -> Judge:

@@ -11,7 +11,7 @@ import torch
 from numpy.random import default_rng
 from tqdm import tqdm
 
-from ldm.data.judge import SIDE, Judge, load_judge
+from ldm.data.judge import SIDE, Judge, batch_of, load_judge
 from ldm.data.render import render
 from ldm.data.scenes import Scene, draw_scene
 from ldm.errors import InputError
@@ -205,10 +205,7 @@ def judged(judge: Judge, pictures: Sequence[Picture], scenes: Sequence[Scene], s
 @torch.no_grad()
 def pooled(judge: Judge, pictures: Sequence[Picture]) -> Numbers:
     """What the judge's last layers see of pictures (128, 128, 3), averaged over each: (N, width)."""
-    features = []
-    for batch in batched(pictures):
-        pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        features.append(judge.body(pixels).mean((2, 3)))  # (n, width)
+    features = [judge.body(batch_of(batch)).mean((2, 3)) for batch in batched(pictures)]  # (n, width) each
     return torch.cat(features).numpy()
 
 
