@@ -91,26 +91,28 @@ def choose(names: Sequence[str], asked: Asked, side: tuple[int, int], weights: W
 
     Raises InputError for one that cannot be had with these prompts, pictures of these sides and weights.
     """
-    unjudged = None
+    unjudged = ""
     if asked.scenes is None:
         unjudged = "the judge knows the embedded model's pictures alone, and what its own captions ask for"
     elif side != (SIDE, SIDE):
         unjudged = f"the judge looks at pictures of {SIDE}x{SIDE} pixels, not {side[1]}x{side[0]}"
-    lacks = {
-        "diversity": "it needs --seeds 2 or more" if len(asked.pairs[0]) == 1 else None,
-        **dict.fromkeys(JUDGED, unjudged),
-        "frechet": unjudged
-        and (None if weights.reference and weights.clip else f"{unjudged}; give --clip and --reference"),
-        "fid": "it needs --inception, the weights of FID's network"
-        if weights.inception is None
-        else unjudged and (None if weights.reference else f"{unjudged}; give --reference"),
-        "clip": None if weights.clip else "it needs --clip, a folder with a CLIP model",
-        "aesthetic": None if weights.aesthetic else "it needs --clip and --aesthetic, LAION's weights",
-    }
+    lacks = dict.fromkeys(JUDGED, unjudged) if unjudged else {}
+    if len(asked.pairs[0]) == 1:
+        lacks["diversity"] = "it needs --seeds 2 or more"
+    if unjudged and not (weights.reference and weights.clip):
+        lacks["frechet"] = f"{unjudged}; give --clip and --reference"
+    if weights.inception is None:
+        lacks["fid"] = "it needs --inception, the weights of FID's network"
+    elif unjudged and weights.reference is None:
+        lacks["fid"] = f"{unjudged}; give --reference"
+    if weights.clip is None:
+        lacks["clip"] = "it needs --clip, a folder with a CLIP model"
+    if weights.aesthetic is None:
+        lacks["aesthetic"] = "it needs --clip and --aesthetic, LAION's weights"
     for name in names:
-        if lack := lacks.get(name):
-            raise InputError(f"--metrics {name}: {lack}.")
-    return [name for name in MEASURES if name in names or (not names and not lacks.get(name))]
+        if name in lacks:
+            raise InputError(f"--metrics {name}: {lacks[name]}.")
+    return [name for name in MEASURES if name in names or (not names and name not in lacks)]
 
 
 class Meter:
