@@ -191,16 +191,9 @@ def cold_start(dtype: torch.dtype, folder: Path, rounds: int) -> list[Row]:
 
 def embedded_picture(folder: Path, rounds: int, device: str) -> list[Row]:
     """A guided picture of the embedded model in 50 steps, process start to PNG, and the imports in it."""
+    script = str(ROOT / "scripts" / "txt2img.py")
     works = {
-        "process start to PNG": [
-            str(ROOT / "scripts" / "txt2img.py"),
-            "--outdir",
-            str(folder),
-            "--steps",
-            "50",
-            "--device",
-            device,
-        ],
+        "process start to PNG": [script, f"--outdir={folder}", "--steps=50", f"--device={device}"],
         "its imports alone": ["-c", IMPORTS],
     }
     seconds = {
