@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zipfile import ZipFile
 
 import numpy as np
@@ -19,6 +19,8 @@ from ldm.image_io import writable_folder, written_whole
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.study.watch import Kept, kept_names, sample
 from ldm.txt2img.jobs import Job
+
+T = TypeVar("T")
 
 LAYOUT = 1  # of the files; with another number all of them are made anew
 AT_ONCE = 4096  # positions of a batch's latents: one picture of Stable Diffusion's size, or many small ones
@@ -68,16 +70,13 @@ class Runs:
         for run in lacking.values():
             if run.watched or self.path(replace(run, watched=True)) not in lacking:
                 groups[json.dumps(asdict(replace(run, pair=Job("", 0))))].append(run)
-        return [batch for group in groups.values() for batch in self._split(group)]
+        return [batch for group in groups.values() for batch in self.split(group, group[0].sampling)]
 
-    def at_once(self, sampling: Sampling) -> int:
-        """How many pictures are sampled together."""
+    def split(self, pictures: list[T], sampling: Sampling) -> list[list[T]]:
+        """What stands for pictures of this sampling, in as many as are sampled together."""
         f = self.model.first_stage_model.downsampling
-        return max(1, AT_ONCE // (sampling.height // f * (sampling.width // f)))
-
-    def _split(self, group: list[Run]) -> list[list[Run]]:
-        size = self.at_once(group[0].sampling)
-        return [group[start : start + size] for start in range(0, len(group), size)]
+        size = max(1, AT_ONCE // (sampling.height // f * (sampling.width // f)))
+        return [pictures[start : start + size] for start in range(0, len(pictures), size)]
 
     def make(self, batch: Sequence[Run], on_step: Callable[[], object]) -> None:
         """Samples a batch of `batches` and keeps it. Raises InputError where the disk is full."""

@@ -142,11 +142,10 @@ class Evaluation:
         decisive = [self.subject.identity, asdict(self.subject.sampling), asked, asdict(freeu)]
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:24]
 
-    def measure_ratios(self, settings: Sequence[FreeUSettings], probes: Sequence[Job]) -> list[float]:
+    def measure_ratios(self, settings: Sequence[FreeUSettings], probes: list[Job]) -> list[float]:
         """The ratios of guidance of settings over these prompts and seeds."""
         model, sampling = self.subject.model, self.subject.sampling
-        size = self.subject.runs.at_once(sampling)
-        batches = [probes[start : start + size] for start in range(0, len(probes), size)]
+        batches = self.subject.runs.split(probes, sampling)
         total = len(batches) * total_steps(model, sampling)
         with tqdm(total=total, desc="guidance", unit="step", disable=None) as bar:
             return guidance_ratios(model, batches, sampling, settings, bar.update)

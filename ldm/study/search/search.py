@@ -149,8 +149,8 @@ class Search:
     def run(self) -> Outcome:
         """Makes trials, beside those of other processes, until the budget is spent, and checks the best."""
         runs = self.subject.runs_of(self.asked, None, steps=self.steps)
-        batches = math.ceil(len(runs) / self.subject.runs.at_once(runs[0].sampling))
-        each = batches * total_steps(self.subject.model, runs[0].sampling)
+        batches = self.subject.runs.split(runs, runs[0].sampling)
+        each = len(batches) * total_steps(self.subject.model, runs[0].sampling)
         with tqdm(total=self.budget * each, desc="trials", unit="step", disable=None) as bar:
             while True:
                 begun = self.trials.begun()
