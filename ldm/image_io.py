@@ -1,15 +1,13 @@
 """Pictures on disk: PNGs that carry their settings, and grids of pictures."""
 
 import base64
-import contextlib
 import io
 import json
 import math
-import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,32 +15,12 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from ldm.errors import InputError
+from ldm.files import written_whole
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
 Record = dict[str, Any]
 
 PAPER, INK = (250, 250, 248), (40, 40, 46)
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that appears under `path` only when all of it is on disk, and not at all on a fault.
-
-    Raises InputError where the disk refuses it.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as fault:
-        part.unlink(missing_ok=True)
-        raise InputError(f"{path} cannot be written: {fault.strerror or fault}.") from None
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def save_png(path: Path, picture: Picture, parameters: str = "", record: Record | None = None) -> None:

@@ -142,11 +142,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def save(path: Path | None, told: dict[str, Any], found: list["Row"]) -> None:
     """Writes the machine and what is measured of it as JSON, where a path was given. Raises InputError."""
-    from ldm.image_io import written_whole
+    from ldm.files import write_text
 
     if path is not None:
-        with written_whole(path) as file:
-            file.write(json.dumps({"machine": told, "rows": [vars(row) for row in found]}, indent=1).encode())
+        write_text(path, json.dumps({"machine": told, "rows": [vars(row) for row in found]}, indent=1))
 
 
 def main(argv: list[str]) -> int:

@@ -34,7 +34,8 @@ from ldm.command_line import Help
 from ldm.config.annotations import misfits
 from ldm.config.reading import load_config
 from ldm.errors import InputError, exit_code, stop_when_asked
-from ldm.image_io import writable_folder, written_whole
+from ldm.files import write_text
+from ldm.image_io import writable_folder
 from ldm.training.checkpoints import OfWholeSteps, WholeCheckpoints, check_checkpoint, check_settings
 from ldm.training.losses import draw_losses, read_losses
 from ldm.training.options import check_options
@@ -115,6 +116,7 @@ def make_trainer(config: DictConfig, outdir: Path, averaging: WeightAveraging) -
     """Lightning's trainer with the options of the config. Raises InputError on those that it refuses."""
     settings: Any = OmegaConf.to_container(config)
     logger = CSVLogger(outdir, name="metrics")  # a new file each time, so that no loss is lost
+    keep_config = rank_zero_only(lambda: write_text(outdir / "config.yaml", OmegaConf.to_yaml(config)))
     callbacks = [
         OfWholeSteps(
             outdir,
@@ -124,7 +126,7 @@ def make_trainer(config: DictConfig, outdir: Path, averaging: WeightAveraging) -
         ),
         averaging,
         # Late, so that what is refused leaves the config of the run before it.
-        LambdaCallback(on_train_start=lambda *_: rank_zero_only(save_config)(config, outdir / "config.yaml")),
+        LambdaCallback(on_train_start=lambda *_: keep_config()),
     ]
     fixed = {
         "max_epochs": -1,
@@ -154,11 +156,6 @@ def make_trainer(config: DictConfig, outdir: Path, averaging: WeightAveraging) -
 
 def refusal(fault: Exception) -> InputError:
     return InputError(f"Lightning refuses the `trainer.` options: {' '.join(str(fault).split())}")
-
-
-def save_config(config: DictConfig, path: Path) -> None:
-    with written_whole(path) as file:
-        file.write(OmegaConf.to_yaml(config).encode())
 
 
 def main(argv: list[str]) -> int:

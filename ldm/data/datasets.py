@@ -16,7 +16,8 @@ from ldm.checkpoint import fingerprint
 from ldm.data.render import render
 from ldm.data.scenes import Scene, describe, draw_scene
 from ldm.errors import InputError
-from ldm.image_io import writable_folder, written_whole
+from ldm.files import written_whole
+from ldm.image_io import writable_folder
 from ldm.models.autoencoder import AutoencoderKL
 
 

@@ -13,9 +13,10 @@ from zipfile import ZipFile
 import numpy as np
 
 from ldm.errors import InputError
+from ldm.files import written_whole
 from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling
-from ldm.image_io import writable_folder, written_whole
+from ldm.image_io import writable_folder
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.study.watch import Kept, kept_names, sample
 from ldm.txt2img.jobs import Job

@@ -20,8 +20,9 @@ from ldm.checkpoint import fingerprint
 from ldm.config.reading import load_config
 from ldm.device import pick_device, pick_dtype
 from ldm.errors import InputError, warn
+from ldm.files import write_text, written_whole
 from ldm.generate import Sampling, check, generate
-from ldm.image_io import Picture, data_uri, writable_folder, written_whole
+from ldm.image_io import Picture, data_uri, writable_folder
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
 from ldm.study.pairs import PAIRS, usual_prompts
@@ -189,6 +190,5 @@ def write_study(folder: Path, pairs: Sequence[Pair], shuffle_seed: int, settings
     with written_whole(folder / KEY_FILE) as file:
         file.write((json.dumps(key, indent=1) + "\n").encode())
         file.flush()  # so that a full disk is known before the page is there
-        with written_whole(folder / PAGE) as other:
-            other.write(page(data).encode())
+        write_text(folder / PAGE, page(data))
     return folder / PAGE

@@ -1,7 +1,5 @@
 """The user study's votes: read with the study's key, counted, and set beside the paper's."""
 
-import csv
-import io
 import json
 import math
 from collections import Counter
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from ldm.errors import InputError
-from ldm.image_io import written_whole
+from ldm.files import write_table, write_text
 from ldm.wording import counted
 
 Side = Literal["left", "right"]
@@ -176,19 +174,11 @@ def table(rows: Sequence[Row]) -> str:
 def save_tally(folder: Path, rows: Sequence[Row]) -> list[Path]:
     """Writes the rows as tally.csv and tally.json; returns their paths. Raises InputError."""
     records = [asdict(row) for row in rows]
-    sheet = io.StringIO()
-    writer = csv.DictWriter(sheet, records[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
     about = {
         "interval": "Wilson, 95 %, every vote taken as independent",
         "paper_share": "reported by the paper: Stable Diffusion, 120 people; not measured here",
     }
-    texts = {
-        "tally.csv": sheet.getvalue(),
-        "tally.json": json.dumps({**about, "questions": records}, indent=1) + "\n",
-    }
-    for name, text in texts.items():
-        with written_whole(folder / name) as file:
-            file.write(text.encode())
-    return [folder / name for name in texts]
+    table, record = folder / "tally.csv", folder / "tally.json"
+    write_table(table, records)
+    write_text(record, json.dumps({**about, "questions": records}, indent=1) + "\n")
+    return [table, record]

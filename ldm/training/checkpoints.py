@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from ldm.checkpoint import read_tensors
 from ldm.config.reading import load_config
 from ldm.errors import InputError
-from ldm.image_io import written_whole
+from ldm.files import written_whole
 
 # What all parts of a run have in common; `trainer` and `checkpoint_every` may change between them.
 LASTING = ("target", "params", "seed", "ema_decay")

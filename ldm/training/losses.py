@@ -29,7 +29,7 @@ def draw_losses(losses: Mapping[int, float], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
 
-    from ldm.image_io import written_whole
+    from ldm.files import written_whole
     from ldm.plots import COLOURS, FAINT, style
 
     steps, values = list(losses), list(losses.values())

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
-from ldm.image_io import grid, save_png, written_whole
+from ldm.files import written_whole
+from ldm.image_io import grid, save_png
 
 SHOWN = 16  # pictures on a sheet of samples
 # Of the scenes that are shown. numpy takes it for 0 and 1, so training's seeds are 1 and more, below it.

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm.image_io import written_whole
+from ldm.files import written_whole
 from ldm.plots import COLOURS, FAINT, PAGE, style
 from ldm.study.bench.networks import CONTEXT, decoding, made_up, our_autoencoder, our_unet
 from ldm.study.bench.rounds import Row, Work, alternate

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from ldm.config.reading import load_config
 from ldm.errors import InputError, NoNumbers
+from ldm.files import write_text
 from ldm.freeu import FreeUSettings
 from ldm.generate import total_steps
-from ldm.image_io import written_whole
 from ldm.study.claims import CONFIDENCE
 from ldm.study.evaluation import bootstrap
 from ldm.study.evaluation.asked import Asked, plan, plan_unseen, read_seen
@@ -132,8 +132,7 @@ class Evaluation:
         if lacking:
             ratios = self.measure_ratios(list(lacking.values()), probes)
             kept |= {name: round(ratio, 3) for name, ratio in zip(lacking, ratios, strict=True)}
-            with written_whole(path) as file:
-                file.write((json.dumps(kept, indent=1) + "\n").encode())
+            write_text(path, json.dumps(kept, indent=1) + "\n")
         return {name: kept[names[name]] for name in self.settings}
 
     def ratio_name(self, freeu: FreeUSettings, probes: Sequence[Job]) -> str:

@@ -1,7 +1,5 @@
 """What an evaluation leaves: a table for the terminal, the numbers as CSV and JSON, and a few pictures."""
 
-import csv
-import io
 import json
 import math
 import textwrap
@@ -10,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ldm.image_io import save_png, written_whole
+from ldm.files import write_table, write_text
+from ldm.image_io import save_png
 from ldm.study.evaluation.asked import Asked
 from ldm.study.evaluation.bootstrap import DRAWS, Estimate, Mean
 from ldm.study.evaluation.evaluation import SHOWN, Evaluation, Result
@@ -125,23 +124,18 @@ def legend(results: Sequence[Result], ratios: dict[str, float], facts: dict[str,
 def write(evaluation: Evaluation, results: Sequence[Result], ratios: dict[str, float]) -> list[Path]:
     """Writes CSV, JSON and the picture into the evaluation's folder, and returns their paths."""
     folder, asked = evaluation.subject.folder, evaluation.asked
-    files = {
-        folder / "evaluation.csv": csv_text(results, asked),
-        folder / "evaluation.json": json.dumps(summary(results, ratios, evaluation.facts), indent=1) + "\n",
-    }
-    for path, text in files.items():
-        with written_whole(path) as file:
-            file.write(text.encode())
-    sheet = folder / "evaluation.png"
+    table, record, sheet = (folder / f"evaluation.{kind}" for kind in ("csv", "json", "png"))
+    write_table(table, lines_of(results, asked))
+    write_text(record, json.dumps(summary(results, ratios, evaluation.facts), indent=1) + "\n")
     labels = [result.variant.label for result in results]
     rows = [[result.shown[i] for result in results] for i in range(len(results[0].shown))]
     sampling = evaluation.facts["sampling"]
     words = Words(small_print=[steps_of(sampling), f"guidance {sampling['scale']:g}"])
     save_png(sheet, labelled(rows, [labels], asked.prompts[:SHOWN], words))
-    return [*files, sheet]
+    return [table, record, sheet]
 
 
-def csv_text(results: Sequence[Result], asked: Asked) -> str:
+def lines_of(results: Sequence[Result], asked: Asked) -> list[dict[str, Any]]:
     """A line for each picture, with what it has in each measure that single pictures have.
 
     A measure that counts things or relations is the share that is right, and `_asked` says of how many. Blank
@@ -166,11 +160,7 @@ def csv_text(results: Sequence[Result], asked: Asked) -> str:
                         if (one.weights != 1).any():
                             line[f"{name}_asked"] = int(weight)
                 lines.append(line)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return lines
 
 
 def summary(results: Sequence[Result], ratios: dict[str, float], facts: dict[str, Any]) -> dict[str, Any]:

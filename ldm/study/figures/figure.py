@@ -1,7 +1,5 @@
 """What a figure is made of, what comes of it, and the files it becomes."""
 
-import csv
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldm.errors import InputError
+from ldm.files import write_table, write_text, written_whole
 from ldm.freeu import DecoderStage, FreeUSettings
-from ldm.image_io import written_whole
 from ldm.study.claims import Check
 from ldm.study.watch import Kept
 from ldm.txt2img.jobs import Job
@@ -88,10 +86,7 @@ def save(
     for kind, metadata in {"png": {}, "pdf": {"CreationDate": None}}.items():
         with written_whole(folder / f"{figure.stem}.{kind}") as file:
             drawing.sheet.savefig(file, format=kind, metadata=metadata)
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(drawing.rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(drawing.rows)
+    write_table(folder / f"{figure.stem}.csv", drawing.rows)
     record = {
         "figure": figure.label,
         "title": figure.title,
@@ -100,12 +95,7 @@ def save(
         "variants": {name: None if freeu is None else asdict(freeu) for name, freeu in variants.items()},
         **settings,
     }
-    for kind, content in {
-        "csv": text.getvalue(),
-        "json": json.dumps(finite(record), indent=1) + "\n",
-    }.items():
-        with written_whole(folder / f"{figure.stem}.{kind}") as file:
-            file.write(content.encode())
+    write_text(folder / f"{figure.stem}.json", json.dumps(finite(record), indent=1) + "\n")
 
 
 def remove(path: Path) -> None:

@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 
 from ldm.config.freeu import FACTORS
+from ldm.files import written_whole
 from ldm.freeu import NEUTRAL, FreeUSettings
-from ldm.image_io import written_whole
 from ldm.study.claims import Check
 from ldm.study.figures.figure import Figure, Variants
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial
 
-from ldm.image_io import written_whole
+from ldm.files import written_whole
 from ldm.plots import COLOURS, INK, PAGE, SEQUENCE, new_sheet, style
 from ldm.study.evaluation.measures import MEASURES
 from ldm.study.search.goals import Goal

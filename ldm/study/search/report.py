@@ -1,7 +1,5 @@
 """What a search leaves: its outcome in words, a preset, and every trial as a table, JSON and a picture."""
 
-import csv
-import io
 import json
 import re
 import textwrap
@@ -13,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm.config.freeu import FACTORS, FREE_UNET, FREEU
 from ldm.config.reading import find_config
+from ldm.files import write_table, write_text
 from ldm.folders import CONFIGS
-from ldm.image_io import written_whole
 from ldm.study.evaluation.measures import MEASURES
 from ldm.study.evaluation.report import WIDTH, difference, digits, number, summary
 from ldm.study.evaluation.settings import in_words
@@ -147,17 +145,13 @@ def places(goal: Goal, outcome: Outcome) -> int:
 def write(search: Search, outcome: Outcome) -> list[Path]:
     """Writes preset, CSV, JSON and plot into the search's folder; their paths, in this order."""
     folder = search.subject.folder
-    files = {
-        folder / PRESET: preset(search, outcome),
-        folder / "search.csv": csv_text(search, outcome),
-        folder / RECORD: json.dumps(record(search, outcome), indent=1) + "\n",
-    }
-    for path, text in files.items():
-        with written_whole(path) as file:
-            file.write(text.encode())
-    plot = folder / "search.png"
+    files = [folder / name for name in (PRESET, "search.csv", RECORD, "search.png")]
+    config, table, told, plot = files
+    write_text(config, preset(search, outcome))
+    write_table(table, trial_rows(search, outcome))
+    write_text(told, json.dumps(record(search, outcome), indent=1) + "\n")
     save_plot(plot, search.space, search.goals, outcome)
-    return [*files, plot]
+    return files
 
 
 def preset(search: Search, outcome: Outcome) -> str:
@@ -201,17 +195,16 @@ def as_tried(config: DictConfig, override: str) -> dict[Any, Any]:
     return value
 
 
-def csv_text(search: Search, outcome: Outcome) -> str:
-    """A line for each trial: its settings and its values, shares as shares of one."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "name", "front", *search.space.searched, *(g.metric for g in search.goals)])
+def trial_rows(search: Search, outcome: Outcome) -> list[dict[str, Any]]:
+    """A row for each trial: its settings and its values, shares as shares of one."""
+    rows = []
     for trial in outcome.trials:
         freeu = search.space.settings(trial.params)
-        values = [getattr(freeu, name) for name in search.space.searched]
-        name = trial.user_attrs.get(NAME, "")
-        writer.writerow([trial.number, name, int(trial.number in outcome.front), *values, *trial.values])
-    return text.getvalue()
+        named = {"name": trial.user_attrs.get(NAME, ""), "front": int(trial.number in outcome.front)}
+        settings = {name: getattr(freeu, name) for name in search.space.searched}
+        values = {goal.metric: value for goal, value in zip(search.goals, trial.values, strict=True)}
+        rows.append({"trial": trial.number, **named, **settings, **values})
+    return rows
 
 
 def record(search: Search, outcome: Outcome) -> dict[str, Any]:
