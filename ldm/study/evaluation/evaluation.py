@@ -5,14 +5,12 @@ import json
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from ldm.config.reading import load_config
-from ldm.errors import InputError, NoNumbers
-from ldm.files import write_text
+from ldm.errors import NoNumbers
 from ldm.freeu import FreeUSettings
 from ldm.generate import total_steps
 from ldm.study.claims import CONFIDENCE
@@ -20,7 +18,7 @@ from ldm.study.evaluation import bootstrap
 from ldm.study.evaluation.asked import Asked, plan, plan_unseen, read_seen
 from ldm.study.evaluation.bootstrap import Estimate, Spread, Statistic, compare, resamples, spread
 from ldm.study.evaluation.frechet import FEW, WIDE
-from ldm.study.evaluation.guidance import guidance_ratios
+from ldm.study.evaluation.guidance import RATIOS, guidance_ratios, read_ratios, write_ratios
 from ldm.study.evaluation.measures import Meter, check_names, choose
 from ldm.study.evaluation.settings import read_settings
 from ldm.study.evaluation.subject import Subject, checkpoint_name, weights_of
@@ -31,7 +29,6 @@ from ldm.txt2img.jobs import Job
 
 PROBES = 16  # prompts over which a setting's ratio of guidance is measured, with one seed each
 SHOWN = 3  # prompts in the picture
-RATIOS = "guidance.json"  # the file that keeps the ratios of guidance
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,7 @@ class Evaluation:
         if lacking:
             ratios = self.measure_ratios(list(lacking.values()), probes)
             kept |= {name: round(ratio, 3) for name, ratio in zip(lacking, ratios, strict=True)}
-            write_text(path, json.dumps(kept, indent=1) + "\n")
+            write_ratios(path, kept)
         return {name: kept[names[name]] for name in self.settings}
 
     def ratio_name(self, freeu: FreeUSettings, probes: Sequence[Job]) -> str:
@@ -162,16 +159,6 @@ class Evaluation:
     def runs_of(self, variant: Variant) -> list[Run]:
         """The runs that a variant's pictures come from, prompt after prompt."""
         return self.subject.runs_of(self.asked, variant.freeu, scale=variant.scale)
-
-
-def read_ratios(path: Path) -> dict[str, float]:
-    """The ratios of guidance that a file keeps, none where it is not there. Raises InputError."""
-    if not path.exists():
-        return {}
-    try:
-        return {name: float(ratio) for name, ratio in json.loads(path.read_bytes()).items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as fault:
-        raise InputError(f"{path} cannot be read ({fault}): remove it, and it is made again.") from None
 
 
 def read_evaluation(arguments: Namespace) -> Evaluation:

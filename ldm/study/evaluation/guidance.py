@@ -4,17 +4,22 @@ Classifier-free guidance goes `scale` times the way from the network's answer wi
 it. FreeU lengthens that way, so a FreeU picture differs from a plain one as one of a larger scale does.
 """
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldm.errors import InputError
+from ldm.files import write_text
 from ldm.freeu import FreeUSettings
 from ldm.generate import Sampling, denoise
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.txt2img.jobs import Job
+
+RATIOS = "guidance.json"  # the file that keeps the ratios
 
 
 def guidance_ratios(
@@ -55,6 +60,21 @@ def guidance_ratios(
     if reach[0] == 0:
         raise InputError("The model answers these prompts as it does none: it knows none of their words.")
     return (reach[1:] / reach[0]).tolist()
+
+
+def read_ratios(path: Path) -> dict[str, float]:
+    """The ratios that a file keeps by names, none where it is not there. Raises InputError."""
+    if not path.exists():
+        return {}
+    try:
+        return {name: float(ratio) for name, ratio in json.loads(path.read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as fault:
+        raise InputError(f"{path} cannot be read ({fault}): remove it, and it is made again.") from None
+
+
+def write_ratios(path: Path, ratios: Mapping[str, float]) -> None:
+    """Writes what `read_ratios` reads. Raises InputError where the disk refuses it."""
+    write_text(path, json.dumps(ratios, indent=1) + "\n")
 
 
 def way(out: Tensor) -> float:
