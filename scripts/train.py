@@ -72,30 +72,13 @@ def train(config_name: str, outdir: Path, overrides: list[str], trust_config: bo
     # Of torch's two averages the one that leaves frozen weights as they are, to the last bit.
     averaging = WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     trainer = make_trainer(config, outdir, averaging)
-    module = instantiate_from_config(
-        {"target": settings["target"], "params": settings["params"]}, trust_config
-    )
+    module = instantiate_from_config(settings, trust_config)
     if not isinstance(module, Stage):
         raise InputError(f"{config.target} is no stage of a training: take one that configs/train names.")
     if last.is_file():
         check_checkpoint(last, module)
         check_settings(outdir / "config.yaml", settings)
-    # Lightning does not know that the stages' loaders go on within an epoch, nor that what is frozen does so.
-    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
-    warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
-    try:
-        trainer.fit(module, ckpt_path=last if last.is_file() else None)
-    except SystemExit as end:
-        # Lightning ends the process with 1 on Ctrl-C; the script has a word to say, and a code of its own.
-        if isinstance(end.__context__, KeyboardInterrupt):
-            raise end.__context__ from None
-        raise
-    except MisconfigurationException as fault:
-        raise refusal(fault) from None
-    except OSError as fault:
-        if fault.errno != errno.ENOSPC:
-            raise
-        raise InputError(f"{outdir} cannot be written: {fault.strerror}.") from None
+    fit(trainer, module, outdir)
 
     # Lightning leaves this out where the checkpoint was at the last step already.
     averaging.on_train_end(trainer, module)
@@ -110,6 +93,27 @@ def train(config_name: str, outdir: Path, overrides: list[str], trust_config: bo
     module.export(outdir / "model.safetensors")
     if find_spec("matplotlib"):
         draw_losses(read_losses(outdir), outdir / "loss.png")
+
+
+def fit(trainer: pl.Trainer, module: Stage, outdir: Path) -> None:
+    """Trains, from the folder's checkpoint where there is one. Raises InputError on what is refused."""
+    # Lightning does not know that the stages' loaders go on within an epoch, nor that what is frozen does so.
+    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+    warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")
+    last = outdir / "last.ckpt"
+    try:
+        trainer.fit(module, ckpt_path=last if last.is_file() else None)
+    except SystemExit as end:
+        # Lightning ends the process with 1 on Ctrl-C; the script has a word to say, and a code of its own.
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise end.__context__ from None
+        raise
+    except MisconfigurationException as fault:
+        raise refusal(fault) from None
+    except OSError as fault:
+        if fault.errno != errno.ENOSPC:
+            raise
+        raise InputError(f"{outdir} cannot be written: {fault.strerror}.") from None
 
 
 def make_trainer(config: DictConfig, outdir: Path, averaging: WeightAveraging) -> pl.Trainer:
