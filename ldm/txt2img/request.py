@@ -65,8 +65,8 @@ def freeu_of(config: DictConfig) -> FreeUSettings | None:
         raise InputError(f"The config's FreeU cannot be read: {fault}") from None
 
 
-def read_request(arguments: Namespace, config: DictConfig) -> Request:
-    """What txt2img's parsed arguments and a config ask for. Raises InputError."""
+def check_arguments(arguments: Namespace) -> None:
+    """Raises InputError where arguments of txt2img are out of their range or do not fit each other."""
     for name, least in {"n_samples": 1, "n_iter": 1, "repeat": 1, "n_rows": 0}.items():
         if getattr(arguments, name) < least:
             raise InputError(f"--{name} is {getattr(arguments, name)}: give {least} or more.")
@@ -80,13 +80,16 @@ def read_request(arguments: Namespace, config: DictConfig) -> Request:
     if arguments.precision not in (*DTYPES, "auto", "autocast"):
         raise InputError(f"--precision is {arguments.precision!r}: give auto, {', '.join(DTYPES)}.")
 
+
+def read_request(arguments: Namespace, config: DictConfig) -> Request:
+    """What txt2img's parsed arguments and a config ask for. Raises InputError."""
+    check_arguments(arguments)
     # What is not asked for comes from the config, then from what Stable Diffusion usually takes.
-    usual = usual_settings(config)
-    default_prompt = usual.pop("prompt", DEFAULT_PROMPT)
-    asked = {name: value for name in SIZES if (value := getattr(arguments, name)) is not None}
-    sampling = Sampling(**(usual | asked), sampler=arguments.sampler, eta=arguments.eta)
+    given = {name: getattr(arguments, name) for name in (*SIZES, "sampler", "eta")}
+    sampling = usual_sampling(config, **given)
     if arguments.from_file is None:
-        lines = [default_prompt if arguments.prompt is None else arguments.prompt]
+        default = usual_settings(config).get("prompt", DEFAULT_PROMPT)
+        lines = [default if arguments.prompt is None else arguments.prompt]
         times = arguments.n_samples
     else:
         lines, times = read_prompts(arguments.from_file), arguments.repeat
