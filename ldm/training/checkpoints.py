@@ -12,10 +12,10 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from ldm.checkpoint import read_tensors
 from ldm.config.reading import load_config
 from ldm.errors import InputError
 from ldm.files import written_whole
+from ldm.weights.reading import read_tensors
 
 # What all parts of a run have in common; `trainer` and `checkpoint_every` may change between them.
 LASTING = ("target", "params", "seed", "ema_decay")

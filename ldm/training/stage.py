@@ -13,10 +13,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
 from ldm.files import written_whole
 from ldm.image_io import grid, save_png
+from ldm.weights.reading import read_tensors
 
 SHOWN = 16  # pictures on a sheet of samples
 # Of the scenes that are shown. numpy takes it for 0 and 1, so training's seeds are 1 and more, below it.

@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
 from ldm.image_io import Picture
 from ldm.study.pictures import Numbers
+from ldm.weights.reading import read_tensors
 
 AT_ONCE = 16  # pictures
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
 from ldm.image_io import Picture
 from ldm.study.pictures import Numbers
+from ldm.weights.reading import read_tensors
 
 AT_ONCE = 16  # pictures
 FEATURES = "2048"  # torch-fidelity's name of the last pooled layer, as wide
