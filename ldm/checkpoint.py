@@ -112,22 +112,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype, de
     A model that says `use_ema` takes the averaged weights that there are.
     """
     slots = model.state_dict()
-    named = renamed(tensors, slots, averaged=getattr(model, "use_ema", False))
-    given = {key: as_kernels(key, it) for key, it in named.items() if not is_needless(key, slots)}
-    unread = _unread(model)
-    given |= {
-        key: torch.zeros_like(slot, device="cpu")
-        for key, slot in slots.items()
-        if key.startswith(unread) and not _fits(given.get(key), slot)
-    }
-    if faults := misfit(slots, given):
-        if what := foreign(named):
-            raise InputError(f"does not fit the config: {what}")
-        raise InputError("\n  ".join(["does not fit the config" + likely_nature(slots, named), *faults]))
-    if caveat := other_schedule(slots, named):
-        warn(caveat)
-    if words := [repr(key.removeprefix(NEW_WORD)[:40]) for key in named if key.startswith(NEW_WORD)]:
-        warn(f"the checkpoint's words of a textual inversion are not taken: {', '.join(words[:9])}")
+    given = _matched(model, slots, tensors)
 
     # Convolutions run fastest with a position's channels side by side. Where kernels may as well lie as the
     # file has them they are not copied: that takes longer than all the rest.
@@ -150,6 +135,29 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype, de
     if hollow:
         raise RuntimeError(f"left on meta, to be made under torch.device('cpu'): {', '.join(hollow)}")
     model.to(device)
+
+
+def _matched(
+    model: nn.Module, slots: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What goes into a model's slots, by its names. Raises InputError where tensors do not fit them."""
+    named = renamed(tensors, slots, averaged=getattr(model, "use_ema", False))
+    given = {key: as_kernels(key, it) for key, it in named.items() if not is_needless(key, slots)}
+    unread = _unread(model)
+    given |= {
+        key: torch.zeros_like(slot, device="cpu")
+        for key, slot in slots.items()
+        if key.startswith(unread) and not _fits(given.get(key), slot)
+    }
+    if faults := misfit(slots, given):
+        if what := foreign(named):
+            raise InputError(f"does not fit the config: {what}")
+        raise InputError("\n  ".join(["does not fit the config" + likely_nature(slots, named), *faults]))
+    if caveat := other_schedule(slots, named):
+        warn(caveat)
+    if words := [repr(key.removeprefix(NEW_WORD)[:40]) for key in named if key.startswith(NEW_WORD)]:
+        warn(f"the checkpoint's words of a textual inversion are not taken: {', '.join(words[:9])}")
+    return given
 
 
 def _laid_out(kernels: Tensor, kind: torch.dtype) -> Tensor:
