@@ -70,29 +70,26 @@ def labelled(
     sheet = Image.new("RGB", (total, 2 * margin + above + body + below), PAPER)
     draw = ImageDraw.Draw(sheet)
 
-    top = margin
-    for text in heading:
-        draw.text((margin, top + line / 2), text, INK, font, anchor="lm")
-        top += line
-    top += gap * bool(heading)
+    def write(lines: Sequence[str], x: float, y: float, anchor: str = "lm") -> None:
+        """Lines one under the other; y is the middle of the first."""
+        for k, text in enumerate(lines):
+            draw.text((x, y + k * line), text, INK, font, anchor=anchor)
+
+    write(heading, margin, margin + line / 2)
+    top = margin + above
     for i, row in enumerate(pictures):
         for j, lines in enumerate(head_lines[i] if i < len(head_lines) else []):
             # Short heads stand right over their pictures.
-            for k, text in enumerate(lines):
-                y = top + head_rows[i] - (len(lines) - k - 0.5) * line
-                draw.text((left + j * (width + gap), y), text, INK, font, anchor="lm")
+            write(lines, left + j * (width + gap), top + head_rows[i] - (len(lines) - 0.5) * line)
         top += head_rows[i] if i < len(head_rows) else 0
         for j, picture in enumerate(row):
             sheet.paste(zoomed(picture, zoom), (left + j * (width + gap), top))
         if i < len(side_lines):
-            middle = top + height / 2 - (len(side_lines[i]) - 1) * line / 2
-            for k, text in enumerate(side_lines[i]):
-                draw.text((left - gap, middle + k * line), text, INK, font, anchor="rm")
+            first = top + height / 2 - (len(side_lines[i]) - 1) * line / 2
+            write(side_lines[i], left - gap, first, anchor="rm")
         top += height + gap
-    for text in caption:
-        draw.text((margin, top + line / 2), text, INK, font, anchor="lm")
-        top += line
-    top += gap * bool(caption)
+    write(caption, margin, top + line / 2)
+    top += len(caption) * line + gap * bool(caption)
     for text in print_lines:
         draw.text((margin, top + small_line / 2), text, FAINT, small, anchor="lm")
         top += small_line
