@@ -43,8 +43,7 @@ def make(arguments: argparse.Namespace) -> None:
     # What takes long to import comes after what answers at once.
     from ldm.study.user_study import KEY_FILE, make_study
 
-    options = {name: value for name, value in vars(arguments).items() if name != "command"}
-    page = make_study(**options)
+    page = make_study(arguments)
     print(f"{page} ({page.stat().st_size / 1e6:.1f} MB) is for the voters")
     print(f"{page.with_name(KEY_FILE)} says which pictures are FreeU's: keep it to yourself")
 

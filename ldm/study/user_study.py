@@ -7,6 +7,7 @@ reaches the functions that write it.
 import hashlib
 import json
 import secrets
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,46 +56,33 @@ class Shown:
     right: Picture
 
 
-def make_study(
-    *,
-    config: str,
-    ckpt: str | None,
-    download: bool,
-    trust_config: bool,
-    prompts: Path | None,
-    pairs: int | None,
-    seed: int,
-    shuffle_seed: int | None,
-    steps: int | None,
-    scale: float | None,
-    device: str,
-    precision: str,
-    outdir: Path,
-) -> Path:
-    """Draws the pairs, writes page and key into `outdir`, and returns the page's path.
+def make_study(arguments: Namespace) -> Path:
+    """Draws the pairs, writes page and key into the folder `outdir`, and returns the page's path.
 
     Pair k takes prompt k, over again from the first where there are fewer, and the noise of `seed` + k.
     Without a `shuffle_seed` the sides are drawn by a lot that nobody can repeat without the key. Raises
     InputError, also where `outdir` holds another study's key, which its votes could not be counted without.
     """
+    outdir, pairs, seed = arguments.outdir, arguments.pairs, arguments.seed
     if pairs is not None and pairs < 1:
         raise InputError(f"--pairs is {pairs}: give 1 or more.")
-    for name, value in {"seed": seed, "shuffle-seed": shuffle_seed}.items():
+    for name, value in {"seed": seed, "shuffle-seed": arguments.shuffle_seed}.items():
         if value is not None and not 0 <= value < 2**62:
             raise InputError(f"--{name} is {value}: give a whole number from 0 to 2**62 - 1.")
     if (outdir / KEY_FILE).exists():
         raise InputError(f"{outdir} holds the key of another study: choose another --outdir.")
-    texts = None if prompts is None else read_prompts(prompts)
+    texts = None if arguments.prompts is None else read_prompts(arguments.prompts)
     count = pairs or len(texts or range(PAIRS))
     check_number(2 * count)
-    loaded = load_config(config)
-    sampling = usual_sampling(loaded, steps=steps, scale=scale)
+    config = load_config(arguments.config)
+    sampling = usual_sampling(config, steps=arguments.steps, scale=arguments.scale)
 
-    on = pick_device(device)
-    model = load_prompted(loaded, ckpt, on, pick_dtype(on, precision), download, trust_config)
+    device = pick_device(arguments.device)
+    dtype = pick_dtype(device, arguments.precision)
+    model = load_prompted(config, arguments.ckpt, device, dtype, arguments.download, arguments.trust_config)
     unet = model.model.diffusion_model
     if not isinstance(unet, Free_UNetModel) or not unet.hit_blocks():
-        raise InputError(f"{config} has no FreeU to compare with: take one of the freeu_ configs.")
+        raise InputError(f"{arguments.config} has no FreeU to compare with: take one of the freeu_ configs.")
     check(sampling, model)
     warn_of_mix_up(model)
     writable_folder(outdir)
@@ -106,15 +94,15 @@ def make_study(
     drawn = list(tqdm(draw_pairs(model, jobs, sampling), total=count, unit="pair", disable=None))
     refuse_if_all_alike(drawn)
     settings = {
-        "config": config,
-        "ckpt": ckpt or loaded.checkpoint,
+        "config": arguments.config,
+        "ckpt": arguments.ckpt or config.checkpoint,
         "weights": fingerprint(model),
         "device": str(model.device),
         "precision": str(model.dtype).removeprefix("torch."),
         **asdict(sampling),
         "freeu": asdict(unet.freeu),
     }
-    lot = secrets.randbits(62) if shuffle_seed is None else shuffle_seed
+    lot = secrets.randbits(62) if arguments.shuffle_seed is None else arguments.shuffle_seed
     return write_study(outdir, drawn, lot, settings)
 
 
