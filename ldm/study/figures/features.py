@@ -179,9 +179,7 @@ def draw_structure(material: Material) -> Drawing:
             names.append(f"FreeU {side}\n" + in_lines(pair.prompt, lines=4))
     sizes = [size_name(material.all("off", f"features.{factor}")) for factor in factors]
     columns = ["picture", *(f"mean\n{size}" for size in sizes), *(f"components\n{size}" for size in sizes)]
-    grid = Grid(shown, names, columns)
-    sheet = new_sheet(PAGE, grid.height)
-    grid.draw(sheet)
+    sheet = Grid(shown, names, columns).on_a_page()
     check = judge(
         "The decoder's features have more structure with FreeU: three components hold more of their variance",
         "share of variance, on - off",

@@ -77,9 +77,7 @@ def draw_bands(material: Material) -> Drawing:
         claim = f"Low frequencies of the decoded {plain_name} change less from step to step than high ones"
         quantity = "change over the band's norm, high - low"
         checks.append(judge(claim, quantity, (change["high"] - change["low"]).mean(1)))
-    grid = Grid(pictures, names, [counted(steps[k], "step") for k in chosen])
-    sheet = new_sheet(PAGE, grid.height)
-    grid.draw(sheet)
+    sheet = Grid(pictures, names, [counted(steps[k], "step") for k in chosen]).on_a_page()
     return Drawing(sheet, rows, checks)
 
 

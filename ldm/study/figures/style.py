@@ -84,6 +84,12 @@ class Grid:
         row = max(self.cell * first.shape[0] / first.shape[1], 0.12 * of_row)  # wide pictures are low
         return len(self.pictures) * row + 0.12 + 0.13 * of_column
 
+    def on_a_page(self) -> Figure:
+        """A sheet as wide as a page with the grid and nothing else."""
+        sheet = new_sheet(PAGE, self.height)
+        self.draw(sheet)
+        return sheet
+
     def draw(self, sheet: FigureBase) -> NDArray[Any]:
         """Draws the grid into a sheet or a part of one; returns its axes."""
         grid = sheet.subplots(len(self.pictures), len(self.column_names), squeeze=False)

@@ -62,9 +62,7 @@ def draw_both(material: Material) -> Drawing:
         for factor, other in {"b": "s", "s": "b"}.items():
             shown.append([material.kept[v][p]["picture"] for v in sweep(factor, AROUND_ONE)])
             names.append(f"{factor} varies, {other} = 1\n{in_lines(pair.prompt)}")
-    grid = Grid(shown, names, [f"{value:g}" for value in AROUND_ONE])
-    sheet = new_sheet(PAGE, grid.height)
-    grid.draw(sheet)
+    sheet = Grid(shown, names, [f"{value:g}" for value in AROUND_ONE]).on_a_page()
 
     off = material.all("off", "picture")
     change = {}  # of each factor, (pairs,)
@@ -96,18 +94,14 @@ def draw_against_b(material: Material) -> Drawing:
 
 def draw_b(material: Material) -> Drawing:
     names = {v: f"b = {b:g}" for v, b in zip(sweep("b", RISING_B), RISING_B, strict=True)}
-    grid = variant_grid(material, names)
-    sheet = new_sheet(PAGE, grid.height)
-    grid.draw(sheet)
+    sheet = variant_grid(material, names).on_a_page()
     least, most = (picture_high_ends(material.all(v, "picture")) for v in ("off", "b = 1.8"))
     claim = "b = 1.8 oversmooths: the pictures' high end is lower than at b = 1"
     return Drawing(sheet, measured(material), [judge(claim, "high end, b = 1 - b = 1.8", least - most)])
 
 
 def draw_s(material: Material) -> Drawing:
-    grid = variant_grid(material, {f"s = {s:g}": f"s = {s:g}" for s in FALLING_S})
-    sheet = new_sheet(PAGE, grid.height)
-    grid.draw(sheet)
+    sheet = variant_grid(material, {f"s = {s:g}": f"s = {s:g}" for s in FALLING_S}).on_a_page()
     most, least = (picture_high_ends(material.all(v, "picture")) for v in ("s = 0.2", "s = 1"))
     claim = f"s = 0.2 gives more detail than s = 1, at b = {USUAL_B:g}: a higher high end"
     return Drawing(sheet, measured(material), [judge(claim, "high end, s = 0.2 - s = 1", most - least)])
