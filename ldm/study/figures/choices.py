@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from matplotlib.axes import Axes
 
-from ldm.study.claims import half_width, judge, judge_all
+from ldm.study.claims import Check, half_width, judge, judge_all
 from ldm.study.figures.figure import Drawing, Figure, Material, Setup, Variants
 from ldm.study.figures.measures import changes, high_shares, measured, picture_high_ends
 from ldm.study.figures.panels import SPECTRA_HEIGHT, distinct_colours, draw_spectra, variant_grid
@@ -47,12 +47,12 @@ def by_version(setup: Setup) -> Variants:
     return {"off": None, "constant": constant, "structure": structure}
 
 
-def draw_with_spectra(material: Material, names: Mapping[str, str]) -> Drawing:
-    """A grid of the variants' pictures over their spectra, with no check yet."""
+def draw_with_spectra(material: Material, names: Mapping[str, str], checks: list[Check]) -> Drawing:
+    """A grid of the variants' pictures over their spectra."""
     grid = variant_grid(material, names)
     sheet, top, bottom = new_halves(grid.height, SPECTRA_HEIGHT)
     grid.draw(top)
-    return Drawing(sheet, draw_spectra(bottom, material, names, distinct_colours(names)), [])
+    return Drawing(sheet, draw_spectra(bottom, material, names, distinct_colours(names)), checks)
 
 
 def draw_channels(material: Material) -> Drawing:
@@ -71,14 +71,13 @@ def draw_channels(material: Material) -> Drawing:
         from_off - apart,
     )
     claim = "Scaling all channels oversmooths: its high end is below that of every other choice"
-    return replace(draw_with_spectra(material, CHANNELS), checks=[judge_all(claim, above), halves])
+    return draw_with_spectra(material, CHANNELS, [judge_all(claim, above), halves])
 
 
 def draw_factors(material: Material) -> Drawing:
     only, both = (picture_high_ends(material.all(variant, "picture")) for variant in ("b only", "on"))
     claim = "s brings detail back: the high end is higher with b and s than with b only"
-    check = judge(claim, "high end, b and s - b only", both - only)
-    return replace(draw_with_spectra(material, FACTORS), checks=[check])
+    return draw_with_spectra(material, FACTORS, [judge(claim, "high end, b and s - b only", both - only)])
 
 
 def draw_dots(axes: Axes, values: Mapping[str, Numbers], name: str) -> None:
