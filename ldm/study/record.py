@@ -1,5 +1,6 @@
 """Hooks that hear what a U-Net's decoder concatenates, before FreeU and after it."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -94,20 +95,16 @@ def _hook_output_blocks(unet: UNetModel, tell: Callable[..., None], hooks: ExitS
     What was before it are the maps that the encoder, the middle and the decoder's blocks gave out; what is
     after it goes into the blocks.
     """
-    skips: list[Tensor] = []
-    backbone: list[Tensor] = []
+    skips: deque[Tensor] = deque(maxlen=len(unet.input_blocks))
+    backbone: deque[Tensor] = deque(maxlen=1)
 
-    def on_output(kept: list[Tensor], most: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, out: Tensor) -> None:
-            kept.append(out)
-            del kept[:-most]
-
-        return hook
+    def on_output(kept: deque[Tensor]) -> Callable[..., None]:
+        return lambda module, args, out: kept.append(out)
 
     for block in unet.input_blocks:
-        hooks.callback(block.register_forward_hook(on_output(skips, len(unet.input_blocks))).remove)
+        hooks.callback(block.register_forward_hook(on_output(skips)).remove)
     for block in (unet.middle_block, *unet.output_blocks):
-        hooks.callback(block.register_forward_hook(on_output(backbone, 1)).remove)
+        hooks.callback(block.register_forward_hook(on_output(backbone)).remove)
 
     def on_input(index: int, stage: DecoderStage) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
