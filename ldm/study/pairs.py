@@ -12,7 +12,7 @@ from ldm.txt2img.jobs import MOST_PICTURES, Job, check_number, read_prompts
 
 PAIRS = 16  # at least, unless told otherwise
 FIRST_SEED = 42
-SCENES_SEED = 2309_11497  # of captions; training counts its seeds from zero
+SCENES_SEED = 2309_11497  # of captions; the seeds of training are 1 to 4
 
 # The paper's prompts, of pictures and of videos.
 PAPER_PROMPTS = (
