@@ -28,12 +28,13 @@ struct layout {
     struct strides q, k, v, out;
 };
 
-/* A block of queries and what they have of the keys that they met: the greatest score, and the sums of
-   weights and of values times weights. */
+/* A block of queries and what they have of the keys that they met: the greatest score, also as a power of
+   two, and the sums of weights and of values times weights. */
 struct block {
     factors *queries; /* (d / TOGETHER, QUERIES) */
     lanes *sums;      /* (d, QUERIES) */
-    lanes greatest[ACROSS], total[ACROSS];
+    lanes greatest[ACROSS], power[ACROSS], total[ACROSS];
+    bits far; /* whether a power was too far from zero for what it is rounded to */
 };
 
 /* Adds to (DOWN, QUERIES) the product of (DOWN, count), whose factors lie so far apart, and of
@@ -59,7 +60,7 @@ INLINE void raise_to(lanes *x, const lanes *least)
     *x = (lanes)(((bits)*least & below) | ((bits)*x & ~below));
 }
 
-/* x becomes 2^x, for x up to 0. What is not a number stays. */
+/* x becomes 2^x, for x up to 0 or what that is rounded to. What is not a number stays. */
 INLINE void raise_two(lanes *x)
 {
     const lanes smallest = (lanes){0} - 126;
@@ -85,30 +86,33 @@ INLINE factors *turn_to_factors(lanes (*weights)[ACROSS], long count)
 }
 
 /* A block of queries meets up to KEYS keys, (count, d / TOGETHER), and their values, (count / TOGETHER, d).
-   Weights are powers of two, of `scale` times what a score is less than the greatest, so that none is above
-   one: of scaled scores, huge ones would be as far apart as they are rounded. */
+   Weights are powers of two, of `scale` times the score. */
 INLINE void meet(struct block *block, const factor *keys, const factor *values, long count, long d,
                  float scale)
 {
-    lanes weights[KEYS][ACROSS] = {0}, before[ACROSS], total[ACROSS] = {0}; /* weights are scores at first */
+    lanes weights[KEYS][ACROSS] = {0}, power[ACROSS], total[ACROSS] = {0}; /* weights are scores at first */
     long depth = d / TOGETHER;
-    memcpy(before, block->greatest, sizeof before);
     for (long i = 0; i < count; i += DOWN)
         multiply(weights + i, keys + i * depth, depth, 1, block->queries, depth);
     for (long i = 0; i < count; i++)
         for (long j = 0; j < ACROSS; j++)
             raise_to(block->greatest + j, weights[i] + j);
+    for (long j = 0; j < ACROSS; j++) {
+        power[j] = scale * block->greatest[j];
+        block->far |= (bits)(power[j] < -(1 << 23)) | (bits)(power[j] > 1 << 23);
+    }
     for (long i = 0; i < count; i++)
         for (long j = 0; j < ACROSS; j++) {
-            weights[i][j] = scale * (weights[i][j] - block->greatest[j]);
+            weights[i][j] = scale * weights[i][j] - power[j];
             raise_two(weights[i] + j);
             total[j] += weights[i][j];
         }
     /* What there was had a smaller score as its greatest. */
     for (long j = 0; j < ACROSS; j++) {
-        lanes shrunk = scale * (before[j] - block->greatest[j]);
+        lanes shrunk = block->power[j] - power[j];
         raise_two(&shrunk);
         block->total[j] = shrunk * block->total[j] + total[j];
+        block->power[j] = power[j];
         for (long i = 0; i < d; i++)
             block->sums[i * ACROSS + j] *= shrunk;
     }
@@ -129,19 +133,21 @@ INLINE number rounded(float x)
 #endif
 }
 
-/* Attention of up to BLOCKS * QUERIES of a head's queries on its keys, packed like their values. */
-static void attend(const struct layout *l, const number *q, const factor *keys, const factor *values,
-                   number *out, long some, float scale, lanes *room)
+/* Attention of up to BLOCKS * QUERIES of a head's queries on its keys, packed like their values. Tells whether
+   scores were too far from zero. */
+static int attend(const struct layout *l, const number *q, const factor *keys, const factor *values,
+                  number *out, long some, float scale, lanes *room)
 {
     struct block blocks[BLOCKS];
     long count = parts_of(some, QUERIES), d = l->d;
     memset(room, 0, count * 2 * d * QUERIES * sizeof(float));
     for (long b = 0; b < count; b++) {
         struct block *block = blocks + b;
+        block->far = (bits){0};
         block->sums = room + 2 * b * d * ACROSS;
         block->queries = (factors *)(block->sums + d * ACROSS);
         for (long j = 0; j < ACROSS; j++) {
-            block->greatest[j] = (lanes){0} - INFINITY;
+            block->greatest[j] = block->power[j] = (lanes){0} - INFINITY;
             block->total[j] = (lanes){0};
         }
         number *to = (number *)block->queries;
@@ -154,12 +160,15 @@ static void attend(const struct layout *l, const number *q, const factor *keys, 
             long before = first / TOGETHER * d;
             meet(blocks + b, keys + before, values + before, min(KEYS, l->m - first), d, scale);
         }
+    int far = 0;
     for (long i = 0; i < some; i++) {
         const struct block *block = blocks + i / QUERIES;
+        far |= block->far[i % LANES] != 0;
         for (long k = 0; k < d; k++)
             out[i * l->out.token + k] = rounded(((float *)block->sums)[k * QUERIES + i % QUERIES] /
                                                 ((float *)block->total)[i % QUERIES]);
     }
+    return far;
 }
 
 /* A head's tokens side by side, so many of them together, and zeros behind them, as the last keys may be
@@ -183,7 +192,9 @@ static void pack_values(number *to, const number *v, const struct layout *l, lon
 }
 
 /* softmax(scale q k^T) v for (batch, heads, n, d) queries and (batch, heads, m, d) keys and values; d is a
-   whole number of DOWN. 0, or 1 where there is no memory and `out` is not that. */
+   whole number of DOWN.
+
+   0, or why `out` is not that: 1, there is no memory; 2, scores are infinite or too large. */
 int attention(const number *q, const number *k, const number *v, number *out, const struct layout *l,
               float scale, int threads)
 {
@@ -201,7 +212,8 @@ int attention(const number *q, const number *k, const number *v, number *out, co
     if (!memory)
         return 1;
     number *all = (number *)(memory + threads * room);
-#pragma omp parallel num_threads(threads)
+    int far = 0;
+#pragma omp parallel num_threads(threads) reduction(| : far)
     {
         if (before) {
 #pragma omp for schedule(dynamic)
@@ -221,13 +233,13 @@ int attention(const number *q, const number *k, const number *v, number *out, co
                 pack_values(values, v, l, i);
             }
             for (long j = start; j < end; j += BLOCKS * QUERIES)
-                attend(l, q + batch * l->q.batch + head * l->q.head + j * l->q.token, (factor *)keys,
-                       (factor *)values,
-                       out + batch * l->out.batch + head * l->out.head + j * l->out.token,
-                       min(end - j, BLOCKS * QUERIES), scale * 1.44269504f /* log2(e) */,
-                       (lanes *)(memory + thread * room));
+                far |= attend(l, q + batch * l->q.batch + head * l->q.head + j * l->q.token, (factor *)keys,
+                              (factor *)values,
+                              out + batch * l->out.batch + head * l->out.head + j * l->out.token,
+                              min(end - j, BLOCKS * QUERIES), scale * 1.44269504f /* log2(e) */,
+                              (lanes *)(memory + thread * room));
         }
     }
     free(memory);
-    return 0;
+    return far ? 2 : 0;
 }
