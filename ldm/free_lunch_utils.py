@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ldm.freeu import FreeUSettings
+from ldm.freeu import NEUTRAL, FreeUSettings
 from ldm.freeu import fourier_filter as Fourier_filter
 from ldm.freeu.diffusers import attach, refuse_diffusers_own, unet_of
 
@@ -41,12 +41,12 @@ def register_free_crossattn_upblock2d(
 
 def register_upblock2d(model: Any) -> None:
     """Takes FreeU out of a pipeline's `UpBlock2D`s, with the same warning and errors."""
-    _register(model, "UpBlock2D", FreeUSettings(1.0, 1.0, 1.0, 1.0))
+    _register(model, "UpBlock2D", NEUTRAL)
 
 
 def register_crossattn_upblock2d(model: Any) -> None:
     """Takes FreeU out of its `CrossAttnUpBlock2D`s."""
-    _register(model, "CrossAttnUpBlock2D", FreeUSettings(1.0, 1.0, 1.0, 1.0))
+    _register(model, "CrossAttnUpBlock2D", NEUTRAL)
 
 
 def _register(model: Any, class_name: str, settings: FreeUSettings) -> None:

@@ -219,8 +219,8 @@ def generate(
         for text in texts:
             if not isinstance(text, str):
                 raise InputError(f"{name} holds {text!r:.99}, which is no text: give texts alone.")
-    if isinstance(seeds, int):
-        raise InputError(f"seeds is the number {seeds}: give a list of seeds.")
+    if not hasattr(seeds, "__len__"):
+        raise InputError(f"seeds is {seeds}: give a list of seeds.")
     if not len(prompts) == len(seeds) == len(negative_prompts) > 0:
         counts = f"{len(prompts)} prompts, {len(seeds)} seeds and {len(negative_prompts)} negative prompts"
         raise InputError(f"There are {counts}: give one of each for each picture.")

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
+from ldm.weights.reading import read_tensors
 from tests.checkpoints import Tiny
 
 

@@ -11,13 +11,14 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 
-from ldm.checkpoint import load_model, read_tensors
+from ldm.checkpoint import load_model
 from ldm.config.reading import load_config
 from ldm.device import is_out_of_memory, pick_device, pick_dtype
 from ldm.errors import InputError
 from ldm.modules import winograd_in_c
 from ldm.modules.winograd_in_c import convolves_in_c
 from ldm.weights.place import find_checkpoint
+from ldm.weights.reading import read_tensors
 from tests.checkpoints import CPU
 
 LINEAR = {"target": "torch.nn.Linear", "params": {"in_features": 6, "out_features": 4}}
@@ -210,7 +211,8 @@ MEASURE = """
 import sys
 from pathlib import Path
 import torch
-from ldm.checkpoint import build_on_meta, fill, read_tensors
+from ldm.checkpoint import build_on_meta, fill
+from ldm.weights.reading import read_tensors
 
 def memory():
     # Of this process alone; getrusage would count what its parent had.

@@ -189,7 +189,7 @@ def test_settings_that_do_not_fit_are_refused(
         ({"prompts": []}, "There are 0 prompts, 1 seeds and 0 negative prompts"),
         ({"seeds": [1, 2]}, "There are 1 prompts, 2 seeds and 1 negative"),
         ({"negative_prompts": ["", ""]}, "1 seeds and 2 negative prompts"),
-        ({"seeds": 42}, "seeds is the number 42: give a list of seeds"),
+        ({"seeds": 42}, "seeds is 42: give a list of seeds"),
         ({"seeds": [1.5]}, "The seed is 1.5: give a whole number"),
         ({"seeds": [2**64]}, r"The seed is 18446744073709551616: .* from -2\*\*63 to 2\*\*64 - 1"),
         ({"seeds": [-(2**63) - 1]}, "The seed is -9223372036854775809: give a whole number from"),

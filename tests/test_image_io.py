@@ -15,6 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldm.errors import InputError
+from ldm.files import written_whole
 from ldm.image_io import (
     PAPER,
     Picture,
@@ -25,7 +26,6 @@ from ldm.image_io import (
     read_record,
     save_png,
     writable_folder,
-    written_whole,
 )
 
 

@@ -46,7 +46,7 @@ def test_an_installation_without_a_clone_draws_and_looks_for_checkpoints_where_i
 def test_each_library_has_an_object_file_of_its_own(tmp_path: Path):
     pytest.importorskip("setuptools")
     compiler, calls = tmp_path / "cc", tmp_path / "calls"
-    compiler.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> "{calls}"\n')
     compiler.chmod(0o755)
     build = [sys.executable, "setup.py", "-q", "build_ext", "-b", tmp_path / "lib", "-t", tmp_path / "temp"]
     subprocess.run(build, cwd=ROOT, env=os.environ | {"CC": str(compiler)}, check=True)

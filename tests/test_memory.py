@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ldm.checkpoint import read_tensors
 from ldm.memory import MOST_KEPT, forget, lasting
+from ldm.weights.reading import read_tensors
 
 # Takes and frees as much as a step of a large network does, some times over, and tells for how many bytes the
 # system had to give new pages each time.

@@ -80,7 +80,7 @@ def test_every_setting_and_preset_of_freeu_is_named() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     section = text.partition("## FreeU's settings")[2].partition("\n## ")[0]
     for field in fields(FreeUSettings):
-        assert re.search(rf"`{field.name}[`:]|\+ +{field.name}:", section), field.name
+        assert re.search(rf"`{field.name}(`[,:]|:)|\+ +{field.name}:", section), field.name
     presets = re.search(r"# Presets: (.+)", text)
     assert presets and set(presets[1].split(", ")) == {name for name, _ in PRESETS}
 
@@ -89,5 +89,7 @@ def test_flags_that_are_told_in_passing_are_ones_that_some_script_has() -> None:
     text = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text("utf-8"), flags=re.DOTALL)
     told = {flag for code in re.findall(r"`([^`]+)`", text) for flag in re.findall(r"(?<!\S)--[\w-]+", code)}
     scripts = sorted((ROOT / "scripts").glob("*.py"))
-    known = {flag for path in scripts for flag in re.findall(r"--[\w-]+", help_of(str(path)))}
+    helps = [help_of(str(path)) for path in scripts]
+    helps += [help_of("scripts/user_study.py", kind) for kind in ("make", "tally")]
+    known = {flag for text in helps for flag in re.findall(r"--[\w-]+", text)}
     assert told and told <= known, f"no script has {', '.join(told - known)}"

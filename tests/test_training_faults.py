@@ -15,12 +15,12 @@ import torch
 from pytorch_lightning.loggers import CSVLogger
 from safetensors.torch import save_file
 
-from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
 from ldm.folders import CHECKPOINTS
 from ldm.training import AutoencoderTraining, WordsTraining
 from ldm.training.losses import read_losses
 from ldm.training.stage import Stage, load_weights
+from ldm.weights.reading import read_tensors
 from tests.test_training import QUICK, main, train
 
 WORDS = "train/tiny_words.yaml"

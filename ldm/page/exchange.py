@@ -51,10 +51,8 @@ def from_picture(
             "and many sites and messengers take them out."
         )
     now = now or defaults
-    stays: dict[str, Any] = {} if "sampler" in given else {"sampler": now.sampler}
-    if not given.keys() & {*FREEU_NAMES}:
-        stays |= _freeu_of(now)
-    settings, faults = over(replace(defaults, **stays, n_samples=1), given)
+    stays = {} if given.keys() & {*FREEU_NAMES} else _freeu_of(now)
+    settings, faults = over(replace(defaults, **stays, sampler=now.sampler, n_samples=1), given)
     return settings, notes + faults
 
 

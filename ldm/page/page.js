@@ -41,7 +41,7 @@
   // What is said about settings from elsewhere is brought into sight.
   new MutationObserver((changes) => {
     const told = changes.map((change) => change.target.closest?.("#told")).find(Boolean);
-    told?.scrollIntoView({ block: "nearest" });
+    if (told?.textContent.trim()) told.scrollIntoView({ block: "nearest" });
   }).observe(document.body, { childList: true, subtree: true });
 
   // gradio takes a slider for let go when a pointer is.

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ldm.config.freeu import FREEU_NAMES
-from ldm.errors import InputError
+from ldm.errors import InputError, refusing
 from ldm.freeu import FreeUSettings
 from ldm.generate import SAMPLERS, Sampling
 
@@ -70,10 +70,8 @@ class Settings:
     @property
     def freeu(self) -> FreeUSettings:
         """FreeU's share of the settings. Raises InputError where they mean nothing."""
-        try:
+        with refusing():
             return FreeUSettings(**{name: getattr(self, name) for name in FREEU_NAMES})
-        except ValueError as fault:
-            raise InputError(str(fault)) from None
 
     def within(self, limits: Limits) -> None:
         """Raises InputError where the settings ask for more than the page gives."""

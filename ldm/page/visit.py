@@ -71,7 +71,7 @@ class Visit:
                     if isinstance(item, Pair):
                         pairs = [item, *pairs][:REMEMBERED]
                         made += 1
-                        view = stage.finished(item, notes)
+                        before = view = stage.finished(item, notes)
                         kept = {parts.pairs: pairs, parts.history: thumbnails(pairs), parts.shown: 0}
                         sources = {}
                     elif isinstance(item, Progress):
@@ -84,7 +84,7 @@ class Visit:
             if view.state in ("waiting", "running"):
                 view = replace(before, state="stopped", message="Stopped before anything was drawn.")
         except Exception as fault:
-            view = stage.failed(view, sentence(fault))
+            view = stage.failed(before, sentence(fault))
         yield {parts.stage: stage.markup(view), parts.stop: gr.update(interactive=False)}
 
     async def draw_live(

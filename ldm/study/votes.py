@@ -178,7 +178,7 @@ def save_tally(folder: Path, rows: Sequence[Row]) -> list[Path]:
         "interval": "Wilson, 95 %, every vote taken as independent",
         "paper_share": "reported by the paper: Stable Diffusion, 120 people; not measured here",
     }
-    table, record = folder / "tally.csv", folder / "tally.json"
-    write_table(table, records)
+    sheet, record = folder / "tally.csv", folder / "tally.json"
+    write_table(sheet, records)
     write_text(record, json.dumps({**about, "questions": records}, indent=1) + "\n")
-    return [table, record]
+    return [sheet, record]

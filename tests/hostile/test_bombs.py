@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
+from ldm.weights.reading import read_tensors
 from tests.hostile.files import a_global, archive, literal
 
 BOMBS = {

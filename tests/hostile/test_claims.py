@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
+from ldm.weights.reading import read_tensors
 from tests.hostile.files import NUMBERS, a_global, archive, call, literal, state_dict, storage, tensor
 
 REBUILT = a_global("torch._tensor", "_rebuild_from_type_v2")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
+from ldm.weights.reading import read_tensors
 from ldm.weights.torch_file import LEGACY_START
 from tests.hostile.files import NUMBERS, STORAGE, a_global, archive, literal, state_dict, tensor
 from tests.hostile.gadgets import TRICKS, gadgets

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
+from ldm.weights.reading import read_tensors
 
 
 def whole_files() -> dict[str, bytes]:

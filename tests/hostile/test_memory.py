@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
+from ldm.weights.reading import read_tensors
 from ldm.weights.torch_file import ZIP_START
 from tests.hostile.files import a_global, archive, state_dict, tensor
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
+from ldm.weights.reading import read_tensors
 from ldm.weights.torch_file import LEGACY_START, ZIP_START
 from tests.hostile.files import STORAGE, archive, state_dict, tensor
 

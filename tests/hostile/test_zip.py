@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from ldm.checkpoint import read_tensors
 from ldm.errors import InputError
+from ldm.weights.reading import read_tensors
 from tests.hostile.files import NUMBERS, archive, state_dict, tensor
 
 # Names that lead elsewhere when an archive is unpacked, and what unpackers take for links.

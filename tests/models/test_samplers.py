@@ -251,7 +251,7 @@ def test_guidance_extrapolates_from_unconditional_to_conditional(sampler, wrap):
     ],
 )
 @pytest.mark.parametrize("wrap", [torch.clone, hybrid])
-def test_a_guided_conditioning_for_other_many_samples_is_refused(sampler, wrap, rows, without, told):
+def test_a_guided_conditioning_for_another_number_of_samples_is_refused(sampler, wrap, rows, without, told):
     model = GaussianModel()
     with pytest.raises(InputError, match=told):
         sampler(model).sample(
@@ -467,12 +467,12 @@ def test_a_mask_changes_no_bit_where_it_is_0(sampler):
 @each_sampler
 def test_what_is_known_shows_in_what_is_drawn(sampler):
     # Data of one random number for all pixels: where half of them are known, the rest must be alike.
-    a = GaussianModel().alphas_cumprod
+    gaussian = GaussianModel()
 
     def network(x, t, c):
-        alpha = torch.from_numpy(np.interp(t, np.arange(1000), a.sqrt())).float()[:, None, None, None]
+        alpha, sigma = gaussian.alpha_sigma(t.numpy())
         level = x.mean((1, 2, 3), keepdim=True) / alpha  # the noise hardly counts in a mean of many
-        return (x - alpha * level) / (1 - alpha**2).sqrt()
+        return (x - alpha * level) / sigma
 
     x0 = torch.full((1, 4, 32, 32), 3.0)
     mask = torch.zeros(32, 32)

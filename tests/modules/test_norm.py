@@ -134,11 +134,11 @@ def test_silu_holds_far_from_zero_and_near_it(size):
     assert ((layer(x).double() - exact).abs() <= 1e-5 * exact.abs() + 1e-5 * size).all()
 
 
-@with_library  # torch's own takes a mean in float32, which a flat map shows
 def test_a_flat_map_is_its_bias():
     layer = made(8)
     out = layer(torch.full((2, 8, 5, 3), 7.0).contiguous(memory_format=LAST))
-    assert torch.allclose(out, F.silu(layer.bias)[:, None, None].expand_as(out), atol=1e-6)
+    close = 1e-6 if norm.LIBRARY else 1e-4  # torch's own takes a mean in float32
+    assert torch.allclose(out, F.silu(layer.bias)[:, None, None].expand_as(out), atol=close)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 1e38])

@@ -75,6 +75,13 @@ def served(studio: Studio) -> Iterator[Served]:
         os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = Engine(most=5)
+    yield engine
+    engine.close()
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator:
     if CHROMIUM is None:

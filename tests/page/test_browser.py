@@ -56,7 +56,11 @@ def test_a_factor_that_is_moved_by_a_key_reset_or_entered_draws_anew(tab: Tab):
     assert "FreeU 1.1 1.2 0.9 0.55" in tab.page.inner_text(".stage .caption")
 
 
-def test_leaving_a_number_box_draws_only_what_has_changed(tab: Tab):
+def test_leaving_a_number_box_draws_only_what_has_changed(
+    tab: Tab, served: Served, monkeypatch: pytest.MonkeyPatch
+):
+    follow, begun = served.engine.follow, []
+    monkeypatch.setattr(served.engine, "follow", lambda *work: begun.append(work) or follow(*work))
     tab.open(prompt=PROMPT).draw()
     tab.page.focus("#b1 input[type=number]")
     for _ in range(6):
@@ -66,6 +70,7 @@ def test_leaving_a_number_box_draws_only_what_has_changed(tab: Tab):
     assert "FreeU 1.1 1.2 0.7 0.6" in tab.page.inner_text(".stage .caption")
     tab.page.wait_for_function("document.querySelector('#history').innerText.includes('0.7')")
     assert tab.page.locator("#history .thumbnail-item").count() == 4
+    assert len(begun) == 2
 
 
 def test_a_number_box_may_be_empty_or_out_of_range_while_one_writes(tab: Tab):

@@ -13,13 +13,6 @@ from ldm.page.engine import Engine, Waiting
 from tests.page.conftest import in_a_loop
 
 
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    engine = Engine(most=5)
-    yield engine
-    engine.close()
-
-
 class Gate:
     """Work of `count` items, each of which waits until it is let through."""
 

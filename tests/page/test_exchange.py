@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -172,6 +173,24 @@ def test_what_a_picture_says_nothing_of_stays_as_it_is_now(tmp_path: Path, txt2i
     found, _ = from_picture(path, FIRST, "freeu_tiny.yaml", NOW)
     assert found == replace(FIRST, prompt="a cat", steps=20, seed=1, sampler="plms", b1=1.5, version=2)
 
+    # Of one by a later version, too.
+    path = recorded_picture(tmp_path / "b.png", {"sampler": "heun", "seed": 9, "config": "freeu_tiny.yaml"})
+    found, notes = from_picture(path, FIRST, "freeu_tiny.yaml", NOW)
+    assert (found.sampler, found.seed) == ("plms", 9) and "There is no sampler" in notes[-1]
+
+
+def test_freeu_of_a_picture_that_means_nothing_is_left_out(tmp_path: Path):
+    record = {"config": "freeu_tiny.yaml", "freeu": {"b1": 1.3, "start": 0.8, "stop": 0.2}}
+    found, [note] = from_picture(recorded_picture(tmp_path / "a.png", record), FIRST, "freeu_tiny.yaml")
+    assert found.freeu == FIRST.freeu and note.endswith("FreeU's settings are left out.")
+
+
+def recorded_picture(path: Path, record: dict[str, Any]) -> Path:
+    info = PngInfo()
+    info.add_text("freeu", json.dumps(record))
+    Image.new("RGB", (8, 8)).save(path, pnginfo=info)
+    return path
+
 
 def webui_picture(path: Path, parameters: str, packed: bool = False) -> Path:
     info = PngInfo()
@@ -331,20 +350,16 @@ def test_a_bad_picture_is_one_sentence(tmp_path: Path, name: str):
 
 
 def test_a_damaged_record_gives_what_of_it_means_something(tmp_path: Path):
-    info = PngInfo()
-    info.add_text("freeu", json.dumps({"seed": "x", "steps": 9, "freeu": {"b1": [], "b2": 1.3}, "config": 5}))
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
-    found, notes = from_picture(tmp_path / "a.png", FIRST, "freeu_tiny.yaml")
+    record = {"seed": "x", "steps": 9, "freeu": {"b1": [], "b2": 1.3}, "config": 5}
+    found, notes = from_picture(recorded_picture(tmp_path / "a.png", record), FIRST, "freeu_tiny.yaml")
     assert (found.seed, found.steps, found.b1, found.b2) == (42, 9, 1.1, 1.3)
     assert len(notes) == 3
 
 
 @pytest.mark.parametrize("sampler", [["ddim"], {"a": 1}, None])
 def test_a_sampler_that_is_no_text_is_told_of(tmp_path: Path, sampler: object):
-    info = PngInfo()
-    info.add_text("freeu", json.dumps({"sampler": sampler, "config": "freeu_tiny.yaml", "freeu": {}}))
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
-    found, [note] = from_picture(tmp_path / "a.png", FIRST, "freeu_tiny.yaml")
+    record = {"sampler": sampler, "config": "freeu_tiny.yaml", "freeu": {}}
+    found, [note] = from_picture(recorded_picture(tmp_path / "a.png", record), FIRST, "freeu_tiny.yaml")
     assert found == FIRST and "There is no sampler" in note
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from ldm.errors import InputError
 from ldm.page import layout
 from ldm.page.engine import Engine
 from ldm.page.studio import Studio
@@ -16,13 +17,6 @@ from ldm.page.visit import Visit
 from tests.page.conftest import in_a_loop
 
 VISITOR: Any = SimpleNamespace(session_hash="visitor")
-
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    engine = Engine(most=5)
-    yield engine
-    engine.close()
 
 
 @pytest.fixture
@@ -47,10 +41,11 @@ def test_all_news_of_work_say_that_it_can_be_stopped(
             news = [it async for it in parts.grid.draw(*axes, VISITOR, *values)]
         return news
 
-    *under_way, _, last = in_a_loop(told())
+    *under_way, before, last = in_a_loop(told())
     stop = {"draw": parts.stop, "look": parts.inside.halt, "grid": parts.grid.halt}[kind]
     assert len(under_way) >= 2
     assert all(news[stop]["interactive"] for news in under_way)
+    assert before.get(stop, under_way[-1][stop])["interactive"]  # what is over may say nothing of it
     assert last[stop]["interactive"] is False
 
 
@@ -77,4 +72,25 @@ def test_who_stops_before_anything_is_drawn_has_the_pair_before_him_as_it_was(
 
     html = in_a_loop(told())
     assert "Stopped before anything was drawn." in html
+    assert "--ratio: 32 / 32" in html and 'download="plain-8.png"' in html
+
+
+def test_a_fault_leaves_the_pair_before_it_as_it_was(
+    studio: Studio, engine: Engine, parts: layout.Parts, monkeypatch: pytest.MonkeyPatch
+):
+    small = replace(studio.defaults(), steps=2, height=32, width=32, seed=8)
+    *_, pair = studio.pairs(small, threading.Event())
+
+    def fails(settings: object, stop: threading.Event) -> Iterator[object]:
+        raise InputError("There is no memory.")
+        yield
+
+    async def told() -> str:
+        monkeypatch.setattr(studio, "pairs", fails)
+        wide = replace(small, width=128).values()
+        [*_, last] = [it async for it in Visit(studio, engine, parts).draw([pair], 0, VISITOR, *wide)]
+        return last[parts.stage]
+
+    html = in_a_loop(told())
+    assert "There is no memory." in html
     assert "--ratio: 32 / 32" in html and 'download="plain-8.png"' in html

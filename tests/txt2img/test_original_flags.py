@@ -1,10 +1,12 @@
 """Command lines that were written for the original scripts, of CompVis and of Stability."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from ldm.command_line import ELSEWHERE
 from ldm.image_io import read_record
 from tests.txt2img.test_run import same
 
@@ -112,6 +114,13 @@ def test_another_programs_flag_is_answered_with_the_one_here(flag: str, meant: s
     outcome = txt2img(flag)
     assert (outcome.code, outcome.pictures()) == (2, [])
     assert outcome.err.endswith(f" there is no {flag.partition('=')[0]}: {meant} may be meant\n")
+
+
+def test_the_flags_that_are_named_to_others_are_there(txt2img: Run) -> None:
+    here = set(re.findall(r"--[\w-]+", txt2img("--help").out))
+    named = {flag for words in ELSEWHERE.values() for flag in re.findall(r"--[\w-]+", words)}
+    assert named and named <= here
+    assert not ELSEWHERE.keys() & {flag.replace("_", "-") for flag in here}
 
 
 @pytest.mark.parametrize("flag", ["--vae", "--lora", "--init-img", "--hires", "--dtype", "--medvram"])

@@ -18,10 +18,11 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ldm.checkpoint import load_model, read_tensors
+from ldm.checkpoint import load_model
 from ldm.device import pick_dtype
 from ldm.weights import cast_ahead as module
 from ldm.weights.cast_ahead import CastAhead, cast_ahead, expects_bfloat16, put_cast
+from ldm.weights.reading import read_tensors
 from tests.checkpoints import CPU
 
 ROOT = Path(__file__).parents[2]

@@ -47,25 +47,25 @@ def hold_nothing(x: Tensor, now: Level) -> Tensor:
     return x
 
 
-def holding(mask: Tensor, x0: Tensor | None, shape: Sequence[int], noise: Noise) -> Hold:
-    """Holds latents of a shape, (b, c, h, w), to x0 where the mask is 1, as noisy as the level is.
+def holding(mask: Tensor, x0: Tensor | None, x_T: Tensor, noise: Noise) -> Hold:
+    """Holds latents like x_T, (b, c, h, w), to x0 where the mask is 1, as noisy as the level is.
 
-    Raises InputError where x0 is missing, or one of the two does not expand to the shape.
+    Raises InputError where x0 is missing, or one of the two does not expand to the latents' shape.
     """
     if x0 is None:
         raise InputError("There is a mask, but no x0: give the latents that are known where the mask is 1.")
     for name, given in {"mask": mask, "x0": x0}.items():
         try:
-            given.expand(*shape)
+            given.expand(*x_T.shape)
         except RuntimeError:
             raise InputError(
-                f"{name} is {tuple(given.shape)}, which does not fit latents of {tuple(shape)}: "
+                f"{name} is {tuple(given.shape)}, which does not fit latents of {tuple(x_T.shape)}: "
                 "give it at the latents' size."
             ) from None
+    mask, x0 = mask.to(x_T), x0.to(x_T)
 
     def hold(x: Tensor, now: Level) -> Tensor:
-        known = now.alpha * x0.to(x) + now.sigma * noise(x.shape).to(x)
-        return torch.lerp(x, known, mask.to(x))
+        return torch.lerp(x, now.alpha * x0 + now.sigma * noise(x.shape).to(x), mask)
 
     return hold
 
@@ -128,8 +128,9 @@ class Sampler(ABC):
         eps = self.guided(
             conditioning, unconditional_conditioning, unconditional_guidance_scale, count=len(x_T)
         )
-        hold = hold_nothing if mask is None else holding(mask, x0, x_T.shape, noise)
-        return self.walk(self.timesteps(S), x_T, eps, eta, noise, hold)
+        x = x_T.to(self.model.device, torch.float32)
+        hold = hold_nothing if mask is None else holding(mask, x0, x, noise)
+        return self.walk(self.timesteps(S), x, eps, eta, noise, hold)
 
     @torch.no_grad()
     def walk(
