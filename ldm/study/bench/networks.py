@@ -97,7 +97,8 @@ def step(
     unet: Any = made_up(our_unet, dtype, device)
     works: dict[str, Work] = {"ours, FreeU V1": lambda: unet(x, t, context)}
     if compiled:
-        ours_compiled = torch.compile(unet)
+        # A graph lays kernels out anew in each step where they are not channels last; eager takes both.
+        ours_compiled = torch.compile(unet.to(memory_format=torch.channels_last))
         works["ours, compiled"] = lambda: ours_compiled(x, t, context)
     if util.find_spec("diffusers"):
         peer: Any = made_up(diffusers_unet, dtype, device)
