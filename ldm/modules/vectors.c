@@ -194,7 +194,7 @@ static void pack_values(number *to, const number *v, const struct layout *l, lon
 /* softmax(scale q k^T) v for (batch, heads, n, d) queries and (batch, heads, m, d) keys and values; d is a
    whole number of DOWN.
 
-   0, or why `out` is not that: 1, there is no memory; 2, scores are infinite or too large. */
+   0, or why `out` is not that: 1, there is no memory; 2, scores are not finite or too large. */
 int attention(const number *q, const number *k, const number *v, number *out, const struct layout *l,
               float scale, int threads)
 {
