@@ -34,7 +34,7 @@ struct block {
     factors *queries; /* (d / TOGETHER, QUERIES) */
     lanes *sums;      /* (d, QUERIES) */
     lanes greatest[ACROSS], power[ACROSS], total[ACROSS];
-    bits far; /* whether a power was too far from zero for what it is rounded to */
+    bits far; /* whether a power was too far from zero for what it is rounded to, though finite */
 };
 
 /* Adds to (DOWN, QUERIES) the product of (DOWN, count), whose factors lie so far apart, and of
@@ -99,7 +99,8 @@ INLINE void meet(struct block *block, const factor *keys, const factor *values, 
             raise_to(block->greatest + j, weights[i] + j);
     for (long j = 0; j < ACROSS; j++) {
         power[j] = scale * block->greatest[j];
-        block->far |= (bits)(power[j] < -(1 << 23)) | (bits)(power[j] > 1 << 23);
+        block->far |= (bits)(power[j] < -(1 << 23)) & (bits)(power[j] > -INFINITY);
+        block->far |= (bits)(power[j] > 1 << 23) & (bits)(power[j] < INFINITY);
     }
     for (long i = 0; i < count; i++)
         for (long j = 0; j < ACROSS; j++) {
@@ -194,7 +195,7 @@ static void pack_values(number *to, const number *v, const struct layout *l, lon
 /* softmax(scale q k^T) v for (batch, heads, n, d) queries and (batch, heads, m, d) keys and values; d is a
    whole number of DOWN.
 
-   0, or why `out` is not that: 1, there is no memory; 2, scores are not finite or too large. */
+   0, or why `out` is not that: 1, there is no memory; 2, scores are too large. */
 int attention(const number *q, const number *k, const number *v, number *out, const struct layout *l,
               float scale, int threads)
 {

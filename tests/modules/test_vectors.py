@@ -96,7 +96,7 @@ def test_wide_heads_and_uneven_ones_are_torchs(kind, monkeypatch):
 def test_what_is_not_finite_shows(kind, number, of):
     inputs = [1 + rnd(i, 1, 2, 100, 8).abs().to(kind) for i in range(3)]
     inputs[of][0, 1, 99, 7] = number
-    made, expected = attention(*inputs), attended(*inputs)
+    made, expected = by_vectors(*inputs), attended(*inputs)
     assert torch.equal(made.isfinite(), expected.isfinite())
     assert not made.isfinite().all()
 
