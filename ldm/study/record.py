@@ -1,6 +1,5 @@
 """Hooks that hear what a U-Net's decoder concatenates, before FreeU and after it."""
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -95,16 +94,20 @@ def _hook_output_blocks(unet: UNetModel, tell: Callable[..., None], hooks: ExitS
     What was before it are the maps that the encoder, the middle and the decoder's blocks gave out; what is
     after it goes into the blocks.
     """
-    skips: deque[Tensor] = deque(maxlen=len(unet.input_blocks))
-    backbone: deque[Tensor] = deque(maxlen=1)
+    skips: list[Tensor] = []
+    backbone: list[Tensor] = []
 
-    def on_output(kept: deque[Tensor]) -> Callable[..., None]:
-        return lambda module, args, out: kept.append(out)
+    def on_output(kept: list[Tensor], most: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, out: Tensor) -> None:
+            kept.append(out)
+            del kept[:-most]  # torch.compile traces no queue of a fixed length
+
+        return hook
 
     for block in unet.input_blocks:
-        hooks.callback(block.register_forward_hook(on_output(skips)).remove)
+        hooks.callback(block.register_forward_hook(on_output(skips, len(unet.input_blocks))).remove)
     for block in (unet.middle_block, *unet.output_blocks):
-        hooks.callback(block.register_forward_hook(on_output(backbone)).remove)
+        hooks.callback(block.register_forward_hook(on_output(backbone, 1)).remove)
 
     def on_input(index: int, stage: DecoderStage) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
