@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ldm.config.freeu import FREEU_NAMES
 from ldm.errors import InputError
-from ldm.page.settings import FIELDS, Settings
+from ldm.page.settings import FIELDS, Settings, freeu_by_name
 from ldm.page.webui import read_parameters
 
 LARGEST_PICTURE = 64 << 20  # pixels, of a picture that is opened for its settings
@@ -51,7 +51,7 @@ def from_picture(
             "and many sites and messengers take them out."
         )
     now = now or defaults
-    stays = {} if given.keys() & {*FREEU_NAMES} else _freeu_of(now)
+    stays = {} if given.keys() & {*FREEU_NAMES} else freeu_by_name(now)
     settings, faults = over(replace(defaults, **stays, sampler=now.sampler, n_samples=1), given)
     return settings, notes + faults
 
@@ -111,10 +111,6 @@ def over(defaults: Settings, given: Mapping[str, Any]) -> tuple[Settings, list[s
     try:
         _ = settings.freeu
     except InputError as fault:
-        settings = replace(settings, **_freeu_of(defaults))
+        settings = replace(settings, **freeu_by_name(defaults))
         notes.append(f"{fault} FreeU's settings are left out.")
     return settings, notes
-
-
-def _freeu_of(settings: Settings) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in FREEU_NAMES}

@@ -26,6 +26,11 @@ class Limits:
     upload: int = 16  # MiB of a dropped picture
 
 
+def freeu_by_name(it: "Settings | FreeUSettings") -> dict[str, Any]:
+    """FreeU's part of a visitor's settings, or as much of FreeU's own as there are controls for."""
+    return {name: getattr(it, name) for name in FREEU_NAMES}
+
+
 @dataclass(frozen=True)
 class Settings:
     """A pair of pictures, plain and with FreeU, by the names that txt2img and its PNGs use."""
@@ -71,7 +76,7 @@ class Settings:
     def freeu(self) -> FreeUSettings:
         """FreeU's share of the settings. Raises InputError where they mean nothing."""
         with refusing():
-            return FreeUSettings(**{name: getattr(self, name) for name in FREEU_NAMES})
+            return FreeUSettings(**freeu_by_name(self))
 
     def within(self, limits: Limits) -> None:
         """Raises InputError where the settings ask for more than the page gives."""

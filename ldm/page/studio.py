@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ldm.config.freeu import FREEU, FREEU_NAMES, set_freeu
+from ldm.config.freeu import FREEU, set_freeu
 from ldm.device import PRECISIONS, pick_device, pick_dtype
 from ldm.errors import InputError
 from ldm.freeu import FreeUSettings
@@ -22,7 +22,7 @@ from ldm.image_io import Picture, save_png, writable_folder
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
 from ldm.modules.encoders.words import WordEmbedder
 from ldm.page.pair import Drawn, Progress, draw
-from ldm.page.settings import Limits, Settings
+from ldm.page.settings import Limits, Settings, freeu_by_name
 from ldm.txt2img.caveats import too_few_steps, webui_syntax
 from ldm.txt2img.prompted import load_prompted
 from ldm.txt2img.recipe import Recipe
@@ -100,8 +100,7 @@ class Studio:
 
     def defaults(self) -> Settings:
         """The settings that the page begins with: the config's, as far as the limits allow them."""
-        freeu = {name: getattr(self.config_freeu, name) for name in FREEU_NAMES}
-        sampling = asdict(self.usual)
+        sampling, freeu = asdict(self.usual), freeu_by_name(self.config_freeu)
         usual = Settings(self.prompt, "", seed=42, n_samples=1, **sampling, **freeu)
         return usual.clipped(self.limits, self.multiple)[0]
 
