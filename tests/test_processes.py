@@ -171,6 +171,38 @@ def test_machines_that_see_different_folders_end_with_code_2_and_one_line(
     assert tree(other) == had and not list(own.rglob("*.png"))
 
 
+# Each stays on one processor with its threads, which run when nothing else wants to.
+SLOW_THREADS = """
+import os
+from ldm.errors import InputError
+from ldm.txt2img.processes import in_processes
+
+def work(device, group):
+    for task in map(int, os.listdir("/proc/self/task")):
+        os.sched_setaffinity(task, {min(os.sched_getaffinity(0))})
+        if task != os.getpid():
+            os.sched_setscheduler(task, os.SCHED_IDLE, os.sched_param(0))
+    def fault():
+        raise InputError("no such file")
+    group.agree(fault)
+
+try:
+    in_processes(work, 1, "cpu")
+except InputError:
+    raise SystemExit(2) from None
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="it schedules threads as Linux does")
+def test_processes_end_with_their_code_though_the_threads_they_met_by_are_slow() -> None:
+    for _ in range(5):
+        port = str(free_port())
+        met = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        pair = [start(["-c", SLOW_THREADS], **met, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+        assert [*map(end, pair)] == [(2, "", "")] * 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_stops_in_all_processes_and_says_so_once(

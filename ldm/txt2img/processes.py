@@ -149,13 +149,12 @@ def _join_launched(work: Work, kind: str) -> None:
             "LOCAL_RANK": str(slurm.local_rank()),
         }
     try:
-        distributed.init_process_group("gloo", timeout=PATIENCE)
+        group = _meet(tended=distributed.is_torchelastic_launched())
         index = int(os.environ["LOCAL_RANK"])
     except (KeyError, RuntimeError, ValueError) as refused:
         raise InputError(f"The processes do not fit together: {refused}") from None
-    group = _group(tended=distributed.is_torchelastic_launched())
     try:
-        with keeping_the_stop():
+        with _parting(), keeping_the_stop():
             work(_device(kind, index), group)
     except InputError:
         if group.tells():
@@ -198,11 +197,10 @@ def _started(rank: int, port: int, work: Work, kind: str, count: int) -> None:
         store = _store(port)
         # While torch waits for the others here it hears of no signal, and one of them may have ended. Only
         # SIGTERM's own action ends that.
-        distributed.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE)
+        group = _meet(tended=True, store=store, rank=rank, world_size=count)
         stop_when_asked()
         _interrupts_come()
-        group = _group(tended=True)
-        with keeping_the_stop():
+        with _parting(), keeping_the_stop():
             work(_device(kind, rank), group)
     except InputError as fault:
         if group.tells():
@@ -243,10 +241,26 @@ def _store(port: int = 0) -> distributed.TCPStore:
     )
 
 
-def _group(tended: bool) -> Group:
-    """Only words are exchanged, never tensors, so that the CPU's backend does for every device."""
+def _meet(tended: bool, **where: Any) -> Group:
+    """Waits for the other processes, found by torch's variables if not told where.
+
+    Only words are exchanged, never tensors, so that the CPU's backend does for every device.
+    """
+    distributed.init_process_group("gloo", timeout=PATIENCE, **where)
     store = distributed.distributed_c10d._get_default_store()
     return Group(distributed.get_rank(), distributed.get_world_size(), store, tended)
+
+
+@contextlib.contextmanager
+def _parting() -> Iterator[None]:
+    """Ends torch's threads of the group when the work ends; the group's store goes on counting.
+
+    A thread that still held what was exchanged last would abort a process whose interpreter is gone.
+    """
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
 
 
 def _device(kind: str, index: int) -> torch.device:
