@@ -18,18 +18,10 @@
 #define INLINE static inline __attribute__((always_inline))
 
 enum {
-    LANES = 8,        /* of which channels are a whole number */
     BLOCK = 64,       /* positions that are summed in single precision */
     PART = 64 * 1024, /* numbers that a thread takes at a time */
     FEW = 16 * 1024,  /* numbers for which it does not pay to wake a second thread */
 };
-
-#pragma GCC diagnostic ignored "-Wpsabi" /* None of these is passed: what takes them is inlined. */
-typedef float lanes __attribute__((vector_size(4 * LANES)));
-typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
-typedef lanes lanes_anywhere __attribute__((aligned(4), may_alias));
-typedef halves halves_anywhere __attribute__((aligned(2), may_alias));
 
 struct maps {
     long batch, positions, channels, groups;
@@ -40,38 +32,47 @@ INLINE long min(long a, long b)
     return a < b ? a : b;
 }
 
-INLINE lanes get(const void *x, long i, int bfloat16)
+INLINE float of_bits(uint32_t bits)
 {
-    if (!bfloat16)
-        return *(const lanes_anywhere *)((const float *)x + i);
-    halves upper = *(const halves_anywhere *)((const uint16_t *)x + i);
-    return (lanes)(__builtin_convertvector(upper, bits) << 16);
+    float number;
+    memcpy(&number, &bits, sizeof number);
+    return number;
 }
 
-INLINE void put(void *x, long i, const lanes *numbers, int bfloat16)
+INLINE uint32_t bits_of(float number)
 {
-    if (!bfloat16) {
-        *(lanes_anywhere *)((float *)x + i) = *numbers;
-        return;
-    }
-    bits all = (bits)*numbers, nearest = all + 0x7fff + (all >> 16 & 1), quiet = all | 1u << 22;
-    bits not_a_number = (bits)(*numbers != *numbers);
-    nearest = (quiet & not_a_number) | (nearest & ~not_a_number);
-    *(halves_anywhere *)((uint16_t *)x + i) = __builtin_convertvector(nearest >> 16, halves);
+    uint32_t bits;
+    memcpy(&bits, &number, sizeof bits);
+    return bits;
 }
 
-/* x becomes x / (1 + e^-x). */
-INLINE void silu(lanes *x)
+INLINE float get(const void *x, long i, int bfloat16)
 {
-    const lanes far = (lanes){0} + 126; /* a power of two: one further away is as good as none or all */
+    return bfloat16 ? of_bits((uint32_t)((const uint16_t *)x)[i] << 16) : ((const float *)x)[i];
+}
+
+/* In bfloat16 rounded to nearest. What is not a number came in bfloat16 or was made here, and so has nothing in
+   its lower half that would carry it elsewhere. */
+INLINE void put(void *y, long i, float number, int bfloat16)
+{
+    uint32_t bits = bits_of(number);
+    if (bfloat16)
+        ((uint16_t *)y)[i] = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    else
+        ((float *)y)[i] = number;
+}
+
+/* x / (1 + e^-x). */
+INLINE float silu(float x)
+{
+    const uint32_t far = bits_of(126);   /* a power of two: one further away is as good as none or all */
     const float shift = 0x1.8p23f + 127; /* added, it leaves the exponent of that power in the lowest bits */
-    lanes power = -1.44269504f * *x;
-    bits above = (bits)(power > far), below = (bits)(power < -far);
-    power = (lanes)(((bits)far & above) | ((bits)-far & below) | ((bits)power & ~(above | below)));
-    lanes shifted = power + shift, f = (power - (shifted - shift)) * 0.693147181f; /* log(2) of the rest */
-    lanes series = 1 / 24.f + f * (1 / 120.f + f * (1 / 720.f));
+    uint32_t bits = bits_of(-1.44269504f * x), sign = bits & 1u << 31, size = bits - sign;
+    float power = of_bits(sign | (size < far ? size : far));
+    float shifted = power + shift, f = (power - (shifted - shift)) * 0.693147181f; /* log(2) of the rest */
+    float series = 1 / 24.f + f * (1 / 120.f + f * (1 / 720.f));
     series = 1 + f * (1 + f * (1 / 2.f + f * (1 / 6.f + f * series)));
-    *x /= 1 + series * (lanes)((bits)shifted << 23);
+    return x / (1 + series * of_bits(bits_of(shifted) << 23));
 }
 
 /* Adds a part's numbers and their squares to the sums of their groups, (groups, 2). */
@@ -82,13 +83,14 @@ INLINE void add_known(const char *x, long positions, const struct maps *m, doubl
     for (long first = 0; first < positions; first += BLOCK) {
         memset(plain, 0, sizeof plain);
         memset(squares, 0, sizeof squares);
-        for (long i = first; i < min(first + BLOCK, positions); i++)
-            for (long c = 0; c < channels; c += LANES) {
-                lanes numbers = get(x + i * channels * size, c, bfloat16);
-                lanes sum = get(plain, c, 0) + numbers, square = get(squares, c, 0) + numbers * numbers;
-                put(plain, c, &sum, 0);
-                put(squares, c, &square, 0);
+        for (long i = first; i < min(first + BLOCK, positions); i++) {
+#pragma omp simd
+            for (long c = 0; c < channels; c++) {
+                float number = get(x + i * channels * size, c, bfloat16);
+                plain[c] += number;
+                squares[c] += number * number;
             }
+        }
         for (long c = 0; c < channels; c++) {
             sums[c / each * 2] += plain[c];
             sums[c / each * 2 + 1] += squares[c];
@@ -111,12 +113,10 @@ INLINE void scale_known(const char *x, char *y, long positions, long channels, c
 {
     for (long i = 0; i < positions; i++) {
         long at = i * channels * (bfloat16 ? 2 : 4);
-        for (long c = 0; c < channels; c += LANES) {
-            lanes mean = get(how, channels + c, 0), bias = get(how, 2 * channels + c, 0);
-            lanes numbers = get(how, c, 0) * (get(x + at, c, bfloat16) - mean) + bias;
-            if (then_silu)
-                silu(&numbers);
-            put(y + at, c, &numbers, bfloat16);
+#pragma omp simd
+        for (long c = 0; c < channels; c++) {
+            float number = how[c] * (get(x + at, c, bfloat16) - how[channels + c]) + how[2 * channels + c];
+            put(y + at, c, then_silu ? silu(number) : number, bfloat16);
         }
     }
 }
@@ -139,10 +139,9 @@ static void find_scale(const struct maps *m, const double *sums, double count, c
                        const void *bias, double eps, float *how, int bfloat16)
 {
     long each = m->channels / m->groups;
-    for (long c = 0; c < m->channels; c += LANES) {
-        lanes w = get(weight, c, bfloat16), b = get(bias, c, bfloat16);
-        put(how, c, &w, 0);
-        put(how, 2 * m->channels + c, &b, 0);
+    for (long c = 0; c < m->channels; c++) {
+        how[c] = get(weight, c, bfloat16);
+        how[2 * m->channels + c] = get(bias, c, bfloat16);
     }
     for (long g = 0; g < m->groups; g++) {
         double mean = sums[2 * g] / count, variance = sums[2 * g + 1] / count - mean * mean;

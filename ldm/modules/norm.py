@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ldm.freeu.native import is_plain, load, pointer
 
-LANES = 8  # of which channels are a whole number
 WIDEST = 2**14  # channels, for which there is room beside a thread's stack
 
 LIBRARY = load(Path(__file__).with_name("norm.c"), "ldm.modules")
@@ -27,7 +26,6 @@ def has_norm(x: Tensor) -> bool:
         and is_plain(x)
         and x.is_contiguous(memory_format=torch.channels_last)
         and x.numel() > 0
-        and x.shape[1] % LANES == 0
         and x.shape[1] <= WIDEST
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")

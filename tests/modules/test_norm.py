@@ -152,6 +152,18 @@ def test_what_is_no_number_or_too_large_to_be_squared_shows_in_its_group_alone(n
     assert out.isfinite().all()
 
 
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("bits", [0x7F81, 0x7FC0, 0x7FFF, 0xFF81, 0xFFFF], ids=hex)
+def test_what_is_no_number_in_bfloat16_is_none_whatever_its_bits(bits, silu):
+    none = torch.tensor(bits).to(torch.uint16).view(torch.bfloat16)
+    layer, x = made(32, silu=silu, kind=torch.bfloat16), rnd(5, 2, 32, 6, 6).bfloat16()
+    for place in (layer.weight, layer.bias, x[1, :, 2, 3]):
+        before = place[9].clone()
+        place[9] = none
+        assert place[9].isnan() and layer(x.contiguous(memory_format=LAST))[1, 9].isnan().all()
+        place[9] = before
+
+
 @with_library
 def test_plain_maps_at_inference_are_normalised_in_c_and_nothing_else(monkeypatch):
     called = Mock(wraps=norm.LIBRARY)
@@ -160,13 +172,13 @@ def test_plain_maps_at_inference_are_normalised_in_c_and_nothing_else(monkeypatc
     for taken in (x, x[1:], x[:1, :, 2:5]):
         layer(taken)
     layer.bfloat16()(x.bfloat16())
-    assert called.normalize.call_count == 4
+    made(12)(rnd(7, 1, 12, 8, 8).contiguous(memory_format=LAST))
+    assert called.normalize.call_count == 5
     layer.float()
     for other in (x.contiguous(), x[:, :, :, 1:], x[:0]):
         layer(other)
     for kind in (torch.float64, torch.float16):
         made(32, kind=kind)(x.to(kind))
-    made(12)(rnd(7, 1, 12, 8, 8).contiguous(memory_format=LAST))
     made(norm.WIDEST + 8)(rnd(7, 1, norm.WIDEST + 8, 2, 2).contiguous(memory_format=LAST))
     no_bias = made(32)
     no_bias.bias = None
@@ -177,7 +189,7 @@ def test_plain_maps_at_inference_are_normalised_in_c_and_nothing_else(monkeypatc
         layer(x)
     with torch.enable_grad():
         layer(x)
-    assert called.normalize.call_count == 4
+    assert called.normalize.call_count == 5
 
 
 def test_weights_that_lie_apart_are_read_where_they_are():
