@@ -44,6 +44,8 @@ INLINE float get(const void *x, long i, int bfloat16)
     return number;
 }
 
+/* In bfloat16 rounded to nearest. What is not a number came in bfloat16 or was made here, and so has nothing in
+   its lower half that would carry it elsewhere. */
 INLINE void put(void *x, long i, float number, int bfloat16)
 {
     if (!bfloat16) {
@@ -52,8 +54,7 @@ INLINE void put(void *x, long i, float number, int bfloat16)
     }
     uint32_t bits;
     memcpy(&bits, &number, sizeof bits);
-    uint32_t nearest = bits + 0x7fff + (bits >> 16 & 1), not_a_number = bits | 1u << 22;
-    ((uint16_t *)x)[i] = (number != number ? not_a_number : nearest) >> 16;
+    ((uint16_t *)x)[i] = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
 /* Some lanes of a line of positions: their sums, plain and times its waves, (3, lanes). */

@@ -46,6 +46,16 @@ INLINE factors as_factors(const lanes *numbers, long apart)
 #endif
 }
 
+/* Numbers become those that are not below them; what is not a number stays. */
+INLINE void raise_to(lanes *x, const lanes *least)
+{
+#if LANES == 16
+    *x = (lanes)_mm512_max_ps((__m512)*least, (__m512)*x);
+#else
+    *x = (lanes)_mm256_max_ps((__m256)*least, (__m256)*x);
+#endif
+}
+
 INLINE void add_product(lanes *sum, factor a, const factors *b)
 {
 #ifdef BFLOAT16

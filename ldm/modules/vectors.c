@@ -37,10 +37,10 @@ struct block {
     bits far; /* whether a power was too far from zero for what it is rounded to, though finite */
 };
 
-/* Adds to (DOWN, QUERIES) the product of (DOWN, count), whose factors lie so far apart, and of
+/* Makes (DOWN, QUERIES), or adds to it, the product of (DOWN, count), whose factors lie so far apart, and of
    (count, QUERIES). */
 INLINE void multiply(lanes (*to)[ACROSS], const factor *a, long down, long along, const factors *b,
-                     long count)
+                     long count, int add)
 {
     lanes sums[DOWN][ACROSS] = {0};
 #pragma GCC unroll 4
@@ -50,14 +50,7 @@ INLINE void multiply(lanes (*to)[ACROSS], const factor *a, long down, long along
                 add_product(&sums[i][j], a[i * down + k * along], b + k * ACROSS + j);
     for (long i = 0; i < DOWN; i++)
         for (long j = 0; j < ACROSS; j++)
-            to[i][j] += sums[i][j];
-}
-
-/* Numbers become those that are not below them; what is not a number stays. */
-INLINE void raise_to(lanes *x, const lanes *least)
-{
-    bits below = *x < *least;
-    *x = (lanes)(((bits)*least & below) | ((bits)*x & ~below));
+            to[i][j] = add ? to[i][j] + sums[i][j] : sums[i][j];
 }
 
 /* x becomes 2^x, for x up to 0 or what that is rounded to. What is not a number stays. */
@@ -90,13 +83,14 @@ INLINE factors *turn_to_factors(lanes (*weights)[ACROSS], long count)
 INLINE void meet(struct block *block, const factor *keys, const factor *values, long count, long d,
                  float scale)
 {
-    lanes weights[KEYS][ACROSS] = {0}, power[ACROSS], total[ACROSS] = {0}; /* weights are scores at first */
+    lanes weights[KEYS][ACROSS], power[ACROSS], total[ACROSS] = {0}; /* weights are scores at first */
     long depth = d / TOGETHER;
-    for (long i = 0; i < count; i += DOWN)
-        multiply(weights + i, keys + i * depth, depth, 1, block->queries, depth);
-    for (long i = 0; i < count; i++)
-        for (long j = 0; j < ACROSS; j++)
-            raise_to(block->greatest + j, weights[i] + j);
+    for (long first = 0; first < count; first += DOWN) {
+        multiply(weights + first, keys + first * depth, depth, 1, block->queries, depth, 0);
+        for (long i = first; i < min(first + DOWN, count); i++)
+            for (long j = 0; j < ACROSS; j++)
+                raise_to(block->greatest + j, weights[i] + j);
+    }
     for (long j = 0; j < ACROSS; j++) {
         power[j] = scale * block->greatest[j];
         block->far |= (bits)(power[j] < -(1 << 23)) & (bits)(power[j] > -INFINITY);
@@ -119,7 +113,7 @@ INLINE void meet(struct block *block, const factor *keys, const factor *values, 
     }
     const factors *factors = turn_to_factors(weights, count);
     for (long i = 0; i < d; i += DOWN)
-        multiply((lanes(*)[ACROSS])block->sums + i, values + i, 1, d, factors, parts_of(count, TOGETHER));
+        multiply((lanes(*)[ACROSS])block->sums + i, values + i, 1, d, factors, parts_of(count, TOGETHER), 1);
 }
 
 /* A number as it is given, rounded to nearest. */

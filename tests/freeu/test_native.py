@@ -129,6 +129,17 @@ def test_what_is_no_number_stays_in_its_channel(number, kind, memory):
 
 
 @with_filter
+@pytest.mark.parametrize("memory", FORMATS, ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("bits", [0x7F81, 0x7FC0, 0x7FFF, 0xFF81, 0xFFFF], ids=hex)
+def test_what_is_no_number_in_bfloat16_is_none_whatever_its_bits(bits, memory):
+    x = rnd(3, 1, 5, 8, 8).bfloat16().contiguous(memory_format=memory)
+    x[0, 3, 2, 1] = torch.tensor(bits).to(torch.uint16).view(torch.bfloat16)
+    assert x[0, 3, 2, 1].isnan()
+    out = fourier_filter(x, 1, 0.5)
+    assert out[0, 3].isnan().all() and out[0, [0, 1, 2, 4]].isfinite().all()
+
+
+@with_filter
 def test_it_is_taken_on_plain_maps_and_nothing_else(monkeypatch):
     called = Mock(wraps=filter_in_c.add_low_frequencies)
     monkeypatch.setattr(filter_in_c, "add_low_frequencies", called)
