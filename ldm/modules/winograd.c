@@ -5,6 +5,7 @@
    Of the numbers that a tile has, 36 or 16, each is a plane of all tiles, and so for kernels and products. */
 
 #include <omp.h>
+#include <unistd.h>
 
 #include "lanes.h"
 
@@ -21,13 +22,21 @@ enum {
     NINE = KERNEL * KERNEL,
     PANEL = 2 * LANES,     /* channels coming out that lie beside each other in planes of kernels ... */
     STRIP = 6,             /* ... and meet so many tiles: their sums of products fill the registers */
-    DEEP = 160 * TOGETHER, /* channels going in of a panel stay in a core's nearest cache, ... */
-    TILES = 96,            /* ... while the strips of so many tiles meet them, which stay in the next one;
-                              longer sums would also be rounded more */
+    DEEP = 160,            /* factors of a sum, as longer ones would be rounded more */
+    TILES = 384,           /* strips of so many stay in a core's second cache, while a panel meets them */
     TURNED = 16,           /* channels going in, of whose kernels a panel is made at a time */
     LINE = 16,             /* numbers between planes: those at one place of all do not share a cache's set */
-    SOME = 64,             /* channels going in of a panel that stays there with its sums where tiles are few */
+    SOME = 64,             /* channels going in of a panel that stays near, with its sums, if tiles are few */
 };
+
+/* Channels going in, of which a panel leaves a sixth of a core's nearest cache to what it meets. */
+static long deepest;
+
+__attribute__((constructor)) static void ask_for_cache(void)
+{
+    long cache = sysconf(_SC_LEVEL1_DCACHE_SIZE), least = 32 * 1024;
+    deepest = (cache > least ? cache : least) / 6 * 5 / (PANEL * sizeof(number));
+}
 
 /* What is convolved, and how many of all tiles and of the channels coming out are taken at a time. Channels
    are whole numbers of lanes, and of panels. The height is of what comes out; above and below it go rows in
@@ -226,19 +235,24 @@ INLINE void strip(const factor *v, long in, const factors *u, long deep, float *
 static void meet(const number *v, long rows, long in, const number *u, long deep, float *m, long out,
                  int begun)
 {
-    long strips = parts_of(rows, STRIP), far = in / TOGETHER, factors_deep = deep / TOGETHER;
-    const factors *panel = (const factors *)u;
+    long strips = parts_of(rows, STRIP), far = in / TOGETHER, all = deep / TOGETHER;
+    long step = parts_of(all, parts_of(all, DEEP));
     for (long i = 0; i < strips; i++) {
         long row = rows * i / strips, count = rows * (i + 1) / strips - row;
-        const factor *numbers = (const factor *)(v + row * in);
         float *sums = m + row * out;
-        switch (count) { /* Each with its own number of registers. */
-        case 1: strip(numbers, far, panel, factors_deep, sums, out, 1, begun); break;
-        case 2: strip(numbers, far, panel, factors_deep, sums, out, 2, begun); break;
-        case 3: strip(numbers, far, panel, factors_deep, sums, out, 3, begun); break;
-        case 4: strip(numbers, far, panel, factors_deep, sums, out, 4, begun); break;
-        case 5: strip(numbers, far, panel, factors_deep, sums, out, 5, begun); break;
-        case 6: strip(numbers, far, panel, factors_deep, sums, out, 6, begun); break;
+        for (long c = 0; c < all; c += step) {
+            const factor *numbers = (const factor *)(v + row * in) + c;
+            const factors *panel = (const factors *)u + 2 * c;
+            long some = min(step, all - c);
+            int more = begun || c > 0;
+            switch (count) { /* Each with its own number of registers. */
+            case 1: strip(numbers, far, panel, some, sums, out, 1, more); break;
+            case 2: strip(numbers, far, panel, some, sums, out, 2, more); break;
+            case 3: strip(numbers, far, panel, some, sums, out, 3, more); break;
+            case 4: strip(numbers, far, panel, some, sums, out, 4, more); break;
+            case 5: strip(numbers, far, panel, some, sums, out, 5, more); break;
+            case 6: strip(numbers, far, panel, some, sums, out, 6, more); break;
+            }
         }
     }
 }
@@ -246,9 +260,12 @@ static void meet(const number *v, long rows, long in, const number *u, long deep
 /* In one plane v times u: (rows, in) and (out / PANEL, in, PANEL) make m, (rows, out). */
 static void multiply(const number *v, long rows, long in, const number *u, long out, float *m)
 {
-    for (long c = 0; c < in; c += DEEP)
+    long parts = parts_of(in, deepest), all = in / LANES;
+    for (long i = 0; i < parts; i++) {
+        long c = all * i / parts * LANES, deep = all * (i + 1) / parts * LANES - c;
         for (long o = 0; o < out; o += PANEL)
-            meet(v + c, rows, in, u + o * in + c * PANEL, min(in - c, DEEP), m + o, out, c > 0);
+            meet(v + c, rows, in, u + o * in + c * PANEL, deep, m + o, out, c > 0);
+    }
 }
 
 /* A^T m A of a tile plus bias, into as many channels of y. */
