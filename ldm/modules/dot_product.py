@@ -12,8 +12,6 @@ from ldm.modules.onednn import HAS_AMX, is_fast
 from ldm.modules.tiles import by_tiles
 from ldm.modules.vectors import by_vectors
 
-VECTOR = 16  # numbers in float32 that a processor takes at once
-
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, (B, heads, N, d) on (B, heads, M, d), as `scaled_dot_product_attention`.
@@ -33,17 +31,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def by_torch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """torch's own attention, on a whole number of a processor's vectors of keys.
-
-    What is over it takes key by key: a text's 77 take longer than 80 of which the last count for nothing.
-    """
+    """torch's own attention."""
     if q.device.type == "mps":
         # It scales what it has summed in half precision, where Stable Diffusion 2.1's products overflow.
         return F.scaled_dot_product_attention(q * q.shape[-1] ** -0.5, k, v, scale=1.0)
-    m = k.shape[2]
-    if not is_fast(q, k) or m % VECTOR == 0:
-        return F.scaled_dot_product_attention(q, k, v)
-    missing = -m % VECTOR
-    k, v = (F.pad(x, (0, 0, 0, missing)) for x in (k, v))  # (B, heads, M + missing, d)
-    counts = torch.arange(m + missing, device=k.device) < m
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=counts[None])
+    return F.scaled_dot_product_attention(q, k, v)
