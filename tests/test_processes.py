@@ -171,36 +171,59 @@ def test_machines_that_see_different_folders_end_with_code_2_and_one_line(
     assert tree(other) == had and not list(own.rglob("*.png"))
 
 
-# Each stays on one processor with its threads, which run when nothing else wants to.
-SLOW_THREADS = """
-import os
+FAULTY = """
+import os, sys, time
 from ldm.errors import InputError
 from ldm.txt2img.processes import in_processes
 
+def fault():
+    if os.environ["RANK"] == "1":
+        raise InputError("no such file")
+
+try:
+    in_processes(work, 1, "cpu")
+except InputError as told:
+    sys.exit(2)
+"""
+# Each stays on one processor with its threads, which run when nothing else wants to.
+SLOW_THREADS = """
 def work(device, group):
     for task in map(int, os.listdir("/proc/self/task")):
         os.sched_setaffinity(task, {min(os.sched_getaffinity(0))})
         if task != os.getpid():
             os.sched_setscheduler(task, os.SCHED_IDLE, os.sched_param(0))
-    def fault():
-        raise InputError("no such file")
     group.agree(fault)
-
-try:
-    in_processes(work, 1, "cpu")
-except InputError:
-    raise SystemExit(2) from None
 """
+# Till then the first, which has the store that all count in, is gone.
+SLOW_TO_TELL = """
+def work(device, group):
+    try:
+        group.agree(fault)
+    except InputError:
+        time.sleep(5)
+        raise
+"""
+
+
+def faulty_pair(work: str) -> list[subprocess.Popen[str]]:
+    """Two processes as torchrun starts them, the second of which has a fault."""
+    met = {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    port = str(free_port())
+    return [
+        start(["-c", work + FAULTY], **met, MASTER_PORT=port, RANK=rank, LOCAL_RANK=rank) for rank in "01"
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="it schedules threads as Linux does")
 def test_processes_end_with_their_code_though_the_threads_they_met_by_are_slow() -> None:
     for _ in range(5):
-        port = str(free_port())
-        met = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        pair = [start(["-c", SLOW_THREADS], **met, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
-        assert [*map(end, pair)] == [(2, "", "")] * 2
+        assert [*map(end, faulty_pair(SLOW_THREADS))] == [(2, "", "")] * 2
+
+
+@pytest.mark.slow
+def test_a_fault_that_all_have_heard_of_is_told_without_those_that_are_gone() -> None:
+    assert [*map(end, faulty_pair(SLOW_TO_TELL))] == [(2, "", "")] * 2
 
 
 @pytest.mark.slow

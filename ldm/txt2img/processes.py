@@ -31,6 +31,10 @@ PATIENCE = timedelta(minutes=30)  # of a process for the others' beginning: disk
 logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
 
 
+class AgreedError(InputError):
+    """A fault that all have heard of and this process alone tells."""
+
+
 @dataclass(frozen=True)
 class Group:
     """The processes of a run, as one of them sees them."""
@@ -57,7 +61,7 @@ class Group:
         self._exchange(lambda: distributed.all_gather_object(faults, fault))
         for rank, fault in enumerate(faults):
             if fault is not None:
-                raise fault if rank == self.rank else SystemExit(2)
+                raise AgreedError(*fault.args) if rank == self.rank else SystemExit(2)
         return result  # type: ignore[return-value]
 
     def from_first(self, work: Callable[[], T]) -> T:
@@ -75,8 +79,10 @@ class Group:
                 print("error: another process of this run was lost; start it again", file=sys.stderr)
             raise SystemExit(1) from None
 
-    def tells(self) -> bool:
+    def tells(self, fault: InputError | None = None) -> bool:
         """Whether this process is the first that has a fault to tell of."""
+        if isinstance(fault, AgreedError):
+            return True  # the store may be gone with the process that had it
         try:
             return self.store is None or self.store.add("faults", 1) == 1
         except RuntimeError:
@@ -153,17 +159,18 @@ def _join_launched(work: Work, kind: str) -> None:
         index = int(os.environ["LOCAL_RANK"])
     except (KeyError, RuntimeError, ValueError) as refused:
         raise InputError(f"The processes do not fit together: {refused}") from None
-    try:
-        with _parting(), keeping_the_stop():
-            work(_device(kind, index), group)
-    except InputError:
-        if group.tells():
-            raise
-        raise SystemExit(2) from None
-    except KeyboardInterrupt as asked:
-        if group.rank == 0:
-            raise
-        raise SystemExit(128 + asked.args[0]) from None
+    with _parting():
+        try:
+            with keeping_the_stop():
+                work(_device(kind, index), group)
+        except InputError as fault:
+            if group.tells(fault):
+                raise
+            raise SystemExit(2) from None
+        except KeyboardInterrupt as asked:
+            if group.rank == 0:
+                raise
+            raise SystemExit(128 + asked.args[0]) from None
 
 
 def _start(work: Work, kind: str, count: int) -> None:
@@ -203,7 +210,7 @@ def _started(rank: int, port: int, work: Work, kind: str, count: int) -> None:
         with _parting(), keeping_the_stop():
             work(_device(kind, rank), group)
     except InputError as fault:
-        if group.tells():
+        if group.tells(fault):
             print(f"error: {fault}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt as asked:
