@@ -171,19 +171,22 @@ def test_machines_that_see_different_folders_end_with_code_2_and_one_line(
     assert tree(other) == had and not list(own.rglob("*.png"))
 
 
-FAULTY = """
-import os, sys, time
+# Two processes as torchrun starts them; what `faults` faults does so in the second.
+PAIR = """
+import os, signal, sys, time
 from ldm.errors import InputError
 from ldm.txt2img.processes import in_processes
 
-def fault():
+def faults():
     if os.environ["RANK"] == "1":
-        raise InputError("no such file")
+        FAULT
 
 try:
     in_processes(work, 1, "cpu")
-except InputError as told:
+except InputError:
     sys.exit(2)
+except KeyboardInterrupt:
+    sys.exit(128 + signal.SIGINT)
 """
 # Each stays on one processor with its threads, which run when nothing else wants to.
 SLOW_THREADS = """
@@ -192,38 +195,59 @@ def work(device, group):
         os.sched_setaffinity(task, {min(os.sched_getaffinity(0))})
         if task != os.getpid():
             os.sched_setscheduler(task, os.SCHED_IDLE, os.sched_param(0))
-    group.agree(fault)
+    group.agree(faults)
 """
 # Till then the first, which has the store that all count in, is gone.
 SLOW_TO_TELL = """
 def work(device, group):
     try:
-        group.agree(fault)
+        group.agree(faults)
     except InputError:
         time.sleep(5)
         raise
 """
 
 
-def faulty_pair(work: str) -> list[subprocess.Popen[str]]:
-    """Two processes as torchrun starts them, the second of which has a fault."""
+AGREE = """
+def work(device, group):
+    group.agree(faults)
+"""
+
+
+def pair(work: str, fault: str = 'raise InputError("no such file")') -> list[subprocess.Popen[str]]:
+    """Two processes that torchrun might have started, the second of which has a fault."""
+    script = work + PAIR.replace("FAULT", fault)
     met = {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     port = str(free_port())
-    return [
-        start(["-c", work + FAULTY], **met, MASTER_PORT=port, RANK=rank, LOCAL_RANK=rank) for rank in "01"
-    ]
+    return [start(["-c", script], **met, MASTER_PORT=port, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="it schedules threads as Linux does")
 def test_processes_end_with_their_code_though_the_threads_they_met_by_are_slow() -> None:
     for _ in range(5):
-        assert [*map(end, faulty_pair(SLOW_THREADS))] == [(2, "", "")] * 2
+        assert [*map(end, pair(SLOW_THREADS))] == [(2, "", "")] * 2
 
 
 @pytest.mark.slow
 def test_a_fault_that_all_have_heard_of_is_told_without_those_that_are_gone() -> None:
-    assert [*map(end, faulty_pair(SLOW_TO_TELL))] == [(2, "", "")] * 2
+    assert [*map(end, pair(SLOW_TO_TELL))] == [(2, "", "")] * 2
+
+
+def test_a_process_that_a_fault_of_the_program_ends_is_told_of_by_another_that_waits_for_it() -> None:
+    (code, out, err), other = map(end, pair(AGREE, "raise RuntimeError('out of memory')"))
+    assert (code, out, err) == (1, "", "error: another process of this run was lost; start it again\n")
+    assert other[:2] == (1, "") and other[2].endswith("RuntimeError: out of memory\n")
+
+
+def test_a_process_that_waits_for_another_hears_of_a_stop(tmp_path: Path) -> None:
+    waited_for = tmp_path / "waited for"
+    first, second = pair(AGREE, f"open({str(waited_for)!r}, 'w').close(); time.sleep(1000)")
+    wait_for(waited_for.exists)
+    first.send_signal(signal.SIGINT)
+    assert first.wait(60) == 128 + signal.SIGINT
+    second.kill()
+    end(second)
 
 
 @pytest.mark.slow
@@ -327,7 +351,7 @@ def test_two_machines_share_a_run(
              "--rdzv-conf", f"is_host={i == 1:d}", *command, *MANY,
              "--outdir", str(folder)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=ENVIRONMENT | {"GLOO_SOCKET_IFNAME": "cable"},
+            env=ENVIRONMENT,
         )
         for i, name in enumerate(two_machines, start=1)
     ]  # fmt: skip
@@ -627,22 +651,16 @@ def test_on_windows_processes_count_without_libuv_which_torch_lacks_there(
             raise RuntimeError("use_libuv was requested but PyTorch was built without libuv support")
         return store(*arguments, use_libuv=use_libuv, **options)
 
-    def join(*_: Any, store: Any, **__: Any) -> None:
-        joined.append(store.add("joined", 1))
-        raise SystemExit(0)
-
     def spawn(work: Callable[..., None], arguments: tuple[Any, ...], count: int, join: bool) -> Namespace:
         for rank in range(count):
-            with pytest.raises(SystemExit):
-                work(rank, *arguments)
+            work(rank, *arguments)
         return Namespace(join=lambda: True)
 
     monkeypatch.setattr(torch.distributed, "TCPStore", windows_store)
-    monkeypatch.setattr(torch.distributed, "init_process_group", join)
     monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
     monkeypatch.setattr("ldm.txt2img.processes.stop_when_asked", lambda: None)
     monkeypatch.setattr(sys, "platform", "win32")
-    _start(lambda *_: None, "cpu", 2)
+    _start(lambda _, group: joined.append(group.store.add("joined", 1)), "cpu", 2)
     assert joined == [1, 2]
 
 

@@ -1,15 +1,18 @@
 """One run in several processes: on one machine, or on many under torchrun or SLURM.
 
-The processes agree on the run when it begins. From then on none waits for another, so that one that dies
-takes nothing with it but the picture in its hands.
+The processes agree on the run when it begins, by words that they leave for each other in a store: torch's
+groups, made for tensors, leave threads that may abort a process or hold it up when it ends. From then on none
+waits for another, so that one that dies takes nothing with it but the picture in its hands.
 """
 
 import contextlib
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +21,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 
 from ldm.device import device_count, pick_device
 from ldm.errors import InputError, keeping_the_stop, let_streams_take_all, stop_when_asked
@@ -26,6 +30,7 @@ T = TypeVar("T")
 Work = Callable[[torch.device, "Group"], None]
 
 PATIENCE = timedelta(minutes=30)  # of a process for the others' beginning: disks may be slow
+LOST = b""  # the last word of a process that a fault of the program ends
 
 # How processes are ended in detail is none of a user's.
 logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
@@ -41,7 +46,7 @@ class Group:
 
     rank: int = 0
     size: int = 1
-    store: Any = None  # what all of them can count in
+    store: Any = None  # what all of them can count in and leave words
     tended: bool = False  # whether all are stopped when one dies
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
@@ -55,29 +60,47 @@ class Group:
         result, fault = None, None
         try:
             result = work()
-        except InputError as told:
-            fault = told
-        faults: list[InputError | None] = [None] * self.size
-        self._exchange(lambda: distributed.all_gather_object(faults, fault))
-        for rank, fault in enumerate(faults):
-            if fault is not None:
-                raise AgreedError(*fault.args) if rank == self.rank else SystemExit(2)
+        except InputError as refused:
+            fault = refused
+        except BaseException:
+            with contextlib.suppress(RuntimeError):
+                self._say(LOST)
+            raise
+        for rank, told in enumerate(self._exchange(fault)):
+            if told is not None:
+                raise AgreedError(*told.args) if rank == self.rank else SystemExit(2)
         return result  # type: ignore[return-value]
 
     def from_first(self, work: Callable[[], T]) -> T:
         """The result of some work that the first process alone does, in every process."""
-        results = [self.agree(lambda: work() if self.rank == 0 else None)]
-        if self.size > 1:
-            self._exchange(lambda: distributed.broadcast_object_list(results, src=0))
-        return results[0]  # type: ignore[return-value]
+        result = self.agree(lambda: work() if self.rank == 0 else None)
+        return result if self.size == 1 else self._exchange(result)[0]  # type: ignore[return-value]
 
-    def _exchange(self, words: Callable[[], None]) -> None:
+    def _exchange(self, word: Any) -> list[Any]:
+        """The words of all processes, each of which has one to say now."""
         try:
-            words()
+            names = self._say(pickle.dumps(word))
+            _wait_for(lambda: self.store.check(names))
+            words = [self.store.get(name) for name in names]
+            # The first may have the store, which goes with it when it ends.
+            heard = f"have heard {names[0]}"
+            self.store.add(heard, 1)
+            if self.rank == 0 and LOST not in words:
+                _wait_for(lambda: self.store.add(heard, 0) == self.size)
         except RuntimeError:
+            words = [LOST]
+        if LOST in words:
             if self.tells():
                 print("error: another process of this run was lost; start it again", file=sys.stderr)
-            raise SystemExit(1) from None
+            raise SystemExit(1)
+        return [*map(pickle.loads, words)]
+
+    def _say(self, word: bytes) -> list[str]:
+        """Lets the others hear this process's next word. By what names the words of all are in the store."""
+        turn = self.store.add(f"words of {self.rank}", 1)
+        names = [f"word {turn} of {rank}" for rank in range(self.size)]
+        self.store.set(names[self.rank], word)
+        return names
 
     def tells(self, fault: InputError | None = None) -> bool:
         """Whether this process is the first that has a fault to tell of."""
@@ -95,6 +118,15 @@ class Group:
     def others_work(self) -> bool:
         """Whether others have not done their share yet; only where this is sure to come to an end."""
         return self.tended and self.store.add("ended", 0) < self.size
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    """Waits for other processes. Unlike a store, which waits in C++, this hears of signals meanwhile."""
+    until = time.monotonic() + PATIENCE.total_seconds()
+    while not condition():
+        if time.monotonic() > until:
+            raise RuntimeError(f"others are not heard of for {PATIENCE}")
+        time.sleep(0.02)
 
 
 def launched() -> tuple[int, int]:
@@ -155,22 +187,22 @@ def _join_launched(work: Work, kind: str) -> None:
             "LOCAL_RANK": str(slurm.local_rank()),
         }
     try:
-        group = _meet(tended=distributed.is_torchelastic_launched())
+        store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+        group = Group(rank, size, store, tended=distributed.is_torchelastic_launched())
         index = int(os.environ["LOCAL_RANK"])
     except (KeyError, RuntimeError, ValueError) as refused:
         raise InputError(f"The processes do not fit together: {refused}") from None
-    with _parting():
-        try:
-            with keeping_the_stop():
-                work(_device(kind, index), group)
-        except InputError as fault:
-            if group.tells(fault):
-                raise
-            raise SystemExit(2) from None
-        except KeyboardInterrupt as asked:
-            if group.rank == 0:
-                raise
-            raise SystemExit(128 + asked.args[0]) from None
+    try:
+        with keeping_the_stop():
+            work(_device(kind, index), group)
+    except InputError as fault:
+        if group.tells(fault):
+            raise
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as asked:
+        if group.rank == 0:
+            raise
+        raise SystemExit(128 + asked.args[0]) from None
 
 
 def _start(work: Work, kind: str, count: int) -> None:
@@ -201,13 +233,10 @@ def _started(rank: int, port: int, work: Work, kind: str, count: int) -> None:
     """What each new process does; one of them tells of a fault, and who started them of a stop."""
     try:
         let_streams_take_all()
-        store = _store(port)
-        # While torch waits for the others here it hears of no signal, and one of them may have ended. Only
-        # SIGTERM's own action ends that.
-        group = _meet(tended=True, store=store, rank=rank, world_size=count)
+        group = Group(rank, count, _store(port), tended=True)
         stop_when_asked()
         _interrupts_come()
-        with _parting(), keeping_the_stop():
+        with keeping_the_stop():
             work(_device(kind, rank), group)
     except InputError as fault:
         if group.tells(fault):
@@ -246,28 +275,6 @@ def _store(port: int = 0) -> distributed.TCPStore:
         wait_for_workers=False,
         use_libuv=sys.platform != "win32",  # torch for Windows is built without it
     )
-
-
-def _meet(tended: bool, **where: Any) -> Group:
-    """Waits for the other processes, found by torch's variables if not told where.
-
-    Only words are exchanged, never tensors, so that the CPU's backend does for every device.
-    """
-    distributed.init_process_group("gloo", timeout=PATIENCE, **where)
-    store = distributed.distributed_c10d._get_default_store()
-    return Group(distributed.get_rank(), distributed.get_world_size(), store, tended)
-
-
-@contextlib.contextmanager
-def _parting() -> Iterator[None]:
-    """Ends torch's threads of the group when the work ends; the group's store goes on counting.
-
-    A thread that still held what was exchanged last would abort a process whose interpreter is gone.
-    """
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
 
 
 def _device(kind: str, index: int) -> torch.device:
