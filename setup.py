@@ -1,4 +1,5 @@
 import platform
+import re
 import sys
 import zlib
 from copy import copy
@@ -18,16 +19,21 @@ EXTRAS = {
 }
 
 
+def with_headers(source: Path) -> bytes:
+    """A file of C, and behind it the headers of this package that it includes."""
+    own = source.read_bytes()
+    names = re.findall(rb'^#include "(.+)"', own, re.MULTILINE)
+    return own + b"".join(with_headers(source.parent / name.decode()) for name in names)
+
+
 def extension(source: str, *flags: str, form: str = "") -> Extension:
     """A library of C functions, which ldm/freeu/native.py looks for; without a compiler the rest installs.
 
-    Its name has the checksum of its source and of the headers beside that, so that none made of older ones is
-    taken for it, and a form where one source is made into several libraries.
+    Its name has the checksum of its source and its headers, so that none made of older ones is taken for it,
+    and a form where one source is made into several libraries.
     """
     path = Path(source)
-    whole = Path(__file__).parent / path
-    read = b"".join(it.read_bytes() for it in (whole, *sorted(whole.parent.glob("*.h"))))
-    checksum = f"{zlib.crc32(read):08x}"
+    checksum = f"{zlib.crc32(with_headers(Path(__file__).parent / path)):08x}"
     name = "_".join([path.stem, form, checksum] if form else [path.stem, checksum])
     return Extension(
         f"{'.'.join(path.parent.parts)}._{name}",
@@ -77,7 +83,7 @@ setup(
     package_data={
         "ldm.configs": ["*.yaml", "train/*.yaml"],
         "ldm.checkpoints": ["tiny.safetensors", "judge.safetensors"],
-        "ldm.freeu": ["*.c"],
+        "ldm.freeu": ["*.c", "*.h"],
         "ldm.modules": ["*.c", "*.h"],
         "ldm.study": ["*.html"],
         "ldm.page": ["*.css", "*.js"],

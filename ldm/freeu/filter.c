@@ -5,24 +5,10 @@
    meets the rest. A thread takes a few channels of a sample, which stay in its core's cache between the two. */
 
 #include <math.h>
-#include <stdint.h>
-#include <string.h>
 
-/* One form for each generation of processors, of which the loader of the library takes the newest. Compilers
-   older than gcc 12 know generations by their vectors alone. */
-#if !defined(__x86_64__)
-#define FOR_EACH_CPU
-#elif __GNUC__ >= 12
-#define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define FOR_EACH_CPU __attribute__((target_clones("avx512f", "avx2", "default")))
-#endif
-#define INLINE static inline __attribute__((always_inline))
+#include "numbers.h"
 
-enum {
-    LANES = 128,     /* channels at a time, where they lie last */
-    FEW = 16 * 1024, /* numbers for which it does not pay to wake a second thread */
-};
+enum { LANES = 128 }; /* channels at a time, where they lie last */
 
 /* Steps are, in numbers, from a sample to the next, and from a position to the next where channels lie last or,
    where positions do, from a channel to the next. */
@@ -33,29 +19,6 @@ struct maps {
 struct wave {
     float cos, sin;
 };
-
-INLINE float get(const void *x, long i, int bfloat16)
-{
-    if (!bfloat16)
-        return ((const float *)x)[i];
-    uint32_t bits = (uint32_t)((const uint16_t *)x)[i] << 16;
-    float number;
-    memcpy(&number, &bits, sizeof number);
-    return number;
-}
-
-/* In bfloat16 rounded to nearest. What is not a number came in bfloat16 or was made here, and so has nothing in
-   its lower half that would carry it elsewhere. */
-INLINE void put(void *x, long i, float number, int bfloat16)
-{
-    if (!bfloat16) {
-        ((float *)x)[i] = number;
-        return;
-    }
-    uint32_t bits;
-    memcpy(&bits, &number, sizeof bits);
-    ((uint16_t *)x)[i] = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
 
 /* Some lanes of a line of positions: their sums, plain and times its waves, (3, lanes). */
 INLINE void sum(const void *x, long step, long length, const struct wave *along, long lanes, float *r,

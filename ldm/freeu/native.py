@@ -5,6 +5,7 @@ They are built where there is a C compiler. Elsewhere, and where more is asked o
 """
 
 import ctypes
+import re
 import zlib
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,10 +20,16 @@ def built(source: Path, package: str, form: str = "") -> str | None:
 
     `form` is one of those that setup.py makes of a file, if it makes several.
     """
-    read = b"".join(it.read_bytes() for it in (source, *sorted(source.parent.glob("*.h"))))
-    parts = source.stem, *([form] if form else []), f"{zlib.crc32(read):08x}"
+    parts = source.stem, *([form] if form else []), f"{zlib.crc32(_with_headers(source)):08x}"
     found = find_spec(f"{package}._{'_'.join(parts)}")
     return found.origin if found else None
+
+
+def _with_headers(source: Path) -> bytes:
+    """A file of C, and behind it the headers of this package that it includes."""
+    own = source.read_bytes()
+    names = re.findall(rb'^#include "(.+)"', own, re.MULTILINE)
+    return own + b"".join(_with_headers(source.parent / name.decode()) for name in names)
 
 
 def load(source: Path, package: str, form: str = "") -> ctypes.CDLL | None:

@@ -64,17 +64,21 @@ def test_the_installation_built_each_library_that_a_compiler_here_can(package, s
     assert native.load(source, package, form)
 
 
-@pytest.mark.parametrize("changed", [".c", ".h"])
+@pytest.mark.parametrize("changed", ["modules/lanes.h", "freeu/numbers.h", "the source itself"])
 def test_a_library_of_another_source_is_not_taken(changed, tmp_path):
+    ldm = MODULES.parent
+    needs_it = {"modules/lanes.h": ["vectors.c", "winograd.c"], "freeu/numbers.h": ["filter.c", "norm.c"]}
     for package, source, form, _ in LIBRARIES:
-        folder = copytree(source.parent, tmp_path / f"{source.stem}_{form}", ignore=ignore_patterns("*.so"))
-        files = [it for it in folder.iterdir() if it.suffix == changed and it.stem in (source.stem, "lanes")]
-        same = native.built(folder / source.name, package, form)
-        assert same == native.built(source, package, form)
-        for file in files:
-            file.write_bytes(file.read_bytes() + b"\n")
-            assert native.built(folder / source.name, package, form) is None
-            assert native.load(folder / source.name, package, form) is None
+        without = ignore_patterns("*.so", "*.py", "__*")
+        copy = copytree(ldm, tmp_path / f"{source.stem}_{form}", ignore=without)
+        other = copy / source.relative_to(ldm)
+        before = native.built(source, package, form)
+        assert native.built(other, package, form) == before
+        file = copy / changed if changed in needs_it else other
+        file.write_bytes(file.read_bytes() + b"\n")
+        taken = source.name not in needs_it.get(changed, source.name)
+        assert native.built(other, package, form) == (before if taken else None)
+        assert taken or native.load(other, package, form) is None
 
 
 def test_a_library_that_cannot_be_loaded_is_not_taken(monkeypatch, tmp_path):
