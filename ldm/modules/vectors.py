@@ -6,13 +6,14 @@ scores and weights between its products.
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ldm.modules.cpu_vectors import libraries
 from ldm.modules.heads import by_library
 from ldm.modules.onednn import HAS_AVX512
 
-DOWN = 4  # numbers of a head that are summed at a time
+DOWN = {torch.float32: 4, torch.bfloat16: 8}  # numbers of a head that are summed at a time
 WIDEST = 2**31 if HAS_AVX512 else 160  # such numbers: with more, torch's is faster than AVX2
 
 SOURCE = Path(__file__).with_name("vectors.c")
@@ -25,5 +26,5 @@ def by_vectors(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
     None where that is left to torch: there is no library for the precision, a head is wide or uneven, or
     `by_library` leaves it.
     """
-    d = q.shape[-1]
-    return by_library(LIBRARIES.get(q.dtype), q, k, v) if d <= WIDEST and d % DOWN == 0 else None
+    library, d = LIBRARIES.get(q.dtype), q.shape[-1]
+    return by_library(library, q, k, v) if library and d <= WIDEST and d % DOWN[q.dtype] == 0 else None

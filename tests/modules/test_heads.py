@@ -69,9 +69,9 @@ def test_one_key_far_above_the_others_takes_all(case):
 
 def test_a_lone_key_takes_all_however_low_its_score(case):
     name, kind, _ = case
-    q, k = torch.zeros(1, 1, 1000, 4, dtype=kind), torch.zeros(1, 1, 1, 4, dtype=kind)
+    q, k = torch.zeros(1, 1, 1000, 8, dtype=kind), torch.zeros(1, 1, 1, 8, dtype=kind)
     q[0, 0, :, 0], k[..., 0] = torch.arange(1000), -2
-    v = rnd(1, 1, 1, 1, 4).to(kind)
+    v = rnd(1, 1, 1, 1, 8).to(kind)
     assert torch.equal(getattr(dot_product, name)(q, k, v), v.expand_as(q))
 
 
