@@ -20,13 +20,13 @@ enum {
     CORE = TILE - KERNEL + 1,
     PLANES = TILE * TILE,
     NINE = KERNEL * KERNEL,
-    PANEL = 2 * LANES,     /* channels coming out that lie beside each other in planes of kernels ... */
-    STRIP = 6,             /* ... and meet so many tiles: their sums of products fill the registers */
-    DEEP = 160,            /* factors of a sum, as longer ones would be rounded more */
-    TILES = 384,           /* strips of so many stay in a core's second cache, while a panel meets them */
-    TURNED = 16,           /* channels going in, of whose kernels a panel is made at a time */
-    LINE = 16,             /* numbers between planes: those at one place of all do not share a cache's set */
-    SOME = 64,             /* channels going in of a panel that stays near, with its sums, if tiles are few */
+    PANEL = 2 * LANES,        /* channels coming out that lie beside each other in planes of kernels ... */
+    STRIP = 4 + 2 * TOGETHER, /* ... and meet so many tiles: sums enough that none is waited for */
+    DEEP = 160,               /* factors of a sum, as longer ones would be rounded more */
+    TILES = 384,              /* strips of so many stay in a core's second cache, while a panel meets them */
+    TURNED = 16,              /* channels going in, of whose kernels a panel is made at a time */
+    LINE = 16,                /* numbers between planes: those at one place of all do not share a cache's set */
+    SOME = 64,                /* channels going in of a panel that stays near, with its sums, if tiles are few */
 };
 
 /* Channels going in, of which a panel leaves a sixth of a core's nearest cache to what it meets. */
@@ -215,7 +215,7 @@ INLINE void strip(const factor *v, long in, const factors *u, long deep, float *
 #pragma GCC unroll 4
     for (long c = 0; c < deep; c++) {
         factors left = u[2 * c], right = u[2 * c + 1];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
         for (int i = 0; i < rows; i++) {
             add_product(&sums[i][0], v[i * in + c], &left);
             add_product(&sums[i][1], v[i * in + c], &right);
@@ -252,6 +252,10 @@ static void meet(const number *v, long rows, long in, const number *u, long deep
             case 4: strip(numbers, far, panel, some, sums, out, 4, more); break;
             case 5: strip(numbers, far, panel, some, sums, out, 5, more); break;
             case 6: strip(numbers, far, panel, some, sums, out, 6, more); break;
+#ifdef BFLOAT16
+            case 7: strip(numbers, far, panel, some, sums, out, 7, more); break;
+            case 8: strip(numbers, far, panel, some, sums, out, 8, more); break;
+#endif
             }
         }
     }
