@@ -18,14 +18,6 @@ enum {
     BLOCKS = 4,               /* ... while so many blocks meet them */
 };
 
-/* (2^f - 1) / f, f from -1/2 to 1/2, the highest power first: of all polynomials with so many terms those that
-   2^f is least far from, a part of 2^-13 in bfloat16 and 2^-23 in float32. */
-#ifdef BFLOAT16
-static const float NEAR_ONE[] = {.0550091019f, .242210980f, .693282888f};
-#else
-static const float NEAR_ONE[] = {.00132028600f, .00967495284f, .0555104780f, .240221660f, .693146596f};
-#endif
-
 /* The same in all of a token's numbers: they lie beside each other. */
 struct strides {
     long batch, head, token;
@@ -67,10 +59,12 @@ INLINE void raise_two(lanes *x)
     const lanes smallest = (lanes){0} - 126;
     const float shift = 0x1.8p23f + 127; /* added, it leaves the exponent of 2^x in the lowest bits */
     raise_to(x, &smallest);
-    lanes shifted = *x + shift, f = *x - (shifted - shift), series = {0};
-    for (unsigned i = 0; i < sizeof NEAR_ONE / sizeof *NEAR_ONE; i++)
-        series = NEAR_ONE[i] + f * series;
-    *x = (1 + f * series) * (lanes)((bits)shifted << 23);
+    lanes shifted = *x + shift, f = (*x - (shifted - shift)) * 0.693147181f; /* log(2) of the rest */
+    lanes series = (lanes){0} + 1 / 24.f;
+    if (TOGETHER == 1) /* bfloat16 would not show the rest. */
+        series += f * (1 / 120.f + f * (1 / 720.f));
+    series = 1 + f * (1 + f * (1 / 2.f + f * (1 / 6.f + f * series)));
+    *x = series * (lanes)((bits)shifted << 23);
 }
 
 /* Makes weights, (count, ACROSS), factors where they are, (count / TOGETHER, ACROSS). Behind the last lies the
