@@ -188,6 +188,10 @@ except InputError:
 except KeyboardInterrupt:
     sys.exit(128 + signal.SIGINT)
 """
+AGREE = """
+def work(device, group):
+    group.agree(faults)
+"""
 # Each stays on one processor with its threads, which run when nothing else wants to.
 SLOW_THREADS = """
 def work(device, group):
@@ -205,12 +209,6 @@ def work(device, group):
     except InputError:
         time.sleep(5)
         raise
-"""
-
-
-AGREE = """
-def work(device, group):
-    group.agree(faults)
 """
 
 
@@ -245,9 +243,12 @@ def test_a_process_that_waits_for_another_hears_of_a_stop(tmp_path: Path) -> Non
     first, second = pair(AGREE, f"open({str(waited_for)!r}, 'w').close(); time.sleep(1000)")
     wait_for(waited_for.exists)
     first.send_signal(signal.SIGINT)
-    assert first.wait(60) == 128 + signal.SIGINT
-    second.kill()
-    end(second)
+    try:
+        assert first.wait(60) == 128 + signal.SIGINT
+    finally:
+        for process in (first, second):
+            process.kill()
+            end(process)
 
 
 @pytest.mark.slow
