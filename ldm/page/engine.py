@@ -1,4 +1,8 @@
-"""The queue before the one shared model: one thread does every visitor's work, first come, first served."""
+"""The queue before the one shared model: one thread does every visitor's work, first come, first served.
+
+That should be the thread that loaded the model. OpenMP lets the helpers of one thread wait at the ready;
+those of a second must be woken for each product, and a small network takes twice as long.
+"""
 
 import asyncio
 import contextlib
@@ -44,9 +48,9 @@ class Job:
         self._news.put(item)
         self._wake()
 
-    def finish(self, fault: Exception | None = None) -> None:
-        """From the engine's thread: there will be no more items."""
-        self.fault, self.done = fault, True
+    def finish(self) -> None:
+        """There will be no more items."""
+        self.done = True
         self._wake()
 
     def _wake(self) -> None:
@@ -64,15 +68,13 @@ class Job:
 
 
 class Engine:
-    """The thread and its queue. `most` is how many pieces of work may wait."""
+    """The queue, and the work on it. `most` is how many pieces of work may wait."""
 
     def __init__(self, most: int):
         self.most = most
         self._jobs: list[Job] = []  # the first one is being done
         self._turn = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
-        self._thread.start()
 
     async def follow(self, owner: Owner, work: Work) -> AsyncIterator[Waiting | list[Any]]:
         """Queues a piece of work and tells of it at least once a second: the place, then its items.
@@ -133,33 +135,37 @@ class Engine:
         with self._turn:
             return len(self._jobs)
 
+    def run(self) -> None:
+        """Does what is queued, in the thread that calls it, until it is interrupted or the engine closed."""
+        while (job := self._next()) is not None:
+            try:
+                self._do(job)
+            finally:
+                with self._turn:
+                    self._jobs.remove(job)
+                job.finish()
+
     def close(self) -> None:
-        """Ends the thread after the step that it is at."""
+        """Ends all work, what is being done after the step that it is at."""
         with self._turn:
             self._closed = True
-            jobs = [*self._jobs]
+            for job in self._jobs:
+                job.gone = True
+                job.finish()
             self._turn.notify()
-        for job in jobs:
-            self._leave(job)
-        self._thread.join()
 
-    def _serve(self) -> None:
-        while True:
-            with self._turn:
-                self._turn.wait_for(lambda: self._jobs or self._closed)
-                if self._closed:
-                    return
-                job = self._jobs[0]
-            fault = self._do(job)
-            with self._turn:
-                self._jobs.remove(job)
-            job.finish(fault)
+    def _next(self) -> Job | None:
+        """The first piece of work, waited for; None once the engine is closed."""
+        with self._turn:
+            while not (self._jobs or self._closed):
+                self._turn.wait(PULSE)  # Windows hears of Ctrl-C in between
+            return None if self._closed else self._jobs[0]
 
     @staticmethod
-    def _do(job: Job) -> Exception | None:
-        """Drives a piece of work to its end, or until nobody waits for it; what it raised."""
+    def _do(job: Job) -> None:
+        """Drives a piece of work to its end, or until nobody waits for it, and notes what it raised."""
         if job.gone:
-            return None
+            return
         items: Iterator[Any] = iter(())
         try:
             items = job.work(job.stopping)
@@ -168,9 +174,8 @@ class Engine:
                     break
                 job.tell(item)
         except Exception as fault:
-            return fault
+            job.fault = fault
         finally:
             close = getattr(items, "close", None)
             if close:
                 close()
-        return None

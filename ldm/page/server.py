@@ -2,7 +2,6 @@
 
 import os
 import socket
-import time
 from argparse import Namespace
 from dataclasses import fields
 from typing import Any
@@ -106,8 +105,7 @@ def serve(arguments: Namespace, config: DictConfig) -> None:
         print("--share: this address is public. Whoever has it can draw on this machine.")
     print("Ctrl-C ends it.", flush=True)
     try:
-        while True:
-            time.sleep(3600)
+        engine.run()
     finally:
-        page.close()
         engine.close()
+        page.close()

@@ -3,9 +3,11 @@
 import asyncio
 import os
 import tempfile
+import threading
 from argparse import Namespace
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,24 +64,33 @@ def studio(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> S
     return Studio(arguments, load_config("freeu_tiny.yaml"), Limits(side=128, steps=200, upload=1))
 
 
+@contextmanager
+def running(most: int) -> Iterator[Engine]:
+    """An engine that a thread of its own runs."""
+    engine = Engine(most)
+    thread = threading.Thread(target=engine.run, daemon=True)
+    thread.start()
+    yield engine
+    engine.close()
+    thread.join()
+
+
 @pytest.fixture(scope="session")
 def served(studio: Studio) -> Iterator[Served]:
     before = {name: os.environ.get(name) for name in ("GRADIO_TEMP_DIR", "GRADIO_EXAMPLES_CACHE")}
-    engine = Engine(studio.limits.queue)
-    page = make_page(studio, engine)
-    address = launch(page, studio, "127.0.0.1", None, share=False)
-    yield Served(address, studio, engine)
-    page.close()
-    engine.close()
+    with running(studio.limits.queue) as engine:
+        page = make_page(studio, engine)
+        address = launch(page, studio, "127.0.0.1", None, share=False)
+        yield Served(address, studio, engine)
+        page.close()
     for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    engine = Engine(most=5)
-    yield engine
-    engine.close()
+    with running(most=5) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from gradio_client import Client
 
 from ldm.folders import ROOT
 from tests.page.conftest import Served
@@ -113,6 +114,41 @@ def test_the_page_is_served_until_it_is_asked_to_end_and_calls_nobody(tmp_path: 
             served.send_signal(signal.SIGTERM)
             _, told = served.communicate(timeout=30)
             assert served.returncode == 128 + signal.SIGTERM
+            assert told.strip() == "stopped; the pictures are kept"
+        finally:
+            served.kill()
+
+
+# Runs the script, and tells in which thread it draws.
+THREADS = """
+import runpy, sys, threading
+from ldm.page import studio
+draw = studio.draw
+def told(*args):
+    print("drawn in", threading.current_thread().name, flush=True)
+    return draw(*args)
+studio.draw = told
+sys.argv = ["demo.py", *sys.argv[1:]]
+runpy.run_path("scripts/demo.py", run_name="__main__")
+"""
+
+
+def test_the_page_draws_in_the_thread_that_loaded_the_model_and_is_stopped_there(tmp_path: Path):
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", THREADS, "--outdir", str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, cwd=ROOT, env=environment) as served:
+        try:
+            address = served.stdout.readline().split()[-1]
+            assert served.stdout.readline() == "Ctrl-C ends it.\n"
+            client = Client(address, verbose=False)
+            client.predict("a red star", steps=2, height=32, width=32, api_name="/generate")
+            assert served.stdout.readline() == "drawn in MainThread\n"
+            client.submit("a red star", steps=150, height=256, width=256, api_name="/generate")
+            assert served.stdout.readline() == "drawn in MainThread\n"
+            served.send_signal(signal.SIGINT)
+            _, told = served.communicate(timeout=30)
+            assert served.returncode == 128 + signal.SIGINT
             assert told.strip() == "stopped; the pictures are kept"
         finally:
             served.kill()
