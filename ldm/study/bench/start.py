@@ -44,7 +44,9 @@ with lasting():
     import torch
     from ldm import load_model
     from ldm.generate import Sampling, denoise
+    from ldm.parameterization import likely_kind
 model = load_model("freeu_sd14.yaml", sys.argv[1], device="cpu", dtype=getattr(torch, sys.argv[2]))
+likely_kind(model)  # as the script does; no more where the network is of the kind that the config names
 next(denoise(model, ["a squirrel eating a burger"], [""], [42], Sampling(steps=50)))
 """
 
