@@ -87,6 +87,7 @@ class Engine:
             if len(self._jobs) > self.most:
                 raise InputError(f"{self.most} others are waiting already: please try again in a minute.")
             self._jobs.append(job)
+            job.done = self._closed  # then nobody does it any more
             self._turn.notify()
         try:
             yield Waiting(self.ahead(job))

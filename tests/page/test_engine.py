@@ -2,7 +2,9 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -154,6 +156,30 @@ def test_a_fault_reaches_its_owner_and_nobody_else(engine: Engine):
 
     fault, good = in_a_loop(visit())
     assert isinstance(fault, InputError) and good == [7]
+
+
+def test_an_interrupt_reaches_whoever_runs_the_engine_and_leaves_no_visitor_waiting():
+    engine = Engine(most=5)
+
+    def interrupted(_: threading.Event) -> Iterator[int]:
+        yield 1
+        while len(engine) < 2:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    async def visit() -> tuple:
+        return await asyncio.gather(
+            items(engine, "one", interrupted), items(engine, "two", lambda _: iter([2]))
+        )
+
+    with ThreadPoolExecutor(1) as pool:
+        seen = pool.submit(lambda: asyncio.run(asyncio.wait_for(visit(), 20)))
+        with pytest.raises(KeyboardInterrupt):
+            engine.run()
+        engine.close()
+        assert seen.result() == [[1], []]
+        late = pool.submit(lambda: asyncio.run(asyncio.wait_for(items(engine, "late", interrupted), 20)))
+        assert late.result() == []
 
 
 def test_a_full_queue_is_said(engine: Engine):
