@@ -146,9 +146,9 @@ def test_the_page_draws_in_the_thread_that_loaded_the_model_and_is_stopped_there
             assert served.stdout.readline() == "drawn in MainThread\n"
             client.submit("a red star", steps=150, height=256, width=256, api_name="/generate")
             assert served.stdout.readline() == "drawn in MainThread\n"
-            served.send_signal(signal.SIGINT)
+            served.send_signal(signal.SIGTERM)
             _, told = served.communicate(timeout=30)
-            assert served.returncode == 128 + signal.SIGINT
+            assert served.returncode == 128 + signal.SIGTERM
             assert told.strip() == "stopped; the pictures are kept"
         finally:
             served.kill()
