@@ -153,6 +153,10 @@ class FreeUSettings:
         """Whether `weight` is one at every timestep."""
         return self.start == 0 and self.stop == 1
 
+    def never_acts(self) -> bool:
+        """Whether `weight` is zero at every timestep."""
+        return self.start == self.stop and self.ramp == 0
+
     def weight(self, t: Tensor, run: Tensor, begin: Tensor | None = None) -> Tensor:
         """How much of FreeU samples at timesteps t, (B,), get: (B,), from 0 to 1; see `free_u`.
 

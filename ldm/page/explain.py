@@ -32,19 +32,20 @@ def markup(studio: Studio, settings: Settings) -> str:
     f = studio.model.first_stage_model.downsampling
     height, width = settings.height // f, settings.width // f
     sizes = [(height // stage.downsampling, width // stage.downsampling) for stage in stages]
+    met = studio.unet.hit_blocks(freeu)
     rows = []
     for i, (stage, (b, s), (down, across)) in enumerate(zip(stages, factors, sizes, strict=True)):
-        hit = ' class="hit"' if (b, s) != (1, 1) else ""
+        hit = ' class="hit"' if i in met else ""
         rows.append(
             f"<tr{hit}><th scope=row>{i}</th><td>{down}×{across}</td>"
             f"<td>{stage.width} + {stage.skip_width}</td>"
             f"<td>{changed(b)}</td><td>{changed(s)}</td></tr>"
         )
-    met = sum(pair != (1, 1) for pair in factors)
     structured = " where the picture has structure" if freeu.version == 2 else ""
     words = (
-        f"FreeU meets {met} of {len(stages)} decoder blocks. There it multiplies {which_channels(freeu)} of "
-        f"the backbone's channels by b{structured}, and the skip's lowest frequencies by s."
+        f"FreeU meets {len(met)} of {len(stages)} decoder blocks. There it multiplies "
+        f"{which_channels(freeu)} of the backbone's channels by b{structured}, and the skip's lowest "
+        "frequencies by s."
     )
     table = (
         '<div class="scroll"><table class="blocks">'

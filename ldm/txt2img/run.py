@@ -18,6 +18,7 @@ from ldm.device import PRECISIONS, pick_dtype, room_for_the_model
 from ldm.errors import InputError, warn
 from ldm.generate import Sampling, check
 from ldm.image_io import Picture
+from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
 from ldm.txt2img.caveats import caveats, too_large
 from ldm.txt2img.gallery import Gallery, PlainSheets, Sheets
 from ldm.txt2img.grid_sheets import GridSheets, side_by_side
@@ -123,7 +124,8 @@ class Run:
         """What FreeU does in this run, in a line."""
         if any(axis.name in FREEU_NAMES for axis in self.request.axes):
             return "FreeU is as each cell of the grid says"
-        return self.painter.unet.describe() if self.painter.freeu else "FreeU is off"
+        unet = self.painter.unet
+        return unet.describe() if isinstance(unet, Free_UNetModel) else "FreeU is off"
 
     def _caveats(self) -> list[str]:
         """Warnings, for which the model is run once. Raises InputError where the memory is too small."""

@@ -30,6 +30,8 @@ def test_the_weight_of_each_step(start, stop, ramp, steps):
     assert torch.allclose(settings.weight(run, run), expected, atol=1e-6)
     if settings.acts_throughout():
         assert (expected == 1).all()
+    if settings.never_acts():
+        assert (expected == 0).all()
 
 
 def test_timesteps_between_and_beyond_those_of_the_run():

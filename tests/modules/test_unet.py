@@ -196,9 +196,16 @@ def test_freeu_tells_the_blocks_it_changes(free):
     assert free.describe() == (
         "FreeU V1: b 1.2, s 0.9 on output blocks 0 1 2 3 4 5 6; b 1.4, s 0.2 on output blocks 7 8 9"
     )
+    free.freeu = replace(V1, stop=0.4)
+    assert free.describe().endswith("on output blocks 7 8 9; from 0 to 0.4 of the run")
+    free.freeu = replace(V1, start=0.4, stop=0.4, ramp=0.1)
+    assert len(free.hit_blocks()) == 10
+    free.freeu = replace(V1, start=0.4, stop=0.4)
+    assert free.hit_blocks() == {}
+    assert free.describe() == "FreeU is off: it stops where it starts, at 0.4 of the run"
     free.freeu = V1.off()
     assert free.hit_blocks() == {}
-    assert free.describe() == "FreeU: off, every factor is one"
+    assert free.describe() == "FreeU is off: every factor is one"
 
 
 def test_each_sample_gets_as_much_of_freeu_as_its_timestep_says():

@@ -54,7 +54,8 @@ def test_the_table_names_the_blocks_that_freeu_meets(studio: Studio, first: Sett
 
 
 def test_no_strength_means_no_block(studio: Studio, first: Settings):
-    assert "FreeU meets 0 of 8 decoder blocks" in markup(studio, replace(first, strength=0.0))
+    for never in (replace(first, strength=0.0), replace(first, start=0.5, stop=0.5)):
+        assert "FreeU meets 0 of 8 decoder blocks" in markup(studio, never)
 
 
 def test_the_timeline_is_the_weight_of_freeu(studio: Studio, first: Settings):

@@ -274,18 +274,23 @@ class Free_UNetModel(UNetModel):
 
     def hit_blocks(self, settings: FreeUSettings | None = None) -> dict[int, tuple[float, float]]:
         """The output blocks that FreeU changes, each with its b and s; under other settings where given."""
-        factors = self.factors if settings is None else self.factors_of(settings)
-        return {i: pair for i, pair in enumerate(factors) if pair != (1, 1)}
+        settings = self.freeu if settings is None else settings
+        hit = {i: pair for i, pair in enumerate(self.factors_of(settings)) if pair != (1, 1)}
+        return {} if settings.never_acts() else hit
 
     def describe(self) -> str:
-        """One line for people: the version, and each pair of factors with the output blocks it meets."""
+        """One line for people: the version, each pair of factors, the output blocks it meets, and when."""
+        freeu = self.freeu
+        if freeu.never_acts():
+            return f"FreeU is off: it stops where it starts, at {freeu.start:g} of the run"
         blocks: dict[tuple[float, float], list[str]] = {}
         for i, pair in self.hit_blocks().items():
             blocks.setdefault(pair, []).append(str(i))
         parts = [f"b {b:g}, s {s:g} on output blocks {' '.join(where)}" for (b, s), where in blocks.items()]
-        return (
-            f"FreeU V{self.freeu.version}: {'; '.join(parts)}" if parts else "FreeU: off, every factor is one"
-        )
+        if not parts:
+            return "FreeU is off: every factor is one"
+        when = "" if freeu.acts_throughout() else f"; from {freeu.start:g} to {freeu.stop:g} of the run"
+        return f"FreeU V{freeu.version}: {'; '.join(parts)}{when}"
 
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None
