@@ -7,7 +7,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -100,23 +101,35 @@ runpy.run_path("scripts/demo.py", run_name="__main__")
 """
 
 
-def test_the_page_is_served_until_it_is_asked_to_end_and_calls_nobody(tmp_path: Path):
+@contextmanager
+def serving(code: str, *argv: object) -> Iterator[subprocess.Popen]:
+    """A page in a process of its own, whose code runs the script."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", WATCHED, "--outdir", str(tmp_path), "--max-queue", "3"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, "-c", code, *map(str, argv)]
     with subprocess.Popen(command, **pipes, text=True, cwd=ROOT, env=environment) as served:
         try:
-            line = served.stdout.readline()
-            assert line.startswith("The page is at http://127.0.0.1:")
-            address = line.split()[-1]
-            assert b"FreeU, side by side" in urllib.request.urlopen(address, timeout=30).read()
-            time.sleep(1)  # what a thread asks for in the background is asked for by then
-            served.send_signal(signal.SIGTERM)
-            _, told = served.communicate(timeout=30)
-            assert served.returncode == 128 + signal.SIGTERM
-            assert told.strip() == "stopped; the pictures are kept"
+            yield served
         finally:
             served.kill()
+
+
+def stop(served: subprocess.Popen) -> str:
+    """Asks a page to end, and returns what it said of faults."""
+    served.send_signal(signal.SIGTERM)
+    _, told = served.communicate(timeout=30)
+    assert served.returncode == 128 + signal.SIGTERM
+    return told.strip()
+
+
+def test_the_page_is_served_until_it_is_asked_to_end_and_calls_nobody(tmp_path: Path):
+    with serving(WATCHED, "--outdir", tmp_path, "--max-queue", 3) as served:
+        line = served.stdout.readline()
+        assert line.startswith("The page is at http://127.0.0.1:")
+        address = line.split()[-1]
+        assert b"FreeU, side by side" in urllib.request.urlopen(address, timeout=30).read()
+        time.sleep(1)  # what a thread asks for in the background is asked for by then
+        assert stop(served) == "stopped; the pictures are kept"
 
 
 # Runs the script, and tells in which thread it draws.
@@ -134,21 +147,12 @@ runpy.run_path("scripts/demo.py", run_name="__main__")
 
 
 def test_the_page_draws_in_the_thread_that_loaded_the_model_and_is_stopped_there(tmp_path: Path):
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", THREADS, "--outdir", str(tmp_path)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, text=True, cwd=ROOT, env=environment) as served:
-        try:
-            address = served.stdout.readline().split()[-1]
-            assert served.stdout.readline() == "Ctrl-C ends it.\n"
-            client = Client(address, verbose=False)
-            client.predict("a red star", steps=2, height=32, width=32, api_name="/generate")
-            assert served.stdout.readline() == "drawn in MainThread\n"
-            client.submit("a red star", steps=150, height=256, width=256, api_name="/generate")
-            assert served.stdout.readline() == "drawn in MainThread\n"
-            served.send_signal(signal.SIGTERM)
-            _, told = served.communicate(timeout=30)
-            assert served.returncode == 128 + signal.SIGTERM
-            assert told.strip() == "stopped; the pictures are kept"
-        finally:
-            served.kill()
+    with serving(THREADS, "--outdir", tmp_path) as served:
+        address = served.stdout.readline().split()[-1]
+        assert served.stdout.readline() == "Ctrl-C ends it.\n"
+        client = Client(address, verbose=False)
+        client.predict("a red star", steps=2, height=32, width=32, api_name="/generate")
+        assert served.stdout.readline() == "drawn in MainThread\n"
+        client.submit("a red star", steps=150, height=256, width=256, api_name="/generate")
+        assert served.stdout.readline() == "drawn in MainThread\n"
+        assert stop(served) == "stopped; the pictures are kept"
