@@ -44,6 +44,9 @@ class Painter:
         self.unet = model.model.diffusion_model
         self._halved = False
         if compare is not None and self.freeu is None:
+            if isinstance(self.unet, Free_UNetModel) and self.unet.freeu.never_acts():
+                both = f"--start and --stop are both {self.unet.freeu.start:g}"
+                raise InputError(f"--compare needs FreeU, but {both}: give a --stop after --start.")
             raise InputError("--compare needs FreeU: take a freeu_ config, or give --b1, --b2, --s1, --s2.")
 
     @property

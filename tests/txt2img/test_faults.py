@@ -92,6 +92,7 @@ def fault(outcome: Any, most: int = 2) -> str:
         (["--device", "abacus"], ["abacus"]),
         (["--compare", "--no-freeu"], ["leave out --no-freeu"]),
         (["--compare", "--config", "tiny.yaml"], ["--compare needs FreeU"]),
+        (["--compare", "--start=0.5", "--stop=0.5"], ["are both 0.5: give a --stop after --start"]),
         (["--from-file", "/no/where.txt"], ["/no/where.txt", "No such file"]),
         (["--from-image", "/no/where.png"], ["no picture /no/where.png"]),
         (["--prompt", "caf\udce9"], ["not valid Unicode"]),
