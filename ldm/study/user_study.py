@@ -82,7 +82,10 @@ def make_study(arguments: Namespace) -> Path:
     model = load_prompted(config, arguments.ckpt, device, dtype, arguments.download, arguments.trust_config)
     unet = model.model.diffusion_model
     if not isinstance(unet, Free_UNetModel) or not unet.hit_blocks():
-        raise InputError(f"{arguments.config} has no FreeU to compare with: take one of the freeu_ configs.")
+        why = f" ({unet.describe()})" if isinstance(unet, Free_UNetModel) else ""
+        raise InputError(
+            f"{arguments.config} has no FreeU to compare with{why}: take one of the freeu_ configs."
+        )
     check(sampling, model)
     warn_of_mix_up(model)
     writable_folder(outdir)
@@ -107,7 +110,7 @@ def make_study(arguments: Namespace) -> Path:
 
 
 def refuse_if_all_alike(pairs: Sequence[Pair]) -> None:
-    """Raises InputError where FreeU changes no picture, as with `stop: 0`, and warns where it leaves some."""
+    """Raises InputError where FreeU changes no picture, and warns where it leaves some alike."""
     alike = sum(np.array_equal(pair.plain, pair.freeu) for pair in pairs)
     if alike == len(pairs):
         raise InputError(

@@ -129,15 +129,24 @@ def test_freeu_is_on_either_side_as_often_and_in_no_order(count: int) -> None:
         assert len(np.unique(left, axis=0)) > 2 * count
 
 
-def test_a_study_of_pairs_that_are_all_alike_is_refused(make: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("when", "said"),
+    [
+        ("stop: 0", ["no FreeU to compare with (FreeU is off: it stops where it starts, at 0 of the run)"]),
+        ("start: 0.999", ["FreeU changes no picture here", "start, stop and strength"]),
+    ],
+)
+def test_a_study_of_pairs_that_are_all_alike_is_refused(
+    when: str, said: list[str], make: Run, tmp_path: Path
+) -> None:
     config = tmp_path / "never.yaml"
     config.write_text(
-        f"base: {tmp_path / 'small.yaml'}\nmodel: {{params: {{unet_config: {{params: {{stop: 0}}}}}}}}\n"
+        f"base: {tmp_path / 'small.yaml'}\nmodel: {{params: {{unet_config: {{params: {{{when}}}}}}}}}\n"
     )
     outcome = make("--config", config, "--pairs", 2, "--outdir", tmp_path / "study")
-    assert outcome.code == 2 and "FreeU changes no picture here" in outcome.err
-    assert "start, stop and strength" in outcome.err and len(outcome.err.splitlines()) == 1
-    assert not list((tmp_path / "study").iterdir())
+    assert outcome.code == 2 and all(words in outcome.err for words in said)
+    assert len(outcome.err.splitlines()) == 1
+    assert not (tmp_path / "study").exists() or not list((tmp_path / "study").iterdir())
 
 
 def test_how_many_pairs_are_alike_is_said(capsys: pytest.CaptureFixture[str]) -> None:
