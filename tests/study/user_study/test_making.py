@@ -146,7 +146,7 @@ def test_a_study_of_pairs_that_are_all_alike_is_refused(
     outcome = make("--config", config, "--pairs", 2, "--outdir", tmp_path / "study")
     assert outcome.code == 2 and all(words in outcome.err for words in said)
     assert len(outcome.err.splitlines()) == 1
-    assert not (tmp_path / "study").exists() or not list((tmp_path / "study").iterdir())
+    assert not [*(tmp_path / "study").glob("*")]
 
 
 def test_how_many_pairs_are_alike_is_said(capsys: pytest.CaptureFixture[str]) -> None:
