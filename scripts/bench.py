@@ -122,12 +122,12 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.rounds is None:
         arguments.rounds = 2 if arguments.quick else 5
     check(arguments)
-    told = machine(pick_device(arguments.device))
-    print(", ".join(f"{name} {value}" for name, value in told.items()))
+    facts = machine(pick_device(arguments.device))
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
     found: list[Row] = []
     for row in rows_of(arguments):
         found.append(row)
-        save(arguments.json, told, found)  # at once, as what comes next may fail or be stopped
+        save(arguments.json, facts, found)  # at once, as what comes next may fail or be stopped
         what, dtype, contender, ms, middle, low, high = row.cells()
         peak = "" if row.peak is None else f", peak {row.peak / 1e9:.2f} GB"
         print(
@@ -137,15 +137,15 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.plot:
         growth = import_growth()
         growth.draw([row for row in found if row.what.startswith(growth.WHATS)], arguments.plot)
-    save(arguments.json, told, found)  # of no row too
+    save(arguments.json, facts, found)  # of no row too
 
 
-def save(path: Path | None, told: dict[str, Any], found: list["Row"]) -> None:
+def save(path: Path | None, facts: dict[str, Any], found: list["Row"]) -> None:
     """Writes the machine and what is measured of it as JSON, where a path was given. Raises InputError."""
     from ldm.files import write_text
 
     if path is not None:
-        write_text(path, json.dumps({"machine": told, "rows": [vars(row) for row in found]}, indent=1))
+        write_text(path, json.dumps({"machine": facts, "rows": [vars(row) for row in found]}, indent=1))
 
 
 def main(argv: list[str]) -> int:

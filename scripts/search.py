@@ -53,12 +53,12 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> None:
     # What takes long to import comes after what answers at once.
     with needing(("optuna", "matplotlib"), 'Searches are made with Optuna: pip install -e ".[search]"'):
-        from ldm.study.search.report import told, write
+        from ldm.study.search.report import as_text, write
         from ldm.study.search.search import Search
 
     search = Search(arguments)
     outcome = search.run()
-    print(told(search, outcome))
+    print(as_text(search, outcome))
     preset, *others = write(search, outcome)
     print(f"\n{preset} is the preset; {', '.join(path.name for path in others)} beside it tell the rest")
     print("At matched guidance too, on prompts and noise that the search did not see:")

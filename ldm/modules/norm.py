@@ -96,9 +96,9 @@ class GroupNorm(nn.GroupNorm):
         assert LIBRARY is not None
         # Held until C has read them: a parametrisation makes them anew each time they are asked for.
         weight, bias = self.weight, self.bias
-        told = pointer(sums), ctypes.c_double(count), pointer(weight), pointer(bias)
+        inputs = pointer(sums), ctypes.c_double(count), pointer(weight), pointer(bias)
         how = ctypes.c_double(self.eps), self.silu, x.dtype == torch.bfloat16, torch.get_num_threads()
-        LIBRARY.normalize(pointer(x), pointer(y), shape_in_c(x, self.num_groups), *told, *how)
+        LIBRARY.normalize(pointer(x), pointer(y), shape_in_c(x, self.num_groups), *inputs, *how)
         return y
 
     def by_sums(self, x: Tensor, sums: Tensor, count: int, y: Tensor | None = None) -> Tensor:

@@ -67,8 +67,8 @@ class Api:
                     continue
                 for item in news:
                     if isinstance(item, Pair):
-                        told = {**asdict(settings), "notes": self.studio.notes(settings)}
-                        yield as_file(item.files["plain"]), as_file(item.files["freeu"]), told
+                        used = {**asdict(settings), "notes": self.studio.notes(settings)}
+                        yield as_file(item.files["plain"]), as_file(item.files["freeu"]), used
                     elif isinstance(item, Progress):
                         yield None, None, {"steps": item.steps, "total": item.total}
         except Exception as fault:

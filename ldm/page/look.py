@@ -71,7 +71,7 @@ def look(studio: Studio, settings: Settings, stopping: threading.Event) -> Itera
     def around(side: str) -> AbstractContextManager[Any]:
         if done not in moments:
             return nullcontext()
-        return recorded(model, hearing(seen, side, moments.index(done)), guided=sampling.scale != 1)
+        return recorded(model, keep_inside(seen, side, moments.index(done)), guided=sampling.scale != 1)
 
     run = lockstep(model, settings.prompt, settings.negative_prompt, settings.seed, sampling, sides, around)
     for steps in run:
@@ -89,16 +89,16 @@ def look(studio: Studio, settings: Settings, stopping: threading.Event) -> Itera
     yield seen
 
 
-def hearing(seen: Inside, side: str, moment: int) -> Callable[[Concatenation], None]:
-    """What notes the decoder's concatenations of one side at one moment."""
+def keep_inside(seen: Inside, side: str, moment: int) -> Callable[[Concatenation], None]:
+    """What keeps the decoder's concatenations of one side at one moment."""
 
-    def hear(told: Concatenation) -> None:
-        for kind, maps in {"backbone": told.after.x, "skip": told.after.h}.items():
-            where = (side, kind, moment, told.index)
+    def keep(concatenation: Concatenation) -> None:
+        for kind, maps in {"backbone": concatenation.after.x, "skip": concatenation.after.h}.items():
+            where = (side, kind, moment, concatenation.index)
             seen.maps[where] = maps.float().mean((0, 1)).cpu().numpy()  # (H, W)
             seen.curves[where] = curve_of(maps)
 
-    return hear
+    return keep
 
 
 def curve_of(maps: torch.Tensor) -> NDArray[np.float32]:

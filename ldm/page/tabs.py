@@ -81,8 +81,8 @@ class InsideTab:
                         self.view: inside.markup(newest, at - 1, block),
                     }
                 elif isinstance(newest, Progress):
-                    told = f"Listening: step {newest.steps} of {newest.total}"
-                    yield {self.view: lines([told], "told")} | stoppable
+                    progress = f"Listening: step {newest.steps} of {newest.total}"
+                    yield {self.view: lines([progress], "told")} | stoppable
         except Exception as fault:
             yield {self.view: lines([sentence(fault)], "fault")}
         yield {self.halt: gr.update(interactive=False)}
@@ -147,14 +147,14 @@ class GridTab:
                     yield {self.view: grid.markup(plan, place(news.ahead))} | stoppable
                 elif news:
                     plan = news[-1]
-                    told = f"{len(plan.files)} of {len(plan.cells)} pictures"
-                    yield {self.view: grid.markup(plan, told)} | stoppable
+                    progress = f"{len(plan.files)} of {len(plan.cells)} pictures"
+                    yield {self.view: grid.markup(plan, progress)} | stoppable
             left = len(plan.cells) - len(plan.files)
             said = f"Stopped; {left} are not drawn." if left else "Done. Choose a picture to keep it."
             yield {self.view: grid.markup(plan, said)}
         except Exception as fault:
-            told = lines([sentence(fault)], "fault")
-            yield {self.view: told if plan is None else grid.markup(plan, "") + told}
+            message = lines([sentence(fault)], "fault")
+            yield {self.view: message if plan is None else grid.markup(plan, "") + message}
         yield {self.halt: gr.update(interactive=False)}
 
     def stop(self, request: gr.Request) -> None:

@@ -1,4 +1,4 @@
-"""Hooks that hear what a U-Net's decoder concatenates, before FreeU and after it."""
+"""Hooks that show what a U-Net's decoder concatenates, before FreeU and after it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -45,33 +45,33 @@ class Concatenation:
     after: Fused
 
 
-Hear = Callable[[Concatenation], None]
+Callback = Callable[[Concatenation], None]
 
 
 @contextmanager
-def recorded(model: Any, hear: Hear, guided: bool) -> Iterator[None]:
-    """Lets `hear` know of each decoder concatenation of a U-Net while the context lasts.
+def recorded(model: Any, callback: Callback, guided: bool) -> Iterator[None]:
+    """Calls `callback` at each decoder concatenation of a U-Net while the context lasts.
 
     `model` is a latent diffusion model, its U-Net, or a U-Net or a pipeline of diffusers. Of a `guided`
-    batch, whose first half is unconditional, only the conditional half is heard.
+    batch, whose first half is unconditional, only the conditional half is passed on.
 
     Raises InputError for a model whose U-Net concatenates no skips, and ValueError for one with diffusers'
     own FreeU on.
     """
     unet = uncompiled(getattr(getattr(model, "model", None), "diffusion_model", model))
 
-    def tell(index: int, stage: DecoderStage, before: Tensor, after: Tensor) -> None:
+    def report(index: int, stage: DecoderStage, before: Tensor, after: Tensor) -> None:
         start = len(after) // 2 if guided else 0
         sides = (Fused(maps[start:], stage.width) for maps in (before, after))
-        hear(Concatenation(index, stage, *sides))
+        callback(Concatenation(index, stage, *sides))
 
     with ExitStack() as hooks:
         hooks.callback(forget_compiled)
         if isinstance(unet, UNetModel):
-            _hook_output_blocks(unet, tell, hooks)
+            _hook_output_blocks(unet, report, hooks)
         else:
             for index, joint in enumerate(_joints(unet)):
-                _hook_resnet(index, joint, tell, hooks)
+                _hook_resnet(index, joint, report, hooks)
         forget_compiled()
         yield
 
@@ -88,7 +88,7 @@ def _joints(model: Any) -> list[Joint]:
     return decoder(unet)
 
 
-def _hook_output_blocks(unet: UNetModel, tell: Callable[..., None], hooks: ExitStack) -> None:
+def _hook_output_blocks(unet: UNetModel, report: Callable[..., None], hooks: ExitStack) -> None:
     """Hooks for this project's U-Nets, where FreeU stands between the blocks.
 
     What was before it are the maps that the encoder, the middle and the decoder's blocks gave out; what is
@@ -112,7 +112,7 @@ def _hook_output_blocks(unet: UNetModel, tell: Callable[..., None], hooks: ExitS
     def on_input(index: int, stage: DecoderStage) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
             before = torch.cat([backbone[0], skips[-1 - index]], dim=1)  # (B, width + skip width, H, W)
-            tell(index, stage, before, args[0])
+            report(index, stage, before, args[0])
 
         return hook
 
@@ -120,7 +120,7 @@ def _hook_output_blocks(unet: UNetModel, tell: Callable[..., None], hooks: ExitS
         hooks.callback(block.register_forward_pre_hook(on_input(index, stage)).remove)
 
 
-def _hook_resnet(index: int, joint: Joint, tell: Callable[..., None], hooks: ExitStack) -> None:
+def _hook_resnet(index: int, joint: Joint, report: Callable[..., None], hooks: ExitStack) -> None:
     """Hooks for a resnet of diffusers: one ahead of FreeU's, and one that sees what the resnet was given."""
     before: list[Tensor] = []
 
@@ -128,7 +128,7 @@ def _hook_resnet(index: int, joint: Joint, tell: Callable[..., None], hooks: Exi
         before[:] = [_first(args, kwargs).clone()]
 
     def on_output(module: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> None:
-        tell(index, joint.stage, before.pop(), _first(args, kwargs))
+        report(index, joint.stage, before.pop(), _first(args, kwargs))
 
     first = joint.resnet.register_forward_pre_hook(on_input, prepend=True, with_kwargs=True)
     last = joint.resnet.register_forward_hook(on_output, with_kwargs=True)

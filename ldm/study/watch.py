@@ -51,8 +51,8 @@ def sample(
     steps = denoise(model, [pair.prompt for pair in pairs], [""] * len(pairs), seeds, sampling)
     for index in range(total):
         moments = watch.moments_at(index) if watched else []
-        hear = watch.hearing(moments)
-        with recorded(model, hear, guided=sampling.scale != 1) if moments else nullcontext():
+        callback = watch.callback(moments)
+        with recorded(model, callback, guided=sampling.scale != 1) if moments else nullcontext():
             step = next(steps)
         if watched:
             watch.pass_by(index, x, step.pred_x0)
@@ -99,27 +99,27 @@ class Watch:
         """The moments that fall on the step of this index; in very short runs more than one."""
         return [name for name, share in MOMENTS.items() if round(share * (self.total - 1)) == index]
 
-    def hearing(self, moments: Sequence[str]) -> Callable[[Concatenation], None]:
-        """What listens to the decoder's concatenations at these moments."""
+    def callback(self, moments: Sequence[str]) -> Callable[[Concatenation], None]:
+        """What keeps the decoder's concatenations at these moments."""
 
-        def hear(told: Concatenation) -> None:
+        def keep(concatenation: Concatenation) -> None:
             for moment in moments:
-                self.keep_features(moment, told)
+                self.keep_features(moment, concatenation)
 
-        return hear
+        return keep
 
-    def keep_features(self, moment: str, told: Concatenation) -> None:
+    def keep_features(self, moment: str, concatenation: Concatenation) -> None:
         """Curves and the channel mean of one concatenation, and late in the run its backbone."""
-        i = told.index
-        for side, fused in {"before": told.before, "after": told.after}.items():
+        i = concatenation.index
+        for side, fused in {"before": concatenation.before, "after": concatenation.after}.items():
             for kind, maps in {"x": fused.x, "h": fused.h, "fused": fused.maps}.items():
                 curve = relative_log_amplitude(maps)  # (B, n)
                 self.features[f"curve.{kind}.{side}.{moment}.{i}"] = curve.cpu().numpy()
-        x = told.before.x.float()  # (B, width, H, W)
+        x = concatenation.before.x.float()  # (B, width, H, W)
         self.features[f"mean.{moment}.{i}"] = x.mean(1).cpu().numpy()  # (B, H, W)
         if moment == "late":
             # A later concatenation at the same resolution takes an earlier one's place.
-            self.features[f"features.{told.stage.downsampling}"] = x.half().cpu().numpy()
+            self.features[f"features.{concatenation.stage.downsampling}"] = x.half().cpu().numpy()
 
     def kept(self, model: LatentDiffusion) -> Kept:
         """All of it, the batch first, with the latents decoded."""

@@ -142,8 +142,8 @@ def _abilities() -> list[str]:
     """What Linux says that the processor can, in its words; on other systems nothing."""
     if not CPU_INFO.exists():
         return []
-    with CPU_INFO.open() as told:
-        return told.read(2**13).partition("flags")[2].partition("\n")[0].split()
+    with CPU_INFO.open() as file:
+        return file.read(2**13).partition("flags")[2].partition("\n")[0].split()
 
 
 def _version(path: Path) -> tuple[int, ...]:

@@ -78,13 +78,13 @@ def download(name: str, into: Path) -> Path:
             # The hub tells a large file's sha256 beforehand. Asking once also finds a missing network without
             # long retries.
             there = get_hf_file_metadata(url)
-            told = there.etag or ""
-            if len(told) == 64 and told != known.sha256:
+            etag = there.etag or ""
+            if len(etag) == 64 and etag != known.sha256:
                 raise InputError(
                     f"{name} in {known.repo} is not the published file: "
-                    f"its sha256 is {told}, not {known.sha256}."
+                    f"its sha256 is {etag}, not {known.sha256}."
                 )
-            part = _part(path, f"{told} {there.size}")
+            part = _part(path, f"{etag} {there.size}")
             _fetch(url, part, name, there.size)
             digest = sha256(part)
             # A wrong file is kept under a name that nothing looks up, for it may have taken hours to come.

@@ -56,7 +56,7 @@ def _cached_pages(file: BinaryIO) -> bytes | None:
         return None
     with mmap(file.fileno(), 0, access=ACCESS_COPY) as mapped:
         start = ctypes.c_char.from_buffer(mapped)  # to be gone before the mapping is
-        told = (ctypes.c_ubyte * -(-len(mapped) // PAGESIZE))()
-        failed = mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(len(mapped)), told)
+        resident = (ctypes.c_ubyte * -(-len(mapped) // PAGESIZE))()
+        failed = mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(len(mapped)), resident)
         del start
-    return None if failed else bytes(told)
+    return None if failed else bytes(resident)

@@ -316,7 +316,7 @@ def test_the_advised_command_is_one_for_windows_shells_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(searching, "Search", lambda _: SimpleNamespace(run=lambda: None))
-    monkeypatch.setattr(report, "told", lambda *_: "")
+    monkeypatch.setattr(report, "as_text", lambda *_: "")
     monkeypatch.setattr(report, "write", lambda *_: [PureWindowsPath(r"C:\runs\found.yaml")])
     assert runpy.run_path(str(ROOT / "scripts" / "search.py"))["main"]([]) == 0
     files = "--config C:/runs/found.yaml --unseen-by C:/runs/search.json"

@@ -120,8 +120,8 @@ def plan_unseen(
 def read_seen(path: Path) -> Asked:
     """What a search was made on, by the search.json that it wrote. Raises InputError."""
     try:
-        told = json.loads(path.read_bytes())
-        prompts, seeds = told["prompts"], told["seeds_each"]
+        record = json.loads(path.read_bytes())
+        prompts, seeds = record["prompts"], record["seeds_each"]
         whole = isinstance(prompts, list) and all(isinstance(it, str) for it in prompts)
         whole = whole and type(seeds) is int and seeds >= 1
     except OSError as fault:

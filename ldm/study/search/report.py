@@ -26,7 +26,7 @@ from ldm.wording import counted
 RECORD = "search.json"
 
 
-def told(search: Search, outcome: Outcome) -> str:
+def as_text(search: Search, outcome: Outcome) -> str:
     """The outcome in 100 columns: the trials worth naming, the check of what was found and what it says."""
     facts, prompts, fresh = search.check.facts, search.asked.prompts, search.check.asked.prompts
     seeds = len(search.asked.pairs[0])
