@@ -35,7 +35,7 @@ class Ideal(nn.Module):
     def __init__(self, model: LatentDiffusion, kind: str, mean: float, deviation: float):
         super().__init__()
         self.kind, self.deviation = kind, deviation
-        self.pattern = mean * torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(7))
+        self.pattern = mean * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
         self.alpha, self.sigma = model.sqrt_alphas_cumprod, model.sqrt_one_minus_alphas_cumprod
         self.weight = nn.Parameter(torch.zeros(()))  # for the model to know its precision by
 
