@@ -16,8 +16,8 @@ from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
 
 # The embedded model, a v-model, follows the noise at a quarter of the timesteps with a correlation of 0.94 to
-# 0.98, and gives back up to 0.03 of it at the last one, on latents of its own size, of half and of a quarter. An
-# eps-model does so with nearly all of it at both, random weights with nothing.
+# 0.98, and gives back up to 0.03 of it at the last one, on latents of its own size, of half and a quarter of
+# it alike. An eps-model does so with nearly all of it at both, random weights with nothing.
 TRAINED: Final = 0.6  # correlation with the noise at a quarter of the timesteps, least
 IS_EPS: Final = 0.8  # share of the noise that comes back at the last timestep, least
 IS_V: Final = 0.5  # the same, most

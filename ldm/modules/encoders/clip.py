@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.modules.layers import Linear
+from ldm.modules.onednn import is_fast, product
+
 
 def initial(*shape: int, bound: float) -> nn.Parameter:
     """Random weights to train from. Uniform: a normal on meta makes torch import its compiler, a second."""
@@ -44,10 +47,10 @@ class ClipAttention(nn.Module):
     def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
         self.heads, self.causal = heads, causal
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.q_proj = Linear(width, width)
+        self.k_proj = Linear(width, width)
+        self.v_proj = Linear(width, width)
+        self.out_proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
@@ -62,9 +65,9 @@ class ClipLayer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
             OrderedDict(
-                fc1=nn.Linear(width, 4 * width),
+                fc1=Linear(width, 4 * width),
                 activation=QuickGELU(),
-                fc2=nn.Linear(4 * width, width),
+                fc2=Linear(4 * width, width),
             )
         )
 
@@ -129,10 +132,11 @@ class OpenClipAttention(nn.Module):
         self.heads = heads
         self.in_proj_weight = initial(3 * width, width, bound=width**-0.5)
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        linear = product if is_fast(x, self.in_proj_weight) else F.linear
+        q, k, v = linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         return self.out_proj(token_attention(q, k, v, self.heads, causal=True))
 
 
@@ -144,9 +148,9 @@ class OpenClipBlock(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
             OrderedDict(
-                c_fc=nn.Linear(width, 4 * width),
+                c_fc=Linear(width, 4 * width),
                 activation=activation,
-                c_proj=nn.Linear(4 * width, width),
+                c_proj=Linear(4 * width, width),
             )
         )
 
