@@ -42,6 +42,8 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("model").add_argument
     add_model_flags(add)
     add("--devices", type=int, default=1, help="GPUs of this machine to share the pictures among (default 1)")
+    add("--compile", action="store_true", help="compile the U-Net's blocks, for GPUs: the first picture "
+        "takes a minute longer, later runs some seconds")  # fmt: skip
     add("--bf16", action="store_true", help="overrides --precision with bf16")
     add("--C", type=int, dest="latent_channels", help="latent channels; must match the model")
     add("--f", type=int, dest="downsampling", help="downsampling factor; must match the model")

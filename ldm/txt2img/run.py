@@ -5,6 +5,7 @@ import json
 import time
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +19,7 @@ from ldm.device import PRECISIONS, pick_dtype, room_for_the_model
 from ldm.errors import InputError, warn
 from ldm.generate import Sampling, check
 from ldm.image_io import Picture
+from ldm.modules.diffusionmodules.compiling import compiled_blocks
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel
 from ldm.txt2img.caveats import caveats, too_large
 from ldm.txt2img.gallery import Gallery, PlainSheets, Sheets
@@ -99,6 +101,7 @@ class Run:
             "prompt": several if len(set(prompts)) > 1 else prompts[0],
             **{name: getattr(arguments, name) for name in layout},
             **({"grid": list(map(str, self.request.axes))} if self.request.axes else {}),
+            **({"compile": True} if arguments.compile else {}),
             "device": model.device.type,
             "weights": fingerprint(model),
             "model": OmegaConf.to_container(config.model),
@@ -111,6 +114,8 @@ class Run:
         group.agree(lambda: self._check_same(first))
         group.agree(lambda: self.gallery.take_over(opened, group.rank))
         if group.rank == 0:
+            if self.arguments.compile and self.painter.model.device.type == "cpu":
+                told.append("--compile is for GPUs: on a CPU steps take up to three times as long with it")
             told += too_large(self.painter.model, self.request.sampling)
             if not opened.resumed:  # else its batches are settled
                 told += self._idle(group.size)
@@ -165,11 +170,12 @@ class Run:
         # Bars show on a terminal only, and count what all processes do.
         hidden = True if group.rank else None
         with tqdm(total=total, initial=gallery.done, unit="picture", disable=hidden) as bar:
-            for unit in units:
-                pictures = painter.paint([jobs[k] for k in unit])
-                for k, picture in zip(unit, pictures, strict=True):
-                    gallery.keep(k, picture)
-                    bar.update(gallery.done - bar.n)
+            with compiled_blocks(painter.unet) if self.arguments.compile else nullcontext():
+                for unit in units:
+                    pictures = painter.paint([jobs[k] for k in unit])
+                    for k, picture in zip(unit, pictures, strict=True):
+                        gallery.keep(k, picture)
+                        bar.update(gallery.done - bar.n)
             is_last = group.ends()
             closes = gallery.closes
             while group.rank == 0 and not bar.disable and group.others_work():
