@@ -34,7 +34,7 @@ def is_its_weights(layer: nn.Module, kind: type[nn.Module]) -> bool:
 
 def is_called_as_made(layer: nn.Module) -> bool:
     """Whether a call of a layer is one of its class's function: no hooks, no other function in its place."""
-    return not is_hooked(layer) and "forward" not in vars(layer)
+    return not is_hooked(layer) and "forward" not in layer.__dict__  # torch.compile of 2.6 knows no `vars`
 
 
 def is_hooked(layer: nn.Module) -> bool:
@@ -88,7 +88,7 @@ class Conv3x3(nn.Conv2d):
         return (
             how == ((3, 3), "zeros", (1, 1), (1, 1), 1)
             and self.bias is not None
-            and "_conv_forward" not in vars(self)
+            and "_conv_forward" not in self.__dict__
         )
 
     def is_in_c(self, x: Tensor) -> bool:

@@ -328,7 +328,7 @@ def is_left_alone(block: nn.Module) -> bool:
 
     What listens to the whole block's output alone hears of all samples anyway.
     """
-    if block._forward_pre_hooks or "forward" in vars(block):
+    if block._forward_pre_hooks or "forward" in block.__dict__:
         return False
     return all(is_called_as_made(layer) for layer in block.modules() if layer is not block)
 
