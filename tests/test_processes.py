@@ -375,7 +375,7 @@ class Recipe:
 
 
 def gallery(folder: Path, pictures: int, **flags: Any) -> Gallery:
-    usual = {"compare": False, "skip_save": False, "skip_grid": False, "resume": True}
+    usual = {"compare": False, "skip_save": False, "skip_grid": False, "resume": True, "compile": False}
     run = {"from_file": folder / "prompts.txt", "n_samples": 1, "n_iter": 1, "n_rows": 0, "fixed_code": False}
     arguments = Namespace(outdir=folder, **(usual | run | flags))
     jobs = [Job("a star", k) for k in range(pictures)]
