@@ -53,7 +53,7 @@ def has_learnt(model: LatentDiffusion) -> bool:
 def noise_and_answer(model: LatentDiffusion, timestep: int) -> tuple[Tensor, Tensor]:
     """Noise over plain grey as of a timestep, and the network's answer to it, flat and in float64."""
     unet = model.model.diffusion_model
-    side = 2 * unet.downsampling  # of Stable Diffusion's latents a quarter
+    side = 2 * unet.downsampling  # for Stable Diffusion a quarter of its own size
     generator = torch.Generator().manual_seed(0)
     shape = 1, model.channels, side, side
     noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(model.device)

@@ -1,7 +1,7 @@
-"""A U-Net's blocks by torch.compile, each form of them once.
+"""torch.compile on a U-Net's blocks: one graph for each form, by channels and size of the maps.
 
-The network around them stays as it is. So FreeU, which acts between the blocks, may change at any time, and
-nothing is compiled twice. On a CPU compiled layers are torch's own, which take longer than ours.
+The network around the blocks stays eager. So FreeU, which acts between them, may change at any time without
+compiling again. On a CPU compiled layers are torch's own, which take longer than ours.
 """
 
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from ldm.errors import InputError
 from ldm.modules.attention import AttentionBlock, SpatialTransformer
 from ldm.modules.diffusionmodules.blocks import ResBlock
 
-MOST_FORMS = 256  # of one kind of block, by channels and size of its maps; torch's own limit is 8
+MOST_FORMS = 256  # of one kind of block; torch's own limit is 8
 
 
 @contextmanager
 def compiled_blocks(unet: nn.Module) -> Iterator[None]:
-    """Within it a U-Net's blocks are compiled, as each form of them is called first.
+    """Within it a U-Net's blocks are compiled, each form when it is first called.
 
-    Raises InputError where torch finds no compiler for the device, or that fails.
+    Raises InputError where torch finds no compiler for the device, or where that fails.
     """
     from torch import _dynamo  # takes a second, and is needed here alone
 
