@@ -1,4 +1,4 @@
-"""What every test shares: the recipe of the goldens' inputs and weights, one thread, and no deadline."""
+"""What every test shares: the recipe of the goldens' inputs and weights, one thread, scripts to run."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ from ldm.util import instantiate_from_config
 
 torch.set_num_threads(1)
 
-# Nothing is timed in the tests: on a busy machine a first call may take any time.
+# Hypothesis's examples have no deadline: on a busy machine a first call may take any time.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 

@@ -204,7 +204,7 @@ def test_a_grid_shows_every_picture_in_its_place_and_paper_elsewhere(
     assert (sheet == PAPER).all()
 
 
-def test_a_grid_gives_pictures_of_several_sizes_cells_of_one(tmp_path: Path) -> None:
+def test_a_grid_gives_pictures_of_several_sizes_cells_of_one() -> None:
     sheet = grid([picture(8, 20), picture(12, 10), picture(4, 4)], columns=2, margin=3)
     assert sheet.shape == (2 * 15 + 3, 2 * 23 + 3, 3)
     assert np.array_equal(sheet[3:11, 3:23], picture(8, 20))

@@ -103,11 +103,14 @@ def test_nothing_is_said_of_networks_that_learnt_nothing(seed: int) -> None:
     assert predicts(model) is None
 
 
-def test_a_model_of_another_conditioning_is_not_asked(embedded: LatentDiffusion) -> None:
-    inpainting = diffusion()
+def test_a_model_of_another_conditioning_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    inpainting = ideal("eps", 0.2, 0.2)
+    assert predicts(inpainting) == "eps"
+    monkeypatch.setattr(inpainting, "apply_model", lambda *_: pytest.fail("it is asked"))
     inpainting.model.diffusion_model.in_channels = 9
     assert predicts(inpainting) is None
-    inpainting.model.conditioning_key = "hybrid"
+    inpainting.model.diffusion_model.in_channels = 4
+    monkeypatch.setattr(inpainting.model, "conditioning_key", "hybrid")
     assert predicts(inpainting) is None
 
 

@@ -157,7 +157,7 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_half_written(
 
 
 def test_a_torn_or_shortened_manifest_costs_no_picture(
-    txt2img: Run, prompts: Path, tmp_path: Path, loaded_once: None
+    txt2img: Run, prompts: Path, loaded_once: None
 ) -> None:
     command = ("--from-file", prompts, "--resume")
     folder = txt2img(*command).folder

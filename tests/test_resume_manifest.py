@@ -99,7 +99,7 @@ def test_a_file_in_the_place_of_a_picture_is_not_written_over(txt2img: Run, load
     ids=lambda it: it if isinstance(it, str) else "",
 )
 def test_another_run_than_the_broken_one_is_refused_by_what_differs(
-    flags: list[object], said: str, txt2img: Run, prompts: Path, tmp_path: Path
+    flags: list[object], said: str, txt2img: Run, prompts: Path
 ) -> None:
     folder = txt2img("--from-file", prompts).folder
     before = tree(folder)

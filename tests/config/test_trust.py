@@ -237,9 +237,7 @@ def test_every_script_names_the_flag_and_goes_on_with_it(
     assert marker.exists()
 
 
-def test_a_picture_brings_no_trust_along(
-    txt2img: Callable[..., Any], marker: Path, tmp_path: Path, tiny_checkpoint: Path
-) -> None:
+def test_a_picture_brings_no_trust_along(txt2img: Callable[..., Any], marker: Path, tmp_path: Path) -> None:
     made = txt2img()
     path = tmp_path / "a.png"
     record = read_record(made.pictures()[0]) | {"overrides": [UNET_OF_STRANGER], "trust_config": True}

@@ -145,7 +145,7 @@ def test_the_end_of_a_with_brings_back_what_was_before_it(unet, given, outer, in
 
 
 @pytest.mark.parametrize("inner", [FACTORS, ONES], ids=["factors", "ones"])
-def test_what_is_disabled_within_a_with_stays_so(unet, given, inner):
+def test_what_is_disabled_within_a_with_stays_so(unet, inner):
     enable(unet, **OTHER)
     with enable(unet, **inner):
         disable(unet)

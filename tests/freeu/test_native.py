@@ -88,7 +88,7 @@ def test_a_library_that_cannot_be_loaded_is_not_taken(monkeypatch, tmp_path):
     assert native.load(FILTER, "ldm.freeu") is None
 
 
-def test_tiles_are_asked_for_only_where_the_processor_has_them():
+def test_tiles_are_loaded_only_where_the_processor_has_them():
     assert tiles.LIBRARY is None or has_amx()
 
 

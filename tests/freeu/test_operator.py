@@ -55,7 +55,7 @@ def wave(height, width, k, j):
     return torch.cos(2 * math.pi * (k * y[:, None] + j * x[None]) + 0.7)[None, None]
 
 
-def test_the_filter_is_the_published_one_unless_told_otherwise():
+def test_threshold_and_scale_are_one_by_default():
     x = rnd(16, 1, 2, 8, 9)
     assert torch.equal(fourier_filter(x, scale=0.5), fourier_filter(x, 1, 0.5))
     assert torch.equal(fourier_filter(x), x)

@@ -7,10 +7,8 @@ from dataclasses import asdict, fields, replace
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from ldm.config.freeu import FREE_UNET, FREEU
-from ldm.config.reading import load_config
 from ldm.errors import InputError
 from ldm.freeu import PRESETS, DecoderStage, FreeUSettings
 from ldm.modules.diffusionmodules.openaimodel import Free_UNetModel, UNetModel
@@ -100,25 +98,6 @@ def test_presets_are_the_published_table():
         for model, versions in table.items()
         for version, factors in enumerate(versions, start=1)
     } == PRESETS
-
-
-@pytest.mark.parametrize(
-    ("config", "preset"),
-    [
-        ("freeu_sd14", ("sd14", 1)),
-        ("freeu_v2_sd14", ("sd14", 2)),
-        ("freeu_sd15", ("sd15", 1)),
-        ("freeu_v2_sd15", ("sd15", 2)),
-        *((f"freeu_sd21{base}", ("sd21", 1)) for base in ("", "_base")),
-        *((f"freeu_v2_sd21{base}", ("sd21", 2)) for base in ("", "_base")),
-    ],
-)
-def test_the_configs_have_the_presets_factors(config, preset):
-    unet = load_config(config).model.params.unet_config
-    names = ("b1", "b2", "s1", "s2", "version")
-    given = {name: value for name, value in OmegaConf.to_container(unet.params).items() if name in names}
-    assert unet.target == FREE_UNET
-    assert FreeUSettings(**given) == PRESETS[preset]
 
 
 def test_stable_diffusion_by_channels(stable_diffusion):

@@ -37,7 +37,7 @@ def test_the_parts_that_threads_take_do_not_show(case):
     work = getattr(dot_product, name)
     q, k, v = (rnd(i, 1, 3, 700, 24).to(kind) for i in range(3))
     whole = work(q, k, v)
-    with on_threads(3 - torch.get_num_threads() % 3):
+    with on_threads(2):
         assert torch.equal(work(q, k, v), whole)
     assert torch.equal(work(q[:, 1:, 131:], k[:, 1:], v[:, 1:]), whole[:, 1:, 131:])
 

@@ -20,6 +20,7 @@ class Gate:
 
     def __init__(self, count: int):
         self.count, self.begun, self.closed = count, threading.Event(), threading.Event()
+        self.at = 0  # the item that is waited for
         self._let = threading.Semaphore(0)
 
     def let(self, count: int) -> None:
@@ -29,6 +30,7 @@ class Gate:
         self.begun.set()
         try:
             for k in range(self.count):
+                self.at = k
                 assert self._let.acquire(timeout=20)
                 yield k
                 if stopping.is_set():
@@ -93,7 +95,8 @@ def test_stopping_ends_ones_own_work_and_keeps_what_it_told(engine: Engine):
         await until(mine.begun)
         two = asyncio.create_task(items(engine, "two", others))
         mine.let(3)
-        await asyncio.sleep(0.1)
+        while mine.at < 3:
+            await asyncio.sleep(0.01)
         engine.stop(("one", "draw"))
         mine.let(1)
         assert await one == [0, 1, 2, 3]

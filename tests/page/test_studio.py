@@ -114,7 +114,7 @@ def test_a_plain_picture_from_before_is_whole_though_freeus_is_stopped(studio: S
     assert "this is how far the FreeU picture came" in finished(pair).message
 
 
-def test_previews_take_no_more_than_their_share(studio: Studio, small: Settings, monkeypatch):
+def test_previews_take_no_more_than_their_share(studio: Studio, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("ldm.page.pair.time.monotonic", lambda: clock[0])
 

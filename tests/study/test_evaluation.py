@@ -329,7 +329,7 @@ def test_the_setting_under_which_pictures_are_no_numbers_is_named(evaluate: Call
         (["--prompts", 5000 * "9"], "over 1,000,000 pictures"),
         (["--clip", 300 * "c"], f"{40 * 'c'}... is too long a name"),
         (["--scale", "nan"], "The guidance scale is nan"),
-        (["--steps", "0"], "0"),
+        (["--steps", "0"], "0 sampling steps asked for, but this model takes 1 to 1000"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_one_clear_line(

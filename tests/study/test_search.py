@@ -250,7 +250,7 @@ def test_a_preset_is_a_config_with_all_that_the_search_was_told(
 
 
 def test_a_preset_has_the_checkpoint_and_the_lists_that_were_searched_with(
-    search: Callable[..., Outcome], tiny_checkpoint: Path, tmp_path: Path
+    search: Callable[..., Outcome], tiny_checkpoint: Path
 ) -> None:
     overrides = ["checkpoint=other.ckpt", "model.params.cond_stage_config.params.words[2]=also"]
     unet = "model.params.unet_config.params"
@@ -721,7 +721,7 @@ def test_the_values_under_a_panel_of_the_plot_do_not_run_into_each_other(words: 
         (["--trials", "0"], "--trials is 0"),
         (["--seed", "-1"], "--seed is -1"),
         (["--pictures", "-3"], "--pictures is -3"),
-        (["--search-steps", "0"], "0"),
+        (["--search-steps", "0"], "0 sampling steps asked for, but this model takes 1 to 1000"),
         (["--storage", "{text}"], "{text} is no storage of a search"),
         (["--storage", "{other}"], "{other} is no storage of a search"),
         (["--storage", "{lines}"], "{lines} is no storage of a search"),
