@@ -27,6 +27,7 @@ from ldm.txt2img.manifest import Manifest
 from ldm.txt2img.processes import Group, _device, _start, in_processes, launched
 from ldm.txt2img.run import Run as TxtToImg
 from tests.forks import ended, fork, tree
+from tests.waiting import wait_until
 
 Run = Callable[..., "Outcome"]  # noqa: F821 (see conftest)
 SCRIPT = str(ROOT / "scripts" / "txt2img.py")
@@ -77,20 +78,13 @@ def drawing(process: subprocess.Popen[str]) -> list[int]:
     return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 200
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert condition()
-
-
 @pytest.mark.slow
 def test_a_process_that_is_killed_takes_nothing_along_and_others_go_on_in_another_number(
     txt2img: Run, command: list[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "shared"
     process = start([*command, *MANY, "--outdir", str(folder), "--devices", "4"])
-    wait_for(lambda: len(list(folder.glob("samples/*.png"))) > 5)
+    wait_until(lambda: len(list(folder.glob("samples/*.png"))) > 5)
     os.kill(drawing(process)[2], signal.SIGKILL)
     code, _, err = end(process)
     assert code == 128 + signal.SIGKILL
@@ -241,7 +235,7 @@ def test_a_process_that_a_fault_of_the_program_ends_is_told_of_by_another_that_w
 def test_a_process_that_waits_for_another_hears_of_a_stop(tmp_path: Path) -> None:
     waited_for = tmp_path / "waited for"
     first, second = pair(AGREE, f"open({str(waited_for)!r}, 'w').close(); time.sleep(1000)")
-    wait_for(waited_for.exists)
+    wait_until(waited_for.exists)
     first.send_signal(signal.SIGINT)
     try:
         assert first.wait(60) == 128 + signal.SIGINT
@@ -258,7 +252,7 @@ def test_a_stopped_run_stops_in_all_processes_and_says_so_once(
 ) -> None:
     folder = tmp_path / "shared"
     process = start([*command, *MANY, "--outdir", str(folder), "--devices", "2"])
-    wait_for(lambda: len(list(folder.glob("samples/*.png"))) > 5)
+    wait_until(lambda: len(list(folder.glob("samples/*.png"))) > 5)
     children = drawing(process)
     for pid in [process.pid, *(children if number == signal.SIGINT else [])]:  # as a terminal does
         os.kill(pid, number)
@@ -279,7 +273,7 @@ def test_an_interrupt_while_processes_still_import_torch_is_told_in_one_line(
 ) -> None:
     for moment in (0.1, 0.6, 1.5):
         process = start([*command, *MANY, "--outdir", str(tmp_path), "--devices", "2"])
-        wait_for(lambda process=process: len(drawing(process)) == 2)
+        wait_until(lambda process=process: len(drawing(process)) == 2)
         time.sleep(moment)
         children = drawing(process)
         for pid in [*children, process.pid]:  # as a terminal does
@@ -293,7 +287,7 @@ def test_an_interrupt_while_processes_still_import_torch_is_told_in_one_line(
 @pytest.mark.slow
 def test_no_process_waits_for_one_that_was_killed_before_they_met(command: list[str], tmp_path: Path) -> None:
     process = start([*command, *MANY, "--outdir", str(tmp_path), "--devices", "2"])
-    wait_for(lambda: len(drawing(process)) == 2)
+    wait_until(lambda: len(drawing(process)) == 2)
     first, other = drawing(process)
     os.kill(first, signal.SIGSTOP)
     time.sleep(5)  # until the other waits for it

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.forks import ended, fork, tree
+from tests.waiting import wait_until
 
 Run = Callable[..., "Outcome"]  # noqa: F821 (see conftest)
 
@@ -117,8 +118,7 @@ def test_a_run_that_somebody_is_at_is_left_to_them(
 ) -> None:
     command = partial(txt2img, "--from-file", prompts, "--n_iter", 10, "--resume", into=tmp_path / "out")
     pid = fork(lambda: command().code)
-    while not list(tmp_path.glob("out/samples/[!.]*.png")):
-        time.sleep(0.01)
+    wait_until(lambda: list(tmp_path.glob("out/samples/[!.]*.png")))
     os.kill(pid, signal.SIGSTOP)  # in the midst of its work
     second = command()
     os.kill(pid, signal.SIGCONT)
@@ -188,8 +188,7 @@ def test_runs_in_one_folder_keep_to_their_own_numbers(
     folder = tmp_path / "shared"
     first = ("--from-file", prompts)
     pid = fork(lambda: txt2img(*first, "--steps", 10, into=folder).code)
-    while not (folder / "samples" / "00001.png").exists():
-        time.sleep(0.005)
+    wait_until((folder / "samples" / "00001.png").exists)
     os.kill(pid, signal.SIGKILL)
     assert ended(pid) == -signal.SIGKILL and not (folder / "samples" / "00004.png").exists()
 

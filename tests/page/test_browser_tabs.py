@@ -1,8 +1,7 @@
 """The page in a real browser: its tabs, and several visitors at once."""
 
-import time
-
 from tests.page.conftest import PROMPT, Served, Tab
+from tests.waiting import wait_until
 
 
 def test_a_picture_of_the_visit_can_be_shown_again_and_taken_up(tab: Tab):
@@ -47,10 +46,7 @@ def test_who_closes_the_tab_frees_his_place(browser, served: Served):
     tab.page.wait_for_function("/Step [1-9]/.test(document.querySelector('.stage .status').innerText)")
     assert len(served.engine) == 1
     tab.page.close()
-    deadline = time.monotonic() + 30
-    while len(served.engine) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not len(served.engine)
+    wait_until(lambda: not len(served.engine), seconds=30)
 
 
 def test_a_visitor_who_waits_sees_his_place(tab: Tab, browser, served: Served):

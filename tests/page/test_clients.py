@@ -19,6 +19,7 @@ from ldm.image_io import save_png
 from ldm.page.server import check_address, launch, make_page
 from ldm.page.settings import Limits
 from tests.page.conftest import Served
+from tests.waiting import wait_until
 
 SMALL = {"steps": 2, "height": 32, "width": 32}
 
@@ -98,18 +99,14 @@ def test_a_client_sees_its_place_and_leaving_frees_it(served: Served):
         "a star", steps=200, height=128, width=128, api_name="/generate"
     )
     assert next(slow)[2]
-    while "steps" not in (slow.outputs() or [({}, {}, {})])[-1][2]:
-        time.sleep(0.05)
+    wait_until(lambda: "steps" in (slow.outputs() or [({}, {}, {})])[-1][2])
     waiting = Client(served.address, verbose=False).submit("a ring", **SMALL, api_name="/generate")
     assert next(waiting)[2] == {"ahead": 1}
     waiting.cancel()
     slow.cancel()
     plain, *_ = Client(served.address, verbose=False).predict("a cross", **SMALL, api_name="/generate")
     assert pixels(plain).shape == (32, 32, 3)
-    deadline = time.monotonic() + 20
-    while len(served.engine) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not len(served.engine)
+    wait_until(lambda: not len(served.engine), seconds=20)
 
 
 def routes(path: str) -> list[str]:

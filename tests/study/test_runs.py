@@ -4,7 +4,6 @@ import csv
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from ldm.study.runs import Run, Runs
 from ldm.study.watch import positions
 from ldm.txt2img.jobs import Job
 from tests.study.conftest import PIXELS, SMALL
+from tests.waiting import wait_until
 
 PAIRS = (Job("a red star", 1), Job("a blue ring on a green background", 2))
 SAMPLING = Sampling(64, 64, steps=4, scale=5.0)
@@ -198,9 +198,8 @@ def test_a_study_that_was_killed_goes_on_where_it_was(tiny_checkpoint, tmp_path)
         # Where the tests run in the background the interrupt is ignored, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    folder, deadline = tmp_path / "runs", time.monotonic() + 300
-    while not list(folder.glob("*.npz")) and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
+    folder = tmp_path / "runs"
+    wait_until(lambda: list(folder.glob("*.npz")), 300, process)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 130 and "goes on from here" in said

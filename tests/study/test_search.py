@@ -13,7 +13,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path, PureWindowsPath
@@ -53,6 +52,7 @@ from ldm.study.search.space import read_space
 from ldm.study.search.trials import NAME, MendingLock, Trials
 from ldm.txt2img.request import usual_sampling
 from tests.conftest import Outcome
+from tests.waiting import wait_until
 
 PROMPTS = ["a red star", "a large blue ring on a green background", "a small white heart"]
 FRESH = ["a green cross", "a small black square", "a purple diamond on a white background"]
@@ -455,9 +455,7 @@ def test_a_search_that_was_killed_leaves_nothing_untried(
 ) -> None:
     argv = ("--metrics", "saturation:lower", "--trials", 6)
     process = start(words, tmp_path / "out", *argv)
-    folder, deadline = tmp_path / "out" / "runs", time.monotonic() + 120
-    while not list(folder.glob("*.npz")) and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.001)
+    wait_until(lambda: list(tmp_path.glob("out/runs/*.npz")), process=process)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL and not (tmp_path / "out" / "search.csv").exists()

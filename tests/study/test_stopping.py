@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from ldm.folders import ROOT
+from tests.waiting import wait_until
 
 LONG = ["--steps", "1000", "--device", "cpu"]
 
@@ -35,9 +35,7 @@ def test_a_script_stops_when_it_is_asked_to(words: list[str], begun: str, tmp_pa
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path / "temp")},
     )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(begun)) and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
+    wait_until(lambda: list(tmp_path.glob(begun)), process=process)
     process.terminate()
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + signal.SIGTERM, said

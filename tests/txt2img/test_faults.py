@@ -24,6 +24,7 @@ from ldm.folders import CHECKPOINTS, CONFIGS, ROOT
 from ldm.generate import Sampling
 from ldm.image_io import save_png
 from ldm.txt2img.caveats import too_few_steps, webui_syntax
+from tests.waiting import wait_until
 
 Run = Callable[..., "Outcome"]  # noqa: F821 (see conftest)
 CPU = ["--device", "cpu"]
@@ -451,9 +452,7 @@ def test_a_stopped_run_keeps_every_finished_picture_and_says_how_to_go_on(
         # Where the tests run in the background the interrupt is ignored, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    deadline = time.monotonic() + 300
-    while len(list(tmp_path.glob("samples/*.png"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: len(list(tmp_path.glob("samples/*.png"))) >= 3, 300, process)
     process.send_signal(number)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 128 + number

@@ -24,6 +24,7 @@ from ldm.weights import cast_ahead as module
 from ldm.weights.cast_ahead import CastAhead, cast_ahead, expects_bfloat16, put_cast
 from ldm.weights.reading import read_tensors
 from tests.checkpoints import CPU
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -210,10 +211,7 @@ def test_nobody_goes_on_casting_for_a_reader_that_was_killed(tmp_path: Path) -> 
         process = Path("/proc", reader.stdout.readline().strip())
         assert process.exists()
         reader.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 2
-    while is_running(process):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: not is_running(process), seconds=2)
 
 
 def test_a_process_is_begun_where_the_networks_will_compute_in_bfloat16(

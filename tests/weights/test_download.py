@@ -16,6 +16,7 @@ import pytest
 
 from ldm.errors import InputError
 from ldm.weights.download import KNOWN_FILES, download
+from tests.waiting import wait_until
 
 # The hub's client writes 10 MB at a time, and resumes at a multiple of that.
 CHUNK = 10 << 20
@@ -129,10 +130,7 @@ def fetch_and_kill(hub: Hub, into: Path) -> Path:
     """Kills a download in the middle; returns the part that is left."""
     hub.stalls.set()
     process = begin(hub.url, into)
-    deadline = time.monotonic() + 60
-    while not any(part.stat().st_size >= CHUNK for part in into.glob("*.part")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: any(it.stat().st_size >= CHUNK for it in into.glob("*.part")), 60, process)
     process.kill()
     process.communicate()
     hub.stalls.clear()
@@ -162,10 +160,7 @@ def test_a_broken_connection_is_resumed_where_it_broke(hub: Hub, tmp_path: Path)
 def test_of_two_at_once_one_fetches_and_both_have_the_file(hub: Hub, tmp_path: Path) -> None:
     hub.stalls.set()
     processes = [begin(hub.url, tmp_path)]
-    deadline = time.monotonic() + 60
-    while not hub.served:
-        assert processes[0].poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: hub.served, 60, processes[0])
     processes.append(begin(hub.url, tmp_path))
     with pytest.raises(subprocess.TimeoutExpired):
         processes[1].wait(timeout=3)  # by when it has long begun
